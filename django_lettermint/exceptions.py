@@ -1,0 +1,178 @@
+"""The errors a send can end with.
+
+    AnymailError
+    ├── LettermintInvalidMessage   (ValueError)              the message breaks a rule; nothing was sent
+    └── AnymailAPIError
+        └── LettermintError        (smtplib.SMTPException)
+            ├── ConnectFailed          (SMTPConnectError)        DNS, TCP, greeting or EHLO
+            ├── TLSFailed              (SMTPConnectError)        certificate, handshake, STARTTLS
+            ├── AuthenticationFailed   (SMTPAuthenticationError)
+            ├── SenderRefused          (SMTPSenderRefused)
+            ├── RecipientsRefused      (SMTPRecipientsRefused, AnymailRecipientsRefused)
+            ├── MessageRefused         (SMTPDataError)
+            ├── ConnectionLost         (SMTPServerDisconnected)  before the commit point: not sent
+            ├── DeliveryUnknown        (SMTPServerDisconnected)  after it: maybe sent
+            ├── PoolTimeout            (TimeoutError)
+            ├── PoolClosed             (SMTPServerDisconnected)
+            └── EnqueueFailed                                    a queue did not take it
+
+Each is also the matching `smtplib` class (hence an OSError), so that code written for
+Django's SMTP backend keeps working. Configuration errors are deliberately not in this
+tree: `fail_silently` must never hide them.
+"""
+
+from __future__ import annotations
+
+import smtplib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from anymail.exceptions import AnymailAPIError, AnymailError, AnymailRecipientsRefused
+
+if TYPE_CHECKING:
+    from .envelope import Envelope
+    from .results import Phase, SendResult
+
+
+class _Picklable(AnymailError):
+    """State that crosses process borders: text and results, no backend, socket or token."""
+
+    backend: None = None
+    email_message: None = None
+    payload: None = None
+    status_code: None = None
+    response: None = None
+    esp_name: str = "Lettermint"
+
+    #: What became of the message; None while no message is concerned.
+    result: SendResult | None = None
+    #: One result per message, on the error that `send_messages()` raises.
+    results: Sequence[SendResult] = ()
+
+    def __init__(self, message: str) -> None:
+        # AnymailError passes keywords on and smtplib's classes want positional codes:
+        # neither constructor fits the other, so neither is called.
+        self.args = (message,)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    cls: type[_Picklable], args: tuple[Any, ...], state: dict[str, Any]
+) -> _Picklable:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class LettermintInvalidMessage(_Picklable, ValueError):
+    """A message breaks a rule: says which field and which rule; no network was used."""
+
+    retry_safe = True
+    transient = False
+
+
+class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):
+    """Base of all errors that a relay, a network or the pool can cause."""
+
+    #: Sending the same message again cannot duplicate it.
+    retry_safe: bool = True
+    #: Sending it again later may succeed.
+    transient: bool = True
+    #: The relay's reply (0 and b"" when there was none), named as in smtplib.
+    smtp_code: int = 0
+    smtp_error: Any = b""
+
+    def with_reply(self, code: int, text: str) -> Self:
+        """Attach the relay's reply; a 4yz or 5yz code decides `transient`."""
+        self.smtp_code, self.smtp_error = code, text.encode()
+        if code >= 400:
+            self.transient = code < 500
+        return self
+
+
+class ConnectFailed(LettermintError, smtplib.SMTPConnectError):
+    """No connection: DNS, TCP, the greeting or EHLO failed."""
+
+    #: Dialling again at once makes sense.
+    redial: bool = True
+    #: The step that failed, if it was a later one: TLS or AUTH.
+    phase: Phase | None = None
+
+
+class TLSFailed(LettermintError, smtplib.SMTPConnectError):
+    """No verified TLS, so nothing was sent, not even the login."""
+
+    transient = False
+
+
+class AuthenticationFailed(LettermintError, smtplib.SMTPAuthenticationError):
+    """The relay did not accept the token."""
+
+    transient = False
+
+
+class SenderRefused(LettermintError, smtplib.SMTPSenderRefused):
+    """The relay refused the sender."""
+
+    sender: str = ""
+
+
+class RecipientsRefused(
+    LettermintError, AnymailRecipientsRefused, smtplib.SMTPRecipientsRefused
+):
+    """The relay refused every recipient."""
+
+    #: As in smtplib: address -> (code, text).
+    recipients: dict[str, tuple[int, bytes]] = {}  # noqa: RUF012 - never changed
+
+
+class MessageRefused(LettermintError, smtplib.SMTPDataError):
+    """The relay refused the message at DATA or after its end."""
+
+
+class ConnectionLost(LettermintError, smtplib.SMTPServerDisconnected):
+    """The connection failed before the commit point: the message was not sent."""
+
+
+class DeliveryUnknown(LettermintError, smtplib.SMTPServerDisconnected):
+    """The end of the message was written, but no complete reply came back.
+
+    `envelopes` are the frozen messages: sent again byte for byte with the same
+    idempotency key, they cannot duplicate.
+    """
+
+    retry_safe = False
+    envelopes: Sequence[Envelope] = ()
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """Return the first message whose delivery is unknown."""
+        return self.envelopes[0] if self.envelopes else None
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """Return the key that makes repeating `envelope` safe, if it has one."""
+        return self.envelope.idempotency_key if self.envelope else None
+
+
+class PoolTimeout(LettermintError, TimeoutError):
+    """No connection became free in time."""
+
+
+class PoolClosed(LettermintError, smtplib.SMTPServerDisconnected):
+    """The pool was closed while the message waited for a connection."""
+
+
+class EnqueueFailed(LettermintError):
+    """The task backend raised an error: the message is most likely not queued.
+
+    If only the answer of the queue's store was lost, it is.
+    """
+
+    retry_safe = False

@@ -1,0 +1,132 @@
+"""Where options are found: the only code that reads settings.
+
+An option is looked up, each time anew, among the constructor's keywords (the OPTIONS of
+MAILERS), then as ANYMAIL["LETTERMINT_X"], ANYMAIL_LETTERMINT_X and LETTERMINT_X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from anymail.exceptions import AnymailConfigurationError, AnymailInvalidMailer
+from anymail.utils import get_anymail_setting
+from django.conf import settings
+
+from .options import OPTIONS
+from .queue_options import QUEUE_OPTIONS
+from .rules import Invalid
+from .suggestions import suggest
+
+_PREFIX = "LETTERMINT_"
+_UNSET = object()
+
+#: Options of Anymail's own backend class, left to it.
+_ANYMAIL_OPTIONS = (
+    "ignore_unsupported_features",
+    "ignore_recipient_status",
+    "debug_api_requests",
+    "idna_encoder",
+)
+_NAMES = (*OPTIONS, *QUEUE_OPTIONS, *_ANYMAIL_OPTIONS)
+
+
+def setting_name(option: str) -> str:
+    """Return the name of an option in settings, without `ANYMAIL_`."""
+    return _PREFIX + option.upper()
+
+
+_KNOWN_SETTINGS = frozenset(map(setting_name, _NAMES))
+
+
+def unknown_settings(names: Iterable[object]) -> dict[str, str]:
+    """Return those of `names` that look like ours but are not, with a suggestion each."""
+    return {
+        name: suggest(name.removeprefix(_PREFIX).lower(), _NAMES, spell=setting_name)
+        for name in names
+        if isinstance(name, str)
+        and name.startswith(_PREFIX)
+        and name not in _KNOWN_SETTINGS
+    }
+
+
+class Source:
+    """The keywords of one constructor call, before the settings."""
+
+    def __init__(self, kwargs: dict[str, Any]) -> None:
+        self.kwargs = kwargs
+        self.alias: str | None = kwargs.get("alias")
+        # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
+        self.ignored = frozenset(kwargs.get("_ignore_unknown_kwargs") or ())
+        # Django <= 6.0 passes these with every send_mail(): nobody has chosen them.
+        for name in ("username", "password"):
+            if name in kwargs and kwargs[name] is None:
+                del kwargs[name]
+        if self.alias is None and kwargs.get("fail_silently") is False:
+            del kwargs["fail_silently"]
+        self.given = frozenset(kwargs)
+        if "password" in kwargs:
+            kwargs["api_token"] = kwargs.pop("password")
+
+    def take(self, name: str) -> Any:
+        """Return an option, validated, and remove it from the keywords."""
+        option = OPTIONS.get(name) or QUEUE_OPTIONS[name]
+        try:
+            # Not through a variable: debug pages show those, and this may be the token.
+            return option.rule(self._find(name, option.default))
+        except Invalid as invalid:
+            key, problem = invalid.key, f"{invalid}. {invalid.remedy or option.remedy}"
+        # Raised out here to have no context, whose frames hold the refused value.
+        if not self.where(name):
+            # The default itself was refused: only a required option has such a one.
+            problem = f"is not set. Define {setting_name(name)} in the settings, or "
+            problem += f"{name!r} in the OPTIONS of the mailer. {option.remedy}"
+        raise self.error(name, problem, key=key)
+
+    def take_for_anymail(self) -> None:
+        """Leave Anymail's options in the keywords, also if they are set for us alone."""
+        for name in _ANYMAIL_OPTIONS:
+            value = self._find(name, _UNSET)
+            if value is not _UNSET:
+                self.kwargs[name] = value
+
+    def _find(self, name: str, default: object) -> object:
+        return get_anymail_setting(
+            name, default, esp_name="Lettermint", kwargs=self.kwargs, allow_bare=True
+        )
+
+    def where(self, name: str) -> str:
+        """Return the place where an option is set, or "" if it is nowhere."""
+        setting = setting_name(name)
+        if name == "api_token" and "password" in self.given:
+            name = "password"
+        if name in self.given:
+            if self.alias is None or name in self.ignored:
+                return f"the constructor keyword {name}"
+            return f"MAILERS[{self.alias!r}]['OPTIONS'][{name!r}]"
+        if setting in getattr(settings, "ANYMAIL", {}):
+            return f"ANYMAIL[{setting!r}]"
+        names = (f"ANYMAIL_{setting}", setting)
+        return next((name for name in names if hasattr(settings, name)), "")
+
+    def refuse_unknown(self, options: Iterable[str] = OPTIONS) -> None:
+        """Raise for a keyword or an ANYMAIL setting that would have no effect."""
+        known = {"alias", "_ignore_unknown_kwargs", *_ANYMAIL_OPTIONS, *self.ignored}
+        for name in self.kwargs.keys() - known:
+            raise self.error(name, f"is not an option. {suggest(name, options)}")
+        unknown = unknown_settings(getattr(settings, "ANYMAIL", {}))
+        for name, suggestion in unknown.items():
+            raise self._error(f"ANYMAIL[{name!r}] is not an option. {suggestion}")
+
+    def error(
+        self, name: str, problem: str, *, key: str = ""
+    ) -> AnymailConfigurationError:
+        """Build the error, of Django's type for its source, to say that `name` is wrong."""
+        return self._error(f"{self.where(name) or name}{key} {problem}")
+
+    def _error(self, text: str) -> AnymailConfigurationError:
+        if self.alias is None:
+            return AnymailConfigurationError(text)
+        # InvalidMailer puts the alias in front: it is not to be said twice.
+        named = text.startswith("MAILERS[")
+        return AnymailInvalidMailer(text, alias=None if named else self.alias)

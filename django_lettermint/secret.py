@@ -1,0 +1,35 @@
+"""The wrapper that keeps tokens out of logs, pickles and debug pages."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+
+class Secret:
+    """Hold a token that shows itself only to who asks with `reveal()`."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the token; call it only where AUTH or a signature needs it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "A Secret is never pickled or copied: it would leave this process. "
+            "Read it from the settings where it is used."
+        )

@@ -1,0 +1,15 @@
+"""The two ends of a message: each message fires exactly one of these."""
+
+from __future__ import annotations
+
+from django.dispatch import Signal
+
+#: The relay took the message for at least one recipient.
+#: Arguments: sender (the backend class), message (the caller's EmailMessage),
+#: result (results.SendResult).
+message_sent = Signal()
+
+#: The message was not sent, or its outcome is unknown.
+#: Arguments: sender (the backend class), message (the caller's EmailMessage),
+#: result (results.SendResult), error (the exception).
+message_failed = Signal()
