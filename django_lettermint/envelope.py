@@ -1,0 +1,130 @@
+"""A rendered message, frozen: the bytes that every attempt sends alike."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from . import headers
+from .exceptions import LettermintInvalidMessage
+from .extras import CONTROL, Extras
+from .rendering import encode_bodies, with_crlf
+
+#: Octets; Lettermint's documented limit for the whole message, read as MiB.
+MAX_SIZE = 25 * 1024 * 1024
+#: Recipients of one transaction; Lettermint's documented limit.
+MAX_RECIPIENTS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """Addresses and content of one message, picklable and JSON-able, without secrets."""
+
+    mail_from: str
+    recipients: tuple[str, ...]
+    #: Lines end in CRLF; dots are not stuffed; without the Idempotency-Key line.
+    content: bytes
+    #: Our id for the message; webhooks bring it back as `event.message_id`.
+    message_id: str
+    idempotency_key: str | None = None
+    #: An address needs RFC 6531.
+    smtputf8: bool = False
+
+    @property
+    def data(self) -> bytes:
+        """Return what goes between DATA and the final dot, dots not stuffed."""
+        if self.idempotency_key is None:
+            return self.content
+        return headers.idempotency_line(self.idempotency_key) + self.content
+
+    @property
+    def size(self) -> int:
+        """Return the octets of `data`."""
+        key = self.idempotency_key
+        line = 0 if key is None else len(f"{headers.IDEMPOTENCY_KEY}: {key}\r\n")
+        return line + len(self.content)
+
+    def seven_bit(self) -> Envelope:
+        """Return the envelope with its bodies encoded for a relay without 8BITMIME."""
+        content = encode_bodies(self.content)
+        if not content.isascii():
+            raise LettermintInvalidMessage(
+                "a header has raw 8-bit characters, which the relay does not take: "
+                "encode it as RFC 2047 says"
+            )
+        return replace(self, content=content)
+
+    def part(self, number: int, recipients: Sequence[str]) -> Envelope:
+        """Return the envelope for a further transaction with other recipients.
+
+        Its key is its own: under the first one's, the relay would take the message as
+        delivered already.
+        """
+        key = self.idempotency_key
+        if key is not None:
+            key = numbered(key, number)
+        return replace(self, recipients=tuple(recipients), idempotency_key=key)
+
+    def parts(self) -> list[Envelope]:
+        """Divide the recipients into transactions of at most MAX_RECIPIENTS."""
+        if len(self.recipients) <= MAX_RECIPIENTS:
+            return [self]
+        starts = range(0, len(self.recipients), MAX_RECIPIENTS)
+        return [
+            self.part(number, self.recipients[start : start + MAX_RECIPIENTS])
+            for number, start in enumerate(starts, 1)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types, for queues."""
+        return {
+            "version": 1,
+            "mail_from": self.mail_from,
+            "recipients": list(self.recipients),
+            "content": base64.b64encode(self.content).decode("ascii"),
+            "message_id": self.message_id,
+            "idempotency_key": self.idempotency_key,
+            "smtputf8": self.smtputf8,
+        }
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Self:
+        """Read the form that `to_json()` made; raise ValueError for any other."""
+        if form.get("version") != 1:
+            raise ValueError(
+                f"an envelope of version {form.get('version')!r}: this release of "
+                "django-lettermint-smtp reads version 1"
+            )
+        try:
+            envelope = cls(
+                mail_from=form["mail_from"],
+                recipients=tuple(form["recipients"]),
+                content=base64.b64decode(form["content"], validate=True),
+                message_id=form["message_id"],
+                idempotency_key=form["idempotency_key"],
+                smtputf8=form["smtputf8"],
+            )
+            Extras(idempotency_key=envelope.idempotency_key)
+            if envelope.to_json() == dict(form) and envelope._is_sound():
+                return envelope
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not an envelope: {error!r}") from error
+        raise ValueError("not an envelope: it was changed after to_json()")
+
+    def _is_sound(self) -> bool:
+        """Return whether nothing in it could become a command of its own."""
+        addresses = (self.mail_from, *self.recipients)
+        return with_crlf(self.content) == self.content and not any(
+            CONTROL.search(each) or "<" in each or ">" in each for each in addresses
+        )
+
+
+def numbered(key: str, number: int) -> str:
+    """Return the idempotency key of a message's first, second, … transaction."""
+    if number == 1:
+        return key
+    text = f"{key}/{number}"
+    return text if len(text) <= 255 else str(uuid.uuid5(uuid.NAMESPACE_OID, text))

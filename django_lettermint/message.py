@@ -1,0 +1,185 @@
+"""Route, tag, metadata and idempotency key on Django's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from anymail.exceptions import AnymailUnsupportedFeature
+from anymail.utils import UNSET as ANYMAIL_UNSET
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.utils.functional import LazyObject, Promise
+
+from .extras import Layer, invalid, merge, resolve, shown
+from .headers import fields, render, split
+
+# For type checkers: "not given", of no type that a caller could mean.
+UNSET: Any = ANYMAIL_UNSET
+
+_Message = TypeVar("_Message", bound=EmailMessage)
+
+_ATTRIBUTES = ("route", "tag", "metadata", "idempotency_key")
+_SOURCES = (*_ATTRIBUTES, "tags", "esp_extra")
+_ESP_EXTRA = ("route", "tag", "idempotency_key")
+#: One value for each recipient: a header has one for all.
+_NOT_HEADERS = ("merge_metadata", "merge_headers")
+
+_active: ContextVar[Layer] = ContextVar(
+    "django_lettermint_extras", default=MappingProxyType({})
+)
+
+
+class LettermintMessage(EmailMultiAlternatives):
+    """A message with Lettermint's extras; what is not given stays unset.
+
+    None keeps a field's lower layers (raw headers, `extras()` block, send defaults) off.
+    """
+
+    route: str | None
+    tag: str | None
+    metadata: Mapping[str, object] | None
+    idempotency_key: str | None
+
+    def __init__(
+        self,
+        *args: Any,
+        route: str | None = UNSET,
+        tag: str | None = UNSET,
+        metadata: Mapping[str, object] | None = UNSET,
+        idempotency_key: str | None = UNSET,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        values = (route, tag, metadata, idempotency_key)
+        vars(self).update(_given(zip(_ATTRIBUTES, values, strict=True)))
+
+
+@contextmanager
+def extras(
+    *,
+    route: str | None = UNSET,
+    tag: str | None = UNSET,
+    metadata: Mapping[str, object] | None = UNSET,
+) -> Iterator[None]:
+    """Set extras for every message sent inside the block, by whomever.
+
+    Inner blocks win, per field and per metadata key. There is no idempotency key: one key
+    for several messages would lose all but the first.
+    """
+    values = {"route": route, "tag": tag, "metadata": metadata}
+    layer = _given((name, _text(value)) for name, value in values.items())
+    render(resolve(layer))  # a bad value fails here, where it is written
+    token = _active.set(merge(_active.get(), layer))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def active_extras() -> Layer:
+    """Return the layer of the `extras()` blocks around the caller."""
+    return _active.get()
+
+
+def _refuse(feature: str) -> None:
+    text = f"Lettermint does not support {feature}"
+    raise AnymailUnsupportedFeature(text)
+
+
+def attribute_layer(
+    message: EmailMessage, unsupported: Callable[[str], None] = _refuse
+) -> dict[str, object]:
+    """Read the extras in a message's attributes, Anymail's `tags` and `esp_extra` too.
+
+    `unsupported` is told what Lettermint has no header for; if it returns, that is left out.
+    """
+    layer: dict[str, object] = {}
+    if all(_attribute(message, name) is UNSET for name in _SOURCES):
+        return layer
+    for source in (
+        {name: _text(_attribute(message, name)) for name in _ATTRIBUTES},
+        _from_tags(_attribute(message, "tags"), unsupported),
+        _from_esp_extra(_attribute(message, "esp_extra"), unsupported),
+    ):
+        for name, value in _given(source.items()).items():
+            # A value hides the lower layers as None does, so the two do not conflict.
+            if layer.get(name) is None:
+                layer[name] = value
+            elif value not in (None, layer[name]):
+                rule = f"the message also says {shown(layer[name])}; say it once"
+                raise invalid(name, value, rule)
+    return layer
+
+
+def freeze(message: _Message) -> _Message:
+    """Turn the extras that hold for a message now into raw headers, and return it.
+
+    For queues that keep headers and lose attributes. Send defaults are not written; they
+    apply when the message is sent. A None cannot be a header: it stays an attribute.
+    """
+    for name in _NOT_HEADERS:
+        if _attribute(message, name) not in (UNSET, None):
+            _refuse(f"{name} in freeze(): freeze one message for each recipient")
+    found, headers = split(message.extra_headers)
+    layer = merge(active_extras(), found, attribute_layer(message))
+    frozen = resolve(layer)
+    render(frozen)  # a line that cannot be folded fails now, not in the queue
+    sender = _attribute(message, "envelope_sender")
+    if sender not in (UNSET, None):
+        if not any(name.lower() == "from" for name in headers):
+            headers["From"] = str(message.from_email)
+        message.from_email = str(sender)
+    message.extra_headers = headers | fields(frozen)
+    attributes = vars(message)
+    for name in (*_ATTRIBUTES, "tags", "esp_extra", "envelope_sender"):
+        if attributes.get(name) is not None:
+            del attributes[name]
+    attributes.update(
+        {name: None for name in _ATTRIBUTES if layer.get(name, "") is None}
+    )
+    return message
+
+
+def _attribute(message: EmailMessage, name: str) -> Any:
+    return getattr(message, name, UNSET)
+
+
+def _given(values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values if value is not UNSET}
+
+
+def _text(value: Any) -> Any:
+    """Turn lazy text into text, in a mapping too."""
+    if isinstance(value, Mapping):
+        return {_forced(key): _forced(entry) for key, entry in value.items()}
+    return _forced(value)
+
+
+def _forced(value: Any) -> Any:
+    return str(value) if isinstance(value, Promise | LazyObject) else value
+
+
+def _from_tags(tags: Any, unsupported: Callable[[str], None]) -> dict[str, Any]:
+    if tags is None or tags is UNSET:
+        return {"tag": tags}
+    # Lazy text is a Collection too.
+    is_text = isinstance(tags, str | bytes | Promise)
+    if is_text or not isinstance(tags, Collection) or isinstance(tags, Mapping):
+        raise invalid("tags", tags, "use a list with one tag")
+    if len(tags) > 1:
+        unsupported(f"multiple tags ({shown(tags)}): its SMTP relay reads one")
+    return {"tag": _text(next(iter(tags), UNSET))}
+
+
+def _from_esp_extra(extra: Any, unsupported: Callable[[str], None]) -> dict[str, Any]:
+    if extra is None or extra is UNSET:
+        return {}
+    if not isinstance(extra, Mapping):
+        raise invalid("esp_extra", extra, f"use a mapping with any of {_ESP_EXTRA}")
+    for key in extra:
+        if key not in _ESP_EXTRA:
+            unsupported(f"esp_extra[{shown(key)}]; it takes {', '.join(_ESP_EXTRA)}")
+    return {key: _text(value) for key, value in extra.items() if key in _ESP_EXTRA}

@@ -1,0 +1,108 @@
+"""What a message is made of, checked before Django renders it: headers, attachments.
+
+Django checks some of it, differently in each version, and its errors name no field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from email.message import Message
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Any
+
+from anymail.utils import force_non_lazy
+from django.core.mail import EmailAlternative, EmailMessage
+
+from .exceptions import LettermintInvalidMessage
+from .extras import CONTROL, invalid, shown
+
+if TYPE_CHECKING:
+    from .addresses import Mailbox
+
+#: Headers that Django looks up under exactly these names.
+_LOOKED_UP = {"from": "From", "to": "To", "cc": "Cc", "reply-to": "Reply-To"}
+ADDRESS_HEADERS = {*_LOOKED_UP, "sender", "resent-from", "resent-sender", "resent-to"}
+#: Headers that must not be given, and what does their job.
+_REFUSED = {
+    "bcc": "it would show the hidden recipients; use the message's `bcc`",
+    "resent-bcc": "it would show the hidden recipients; use the message's `bcc`",
+    "subject": "use the message's `subject`",
+    "mime-version": "Django writes it",
+    "content-type": "use the message's `content_subtype` or attach_alternative()",
+    "content-transfer-encoding": "Django chooses it",
+}
+#: RFC 2045 section 5.1: type/subtype; parameters may follow.
+_MIME_TYPE = re.compile(
+    r"[!#-'*+.0-9A-Z^_`a-z{|}~-]+/[!#-'*+.0-9A-Z^_`a-z{|}~-]+(?: *;.*)?"
+)
+
+
+def overlay(
+    below: Mapping[str, str],
+    own: Mapping[str, object],
+    parse: Callable[[str, str], list[Mailbox]],
+) -> dict[str, str]:
+    """Lay headers over others of the same names, in any letter case.
+
+    `parse` is called with what holds addresses that are not ASCII.
+    """
+    names = {name.lower() for name in own}
+    kept = {name: value for name, value in below.items() if name.lower() not in names}
+    return kept | {
+        _LOOKED_UP.get(name.lower(), name): _header_text(name, value, parse)
+        for name, value in own.items()
+    }
+
+
+def _header_text(
+    name: str, value: object, parse: Callable[[str, str], list[Mailbox]]
+) -> str:
+    field = f"header {shown(name)}"
+    if rule := _REFUSED.get(name.lower()):
+        raise LettermintInvalidMessage(f"{field} is refused: {rule}.")
+    if isinstance(value, datetime):
+        return format_datetime(value)
+    if not isinstance(value, str):
+        raise invalid(field, value, "give it as text")
+    if name.lower() not in ADDRESS_HEADERS or value.isascii():
+        return value
+    # Django would encode domains by IDNA 2003, which leads elsewhere.
+    return ", ".join(mailbox.header for mailbox in parse(field, value))
+
+
+def line_text(field: str, value: object) -> str:
+    """Return the text of what must fit on one line, however long that is."""
+    text = str(value)
+    if CONTROL.search(text.replace("\t", " ")):
+        rule = "it has a line break, control character or lone surrogate"
+        raise LettermintInvalidMessage(f"{field}: {shown(value)} is refused: {rule}.")
+    return text
+
+
+def alternative(content: Any, mimetype: object) -> EmailAlternative:
+    """Return an alternative body, its type checked."""
+    kind = _mime_type("alternative's type", mimetype)
+    return EmailAlternative(force_non_lazy(content), kind)
+
+
+def attach(message: EmailMessage, attachment: Any) -> None:
+    """Add an attachment to a message, its name and type checked."""
+    if isinstance(attachment, Message):
+        message.attachments.append(attachment)
+        return
+    name, content, mimetype, *_ = map(force_non_lazy, (*attachment, None, None))
+    if name is not None:
+        name = line_text("attachment's name", name)
+    if mimetype is not None:
+        mimetype = _mime_type("attachment's type", mimetype)
+    # Not the message's own method, which may do more when it is called again.
+    EmailMessage.attach(message, name, content, mimetype)
+
+
+def _mime_type(field: str, value: object) -> str:
+    text = line_text(field, value)
+    if not _MIME_TYPE.fullmatch(text):
+        raise invalid(field, value, "write type/subtype (RFC 2045)")
+    return text

@@ -1,0 +1,93 @@
+"""A message made of its rendered form, for receivers of signals in a worker."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+from collections.abc import Iterable
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
+from email.message import Message
+from email.utils import getaddresses
+from typing import Any
+
+from anymail.message import AnymailStatus
+
+from . import headers
+from .exceptions import LettermintInvalidMessage
+from .message import LettermintMessage
+
+#: Headers that EmailMessage has attributes for, or makes itself.
+_NOT_EXTRA = ("from", "to", "cc", "reply-to", "subject", "mime-version")
+
+
+def rebuild(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
+    """Return the message as far as its bytes tell it.
+
+    Addresses are bare. Recipients whom no header names stand in `bcc`; attachments are
+    left out.
+    """
+    parsed = email.message_from_bytes(content, policy=email.policy.compat32)
+    extras, others = _split({name: _line(raw) for name, raw in parsed.raw_items()})
+    to, cc, reply_to = (
+        [address for _, address in getaddresses([others.get(name, "")]) if address]
+        for name in ("To", "Cc", "Reply-To")
+    )
+    message = LettermintMessage(
+        subject=_decoded(others.get("Subject", "")),
+        body=_text(parsed, "plain") or "",
+        from_email=_decoded(others.get("From", "")),
+        to=to,
+        cc=cc,
+        bcc=sorted({*recipients} - {*to, *cc}),
+        reply_to=reply_to,
+        headers={
+            name: _decoded(value)
+            for name, value in others.items()
+            if not name.lower().startswith(("content-", *_NOT_EXTRA))
+        },
+        **extras,
+    )
+    message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
+    if html := _text(parsed, "html"):
+        message.attach_alternative(html, "text/html")
+    return message
+
+
+def _split(raw: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        return headers.split(raw)
+    except LettermintInvalidMessage:
+        # A message class of the user's wrote them. The mail is out: the signal must be.
+        return {}, raw
+
+
+def _line(raw: Any) -> str:
+    """Unfold a header's value; its raw octets are UTF-8 if any (RFC 6532)."""
+    text = str(raw).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = "".join(text.splitlines())
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _decoded(text: str) -> str:
+    try:
+        return str(make_header(decode_header(text)))
+    except (HeaderParseError, LookupError, UnicodeError):
+        return text
+
+
+def _text(parsed: Message, subtype: str) -> str | None:
+    """Return the first body of this kind, lines ending in LF."""
+    for part in parsed.walk():
+        if (
+            part.get_content_type() == f"text/{subtype}"
+            and part.get_content_disposition() != "attachment"
+        ):
+            octets = part.get_payload(decode=True)
+            assert isinstance(octets, bytes)  # noqa: S101 - a leaf's payload, decoded
+            try:
+                text = octets.decode(part.get_content_charset("utf-8"), "replace")
+            except LookupError:
+                text = octets.decode("utf-8", "replace")
+            return text.replace("\r\n", "\n")
+    return None

@@ -1,0 +1,225 @@
+"""From Django's message to the bytes of its content, ready for the wire but for dots."""
+
+from __future__ import annotations
+
+import email
+import email.encoders
+import email.policy
+import functools
+import re
+from collections.abc import Callable
+from email.message import Message
+from email.policy import EmailPolicy
+from inspect import signature
+from itertools import groupby
+from typing import Any
+
+from django.core.mail import EmailMessage
+
+from . import mime, plain_text
+from .exceptions import LettermintInvalidMessage
+from .extras import shown
+from .parts import ADDRESS_HEADERS
+
+#: Octets of a line without its end (RFC 5322 section 2.1.1).
+MAX_LINE = 998
+
+#: Headers pass through untouched; only the bodies' encodings are at stake.
+_AS_IT_IS = email.policy.compat32.clone(linesep="\r\n", max_line_length=0)
+#: What get_payload() decodes.
+_ENCODINGS = {
+    "quoted-printable",
+    "base64",
+    "x-uuencode",
+    "uuencode",
+    "uue",
+    "x-uue",
+}
+
+#: The methods of Django that build a message.
+_BUILDERS = {
+    "message",
+    "_add_bodies",
+    "_add_attachments",
+    "_add_attachment",
+    "_set_list_header_if_not_empty",
+    "_idna_encode_address_header_domains",
+}
+
+_NO_NAME = re.compile("[^!-9;-~]")
+#: A line end that no blank follows.
+_HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
+
+
+def render(message: EmailMessage, *, utf8: bool = False) -> bytes:
+    """Render a message once, ready for the wire but for the dots.
+
+    With `utf8`, headers may hold raw UTF-8 (RFC 6532). Raises LettermintInvalidMessage
+    for what cannot be sent correctly.
+    """
+    try:
+        pieces = None if utf8 else _text(message)
+        if pieces is None:
+            part = _mime(message, utf8=utf8)
+            _check_headers(part)
+            pieces = mime.flatten(part, utf8=utf8)
+        content, transportable = _join(pieces)
+        if transportable:
+            return content
+        content = encode_bodies(content)
+    except LettermintInvalidMessage:
+        raise
+    except Exception as error:
+        # Users' classes and parts raise anything.
+        raise LettermintInvalidMessage(
+            f"the message cannot be rendered: {error} ({type(error).__name__}); check "
+            "its subject, headers, addresses and attachments"
+        ) from error
+    if not _is_transportable(content):
+        raise LettermintInvalidMessage(
+            f"a header line is longer than {MAX_LINE} octets or holds a NUL "
+            "(RFC 5322 section 2.1.1): shorten it or add spaces"
+        )
+    return content
+
+
+def _text(message: EmailMessage) -> list[mime.Piece] | None:
+    own = _takes_policy(EmailMessage.message) and _is_djangos(message)
+    return plain_text.write(message) if own else None
+
+
+def _join(pieces: list[mime.Piece]) -> tuple[bytes, bool]:
+    """Return the whole, each line ended by CRLF, and whether it is transportable."""
+    transportable = True
+    whole: list[mime.Piece] = []
+    for ready, run in groupby(pieces, lambda piece: type(piece) is memoryview):
+        if ready:
+            whole += run
+        else:
+            # Whatever is ready follows a line end.
+            whole.append(with_crlf(b"".join(run)))
+            transportable = transportable and _is_transportable(bytes(whole[-1]))
+    return b"".join(whole), transportable
+
+
+def _mime(message: EmailMessage, *, utf8: bool) -> Message:
+    # Django 6.0 renders by a policy; a subclass written for 5.2 may not take one.
+    if _takes_policy(getattr(message.message, "__func__", message.message)):
+        return message.message(policy=_policy(message, utf8=utf8))
+    part = message.message()
+    if utf8 and not isinstance(part.policy, EmailPolicy):
+        _restore_addresses(message, part)
+    return part
+
+
+@functools.lru_cache(maxsize=256)
+def _takes_policy(message_method: Callable[..., Message]) -> bool:
+    return "policy" in signature(message_method).parameters
+
+
+def _policy(message: EmailMessage, *, utf8: bool) -> EmailPolicy[Any]:
+    if utf8:
+        return mime.UTF8
+    # An own message() may use header objects or payloads, which the fast policy does
+    # not make.
+    return mime.FAST if _is_djangos(message) else mime.CAREFUL
+
+
+def _is_djangos(message: EmailMessage) -> bool:
+    """Return whether nobody but Django builds a message and what is attached to it."""
+    kind: Any = type(message)  # to mypy, classes are not hashable
+    attached = (each[1] for each in message.attachments if isinstance(each, tuple))
+    return (
+        not _overrides(kind)
+        and _BUILDERS.isdisjoint(vars(message))
+        and all(
+            _is_djangos(each) for each in attached if isinstance(each, EmailMessage)
+        )
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _overrides(kind: type[EmailMessage]) -> bool:
+    """Return whether a class of messages has builders of its own."""
+    others = (
+        each for each in kind.__mro__ if each.__module__ != EmailMessage.__module__
+    )
+    return not all(_BUILDERS.isdisjoint(vars(each)) for each in others)
+
+
+def _restore_addresses(message: EmailMessage, part: Message) -> None:
+    """Undo what Django 5.2 does to non-ASCII characters before an @.
+
+    It writes them as RFC 2047 words, which name another mailbox.
+    """
+    lists = {"To": message.to, "Cc": message.cc, "Reply-To": message.reply_to}
+    given = {name: ",\r\n ".join(addresses) for name, addresses in lists.items()}
+    given |= {"From": message.from_email, **message.extra_headers}
+    for name, text in given.items():
+        if name.lower() in ADDRESS_HEADERS and name in part and not text.isascii():
+            # Surrogates stand for octets that compat32 policies write as they are.
+            raw = text.encode().decode("ascii", "surrogateescape")
+            part.replace_header(name, raw)
+
+
+def _check_headers(message: Message) -> None:
+    """Look for what would end a header early: not every Python's generators do."""
+    for part in message.walk():
+        for name, value in part.raw_items():
+            if _NO_NAME.search(name) or _HEADER_END.search(str(value)):
+                raise LettermintInvalidMessage(
+                    f"header {shown(name)}: {shown(value)} is refused: it has a line "
+                    "break that begins another header, or no proper name"
+                )
+
+
+def with_crlf(content: bytes) -> bytes:
+    """Make every CR, LF and CRLF a CRLF, and end with one (RFC 5321 section 2.3.8).
+
+    A lone CR or LF could end the message early at one server and not at the next (SMTP
+    smuggling).
+    """
+    ends = content.count(b"\r\n")
+    if content.count(b"\n") != ends or content.count(b"\r") != ends:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        content = content.replace(b"\n", b"\r\n")
+    return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
+def _is_transportable(content: bytes) -> bool:
+    """Return whether no line is too long and no octet is NUL."""
+    if b"\0" in content:
+        return False
+    start = 0
+    while start + MAX_LINE + 2 < len(content):
+        end = content.rfind(b"\n", start, start + MAX_LINE + 2)
+        if end < 0:
+            return False
+        start = end + 1
+    return True
+
+
+def encode_bodies(content: bytes) -> bytes:
+    """Encode the bodies that are not 7-bit text in short lines."""
+    whole = email.message_from_bytes(content, policy=_AS_IT_IS)
+    for part in whole.walk():
+        encoding = str(part.get("Content-Transfer-Encoding", "")).lower()
+        if part.is_multipart():
+            # RFC 2045 section 6.4: composite parts only name what their leaves need.
+            if encoding in {"8bit", "binary"}:
+                del part["Content-Transfer-Encoding"]
+            continue
+        body = part.get_payload(decode=True)
+        assert isinstance(body, bytes)  # noqa: S101 - a leaf's payload, decoded
+        raw = body
+        if encoding in _ENCODINGS:
+            raw = str(part.get_payload()).encode("utf-8", "surrogateescape")
+        if raw.isascii() and _is_transportable(raw):
+            continue
+        del part["Content-Transfer-Encoding"]
+        part.set_payload(body)
+        if part.get_content_maintype() == "text":
+            email.encoders.encode_quopri(part)
+        else:
+            email.encoders.encode_base64(part)
+    return with_crlf(b"".join(mime.flatten(whole)))
