@@ -1,0 +1,184 @@
+"""One message's way through a session: what is said, and what came back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from .exceptions import LettermintInvalidMessage
+from .results import Outcome, Phase
+
+if TYPE_CHECKING:
+    from .envelope import Envelope
+    from .replies import Reply
+
+#: Commands are written in groups of at most this size before their replies are read:
+#: small enough that neither side can block on a full buffer (RFC 2920 section 3.1).
+GROUP_COMMANDS = 100
+GROUP_OCTETS = 4096
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One try to hand an envelope to a relay; the session fills it in as it goes."""
+
+    #: In the form that is sent: 7-bit when the relay does not offer 8BITMIME.
+    envelope: Envelope
+    #: Seconds this try may take in all.
+    seconds: float
+    #: These bytes may have reached the relay before, so their form must not change.
+    exact: bool = False
+    #: Repeating is safe, so that several such messages may be unconfirmed at once.
+    repeatable: bool = False
+    #: How far it came. From COMMIT on, the relay may have the message.
+    phase: Phase = Phase.MAIL
+    #: In `time.monotonic()`; 0 until something of it may be on the wire.
+    started: float = 0.0
+    #: The answer to each RCPT.
+    replies: dict[str, Reply] = field(default_factory=dict)
+    #: Its first commands, or all of it, went out behind an earlier message.
+    ahead: bool = False
+    #: The server waits for the content.
+    awaited: bool = False
+    #: The reply that decided: the first refusal, or the one to the end of the content.
+    reply: Reply | None = None
+    #: What broke the connection before a reply decided, or what the relay cannot take.
+    failure: OSError | LettermintInvalidMessage | None = None
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Return the recipients that the relay accepted."""
+        return tuple(who for who, reply in self.replies.items() if reply.positive)
+
+    @property
+    def not_refused(self) -> tuple[str, ...]:
+        """Return the recipients that were accepted or not yet answered for."""
+        return tuple(
+            who
+            for who in self.envelope.recipients
+            if who not in self.replies or self.replies[who].positive
+        )
+
+    @property
+    def recipients_known(self) -> bool:
+        """Return whether the relay's word on each recipient is known.
+
+        BDAT may be lost together with them; one recipient alone shares the message's fate.
+        """
+        left = self.not_refused
+        return len(left) < 2 or all(who in self.replies for who in left)
+
+    @property
+    def refused(self) -> bool:
+        """Return whether the relay has answered that it does not take the message."""
+        return self.reply is not None and self.reply.negative
+
+    @property
+    def hopeless(self) -> bool:
+        """Return whether another attempt would end like this one."""
+        return (self.reply is not None and self.reply.code >= 500) or isinstance(
+            self.failure, LettermintInvalidMessage
+        )
+
+    @property
+    def outcome(self) -> Outcome:
+        """Return what is certain about the message."""
+        if self.refused:
+            return Outcome.NOT_SENT
+        if self.phase is Phase.COMMIT:
+            return Outcome.UNKNOWN
+        return Outcome.SENT if self.phase is Phase.DONE else Outcome.NOT_SENT
+
+    def refuse(self, phase: Phase, reply: Reply) -> None:
+        """Keep the first refusal: later ones only follow from it."""
+        if not self.refused:
+            self.phase, self.reply = phase, reply
+
+    def refuse_without_recipients(self) -> None:
+        """Take the message as refused if no recipient was accepted.
+
+        One refusal for now (4yz) decides for all: trying again may help.
+        """
+        if self.replies and not self.accepted:
+            self.refuse(
+                Phase.RCPT, min(self.replies.values(), key=lambda reply: reply.code)
+            )
+
+
+class Command(NamedTuple):
+    """One command line, and the step it belongs to."""
+
+    phase: Phase
+    line: bytes
+    recipient: str = ""
+
+
+RSET = Command(Phase.MAIL, b"RSET\r\n")
+DATA = Command(Phase.DATA, b"DATA\r\n")
+DOT = Command(Phase.COMMIT, b".\r\n")
+
+
+def fit(attempt: Attempt, features: Mapping[str, str]) -> Envelope:
+    """Return the envelope in a form that a relay with these features takes.
+
+    Raises LettermintInvalidMessage if there is none.
+    """
+    envelope = attempt.envelope
+    if envelope.smtputf8 and "SMTPUTF8" not in features:
+        raise LettermintInvalidMessage(
+            "an address has non-ASCII characters before its @, and the relay does not "
+            "offer SMTPUTF8 (RFC 6531): use an ASCII address"
+        )
+    if "8BITMIME" not in features and not envelope.content.isascii():
+        if attempt.exact:
+            raise LettermintInvalidMessage(
+                "the relay no longer offers 8BITMIME: the message cannot be repeated "
+                "byte for byte"
+            )
+        envelope = envelope.seven_bit()
+    limit = features.get("SIZE", "")
+    if limit.isdecimal() and 0 < int(limit) < envelope.size:
+        raise LettermintInvalidMessage(
+            f"the message has {envelope.size} octets, the relay takes {limit} "
+            "(RFC 1870): send large files as links"
+        )
+    return envelope
+
+
+def compose(
+    envelope: Envelope, features: Mapping[str, str], last: Command, *, reset: bool
+) -> list[Command]:
+    """Return [RSET] MAIL RCPT* and the last command."""
+    encoding = "utf-8" if envelope.smtputf8 else "ascii"
+    parameters = ""
+    if "SIZE" in features:
+        parameters += f" SIZE={envelope.size}"
+    if not envelope.content.isascii():
+        parameters += " BODY=8BITMIME"
+    if envelope.smtputf8:
+        parameters += " SMTPUTF8"
+    mail = f"MAIL FROM:<{envelope.mail_from}>{parameters}\r\n"
+    commands = [RSET] if reset else []
+    commands.append(Command(Phase.MAIL, mail.encode(encoding)))
+    for who in envelope.recipients:
+        line = f"RCPT TO:<{who}>\r\n".encode(encoding)
+        commands.append(Command(Phase.RCPT, line, who))
+    commands.append(last)
+    return commands
+
+
+def in_groups(commands: Sequence[Command], *, most: int) -> list[list[Command]]:
+    """Divide commands into groups that may be written before a reply is read.
+
+    A group holds `most` commands, and no more octets than buffers do.
+    """
+    groups: list[list[Command]] = [[]]
+    octets = 0
+    for command in commands:
+        octets += len(command.line)
+        if octets > GROUP_OCTETS or len(groups[-1]) >= most:
+            groups.append([])
+            octets = len(command.line)
+        groups[-1].append(command)
+    return groups

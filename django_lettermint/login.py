@@ -1,0 +1,107 @@
+"""The login: one attempt by one mechanism, and nothing of it ever shown."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from .exceptions import AuthenticationFailed
+from .secret import Secret
+
+if TYPE_CHECKING:
+    from .replies import Reply
+    from .talk import Talk
+
+
+def authenticate(talk: Talk, features: Mapping[str, str]) -> None:
+    """Log in; only 235 is success, and a refused token is not tried twice."""
+    mechanism = _choose(talk, features)
+    reply = MECHANISMS[mechanism](talk)
+    if reply.code == 235:
+        talk.steps.trace("AUTH", mechanism)
+        return
+    if 400 <= reply.code < 500:
+        talk.steps.refused("AUTH", reply)
+    raise AuthenticationFailed(
+        f"{reply.code} at AUTH {mechanism} on {talk.steps.where}: check "
+        "LETTERMINT_API_TOKEN; SMTP must be enabled for the project in the "
+        f"dashboard (the relay said: {reply.text})"
+    ).with_reply(reply.code, reply.text)
+
+
+def _choose(talk: Talk, features: Mapping[str, str]) -> str:
+    offered = features.get("AUTH", "").upper().split()
+    wanted = talk.steps.config.auth_mechanism
+    candidates = [wanted] if wanted else list(MECHANISMS)
+    for name in candidates:
+        if name in offered:
+            return name
+    raise AuthenticationFailed(
+        f"{talk.steps.where} offers AUTH {' '.join(offered) or '(nothing)'}, not "
+        f"{' or '.join(candidates)}: check `host`, `port` and `auth_mechanism`"
+    )
+
+
+def _plain(talk: Talk) -> Reply:
+    config = talk.steps.config
+
+    def respond() -> bytes:
+        return f"\0{config.username}\0{config.token.reveal()}".encode()
+
+    return _ask_secret(talk, "AUTH PLAIN ", respond)
+
+
+def _login(talk: Talk) -> Reply:
+    config = talk.steps.config
+    reply = talk.ask("AUTH", "AUTH LOGIN")
+    if reply.code == 334:
+        reply = talk.ask("AUTH", _b64(config.username.encode()))
+    if reply.code == 334:
+        reply = _ask_secret(talk, "", lambda: config.token.reveal().encode())
+    return reply
+
+
+def _cram_md5(talk: Talk) -> Reply:
+    config = talk.steps.config
+    reply = talk.ask("AUTH", "AUTH CRAM-MD5")
+    if reply.code != 334:
+        return reply
+    try:
+        challenge = base64.b64decode(reply.text, validate=True)
+    except ValueError:
+        challenge = b""
+    if not challenge:
+        talk.steps.fail("AUTH", "the CRAM-MD5 challenge is not base64")
+
+    def respond() -> bytes:
+        digest = hmac.new(config.token.reveal().encode(), challenge, "md5").hexdigest()
+        return f"{config.username} {digest}".encode()
+
+    return _ask_secret(talk, "", respond)
+
+
+def _ask_secret(talk: Talk, command: str, respond: Callable[[], bytes]) -> Reply:
+    # Made where it is written, inside `Steps.take()`: no frame that an error carries
+    # along has ever held it.
+    def line() -> str:
+        response = _b64(respond())
+        token = _b64(talk.steps.config.token.reveal().encode())
+        talk.wire.hide(Secret(response), Secret(token))
+        return command + response
+
+    return talk.ask("AUTH", line)
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+#: In the order of preference. CRAM-MD5 comes last: it costs a round trip more, and a
+#: relay whose users all share one name can hardly look up one secret for it.
+MECHANISMS: Mapping[str, Callable[[Talk], Reply]] = {
+    "PLAIN": _plain,
+    "LOGIN": _login,
+    "CRAM-MD5": _cram_md5,
+}

@@ -1,0 +1,101 @@
+"""SMTP replies, parsed strictly (RFC 5321 section 4.2, RFC 3463)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Octets; RFC 5321 asks for 512 a line, real servers send more. Beyond these a server
+#: is broken or hostile.
+MAX_LINE = 8 * 1024
+MAX_REPLY = 64 * 1024
+#: Characters of a server's text that go into errors and logs.
+MAX_TEXT = 500
+
+_LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])(.*))?", re.DOTALL)
+_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
+
+
+class ProtocolError(OSError):
+    """The server said something that is not SMTP: client and server are out of step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One complete reply; `lines` hold the text after the code, sanitised."""
+
+    code: int
+    lines: tuple[str, ...] = ()
+
+    @property
+    def positive(self) -> bool:
+        """Return whether the command succeeded (2yz)."""
+        return 200 <= self.code < 300
+
+    @property
+    def negative(self) -> bool:
+        """Return whether the command was refused (4yz, 5yz)."""
+        return self.code >= 400
+
+    @property
+    def closing(self) -> bool:
+        """Return whether the server says goodbye.
+
+        Not only by 421: Amazon SES announces an idle close as 451 4.4.2,
+        Inbucket as 221.
+        """
+        return self.code in (221, 421) or (
+            self.negative and self.enhanced_code == "4.4.2"
+        )
+
+    @property
+    def enhanced_code(self) -> str | None:
+        """Return the RFC 3463 code if its class agrees with the reply code."""
+        match = _ENHANCED.match(self.lines[0]) if self.lines else None
+        if match and match[1][0] == str(self.code)[0]:
+            return match[1]
+        return None
+
+    @property
+    def text(self) -> str:
+        """Return all lines as one, at most `MAX_TEXT` characters."""
+        return " ".join(filter(None, self.lines))[:MAX_TEXT]
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}".rstrip()
+
+
+def parse(lines: tuple[bytes, ...]) -> Reply:
+    """Make a reply of its lines (without line ends); raise ProtocolError."""
+    texts = []
+    code = b""
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ProtocolError(f"not an SMTP reply: {sanitise(line)[:80]!r}")
+        if code and match[1] != code:
+            raise ProtocolError(
+                f"a reply that changes its code: {sanitise(code)}, {sanitise(match[1])}"
+            )
+        if (match[2] == b"-") is (number == len(lines)):
+            raise ProtocolError(f"a reply cut off: {sanitise(line)[:80]!r}")
+        code = match[1]
+        texts.append(sanitise(match[3] or b""))
+    return Reply(int(code), tuple(texts))
+
+
+def is_last(line: bytes) -> bool:
+    """Return whether no further line of the reply follows this one."""
+    return line[3:4] != b"-"
+
+
+def sanitise(raw: bytes) -> str:
+    """Decode a server's text so that it is safe in logs, terminals and headers.
+
+    Controls, line and paragraph separators and marks that turn the direction of writing
+    become question marks.
+    """
+    text = raw.decode("utf-8", "replace").strip()
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else "?" for char in text)
