@@ -1,0 +1,79 @@
+"""The statistics of a pool."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+#: What the pool counts one by one.
+Event = Literal[
+    "requests", "waits", "timeouts", "opened", "open_errors", "reused", "retries", "pings"
+]  # fmt: skip
+
+
+class PoolStats(TypedDict):
+    """The state of one pool, and what has happened since it was made."""
+
+    #: Slots in use, `idle` and `in_use` together; at most the pool's max_size.
+    size: int
+    #: Connections that are parked.
+    idle: int
+    #: Connections that are lent or being dialled.
+    in_use: int
+    #: Callers that wait for a connection.
+    waiting: int
+    #: Connections asked for.
+    requests: int
+    #: Requests that had to wait.
+    waits: int
+    #: Seconds they waited, all together.
+    wait_seconds: float
+    #: Requests that ended with PoolTimeout.
+    timeouts: int
+    #: Connections that were dialled and logged in.
+    opened: int
+    #: Attempts at that which failed.
+    open_errors: int
+    #: Requests that got a parked connection.
+    reused: int
+    #: Messages begun.
+    messages: int
+    #: Messages tried again after their connection was lost.
+    retries: int
+    #: Connections parked after a refusal: the next message on one begins with RSET.
+    resets: int
+    #: Connections tested by NOOP.
+    pings: int
+    #: Connections closed, by reason.
+    closed: dict[str, int]
+
+
+class PoolReport(PoolStats):
+    """The statistics of one pool, and whose they are."""
+
+    host: str
+    port: int
+    username: str
+    #: Tells configurations apart, tokens included, without telling the token.
+    digest: str
+
+
+def no_stats() -> PoolStats:
+    """Return the statistics of a new pool."""
+    return {
+        "size": 0,
+        "idle": 0,
+        "in_use": 0,
+        "waiting": 0,
+        "requests": 0,
+        "waits": 0,
+        "wait_seconds": 0.0,
+        "timeouts": 0,
+        "opened": 0,
+        "open_errors": 0,
+        "reused": 0,
+        "messages": 0,
+        "retries": 0,
+        "resets": 0,
+        "pings": 0,
+        "closed": {},
+    }
