@@ -1,0 +1,177 @@
+"""One mail's way to the relay, step by step, each with its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from anymail.exceptions import AnymailCancelSend, AnymailError
+
+from django_lettermint.connect import connect
+from django_lettermint.exceptions import (
+    ConnectionLost,
+    LettermintError,
+    LettermintInvalidMessage,
+)
+from django_lettermint.report import report
+from django_lettermint.results import Phase
+
+from .next_steps import Failed
+
+if TYPE_CHECKING:
+    from django.core.mail import EmailMessage
+
+    from django_lettermint.backend import EmailBackend
+    from django_lettermint.conf import RelayConfig
+    from django_lettermint.results import SendResult
+    from django_lettermint.smtp import Session
+    from django_lettermint.transaction import Transaction
+
+_WAY = {
+    "tls": ("DNS", "TCP", "TLS", "EHLO", "AUTH"),
+    "starttls": ("DNS", "TCP", "EHLO", "TLS", "EHLO", "AUTH"),
+    "plaintext": ("DNS", "TCP", "EHLO", "AUTH"),
+}
+_PHASES = {
+    Phase.MESSAGE: "message",
+    Phase.MAIL: "MAIL",
+    Phase.RCPT: "RCPT",
+    Phase.DATA: "DATA",
+    Phase.CONTENT: "DATA",
+    Phase.COMMIT: "reply",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step, and the seconds since the one before it ended."""
+
+    name: str
+    ok: bool
+    seconds: float
+    detail: str
+
+
+class Diagnosis:
+    """Goes the way of a mail over a connection of its own and shows each step.
+
+    The methods raise Failed.
+    """
+
+    def __init__(self, config: RelayConfig, show: Callable[[Step], None]) -> None:
+        # One command, one reply: so each has a time of its own.
+        self._config = replace(config, pipelining=False, chunking=False)
+        self._show = show
+        self._taken: list[Step] = []
+        self._since = time.monotonic()
+
+    def check(self) -> None:
+        """Log in and ask for a sign of life, without a mail."""
+        try:
+            session = self._connect()
+        except LettermintError as error:
+            raise Failed(error, self._taken[-1].name) from None
+        alive = session.ping(self._config.timeout)
+        self._leave(session)
+        if not alive:
+            self._take("NOOP", "no 250 in time", ok=False)
+            raise Failed(ConnectionLost("NOOP was not answered by 250"), "NOOP")
+        self._take("NOOP", "250")
+
+    def send(self, backend: EmailBackend, message: EmailMessage) -> SendResult:
+        """Send a message and report it like any other: log, status, signals."""
+        job = backend.prepare(message)
+        try:
+            if job.transactions:
+                self._send(job.transactions)
+        finally:
+            report(type(backend), job)
+        if job.error:
+            step = self._taken[-1].name if self._taken else "message"
+            raise Failed(job.error, step)
+        return _result(message)
+
+    def _send(self, transactions: Iterable[Transaction]) -> None:
+        try:
+            session = self._connect()
+        except LettermintError as error:
+            for transaction in transactions:
+                transaction.fail(error)
+            return
+        try:
+            for transaction in transactions:
+                self._send_one(session, transaction)
+        finally:
+            self._leave(session)
+
+    def _send_one(self, session: Session, transaction: Transaction) -> None:
+        attempt = transaction.attempt()
+        attempt.seconds = transaction.seconds_left()
+        try:
+            session.send(attempt)
+        finally:
+            # No second try: that would hide what is to be seen here.
+            transaction.interrupt(attempt)
+        if attempt.failure and self._taken[-1].ok:
+            self._take(_PHASES[attempt.phase], str(attempt.failure), ok=False)
+
+    def _connect(self) -> Session:
+        self._since = time.monotonic()
+        until = self._since + self._config.deadline
+        try:
+            return connect(self._config, until=until, trace=self._trace)
+        except LettermintError as error:
+            reply = f"{error.smtp_code or 'failed'} {error.smtp_error.decode()}"
+            step = _WAY[self._config.security][len(self._taken)]
+            self._take(step, reply.strip(), ok=False)
+            raise
+
+    def _leave(self, session: Session) -> None:
+        session.say_goodbye()
+        session.await_goodbye(time.monotonic() + 1.0)
+
+    def _trace(self, step: str, detail: str) -> None:
+        verb, _, argument = step.partition(" ")
+        if verb in ("MAIL", "RCPT"):
+            self._take(verb, f"{argument} → {detail}", ok=detail[0] not in "45")
+        elif verb in ("DATA", "."):
+            name = "DATA" if verb == "DATA" else "reply"
+            self._take(name, detail, ok=detail[0] not in "45")
+        else:
+            self._take(step, detail)
+
+    def _take(self, name: str, detail: str, *, ok: bool = True) -> None:
+        now = time.monotonic()
+        step = Step(
+            name=name, ok=ok, seconds=round(now - self._since, 6), detail=detail
+        )
+        self._since = now
+        self._taken.append(step)
+        self._show(step)
+
+
+def send_through_pool(
+    backend: EmailBackend, messages: Iterable[EmailMessage]
+) -> Iterator[SendResult]:
+    """Send one message at a time as an application does; raise Failed at the first error."""
+    # The option hides errors from applications, not from those who look for them.
+    backend.fail_silently = False
+    for message in messages:
+        try:
+            backend.send_messages([message])
+        except AnymailError as error:
+            raise Failed(error, _result(message).phase) from None
+        yield _result(message)
+
+
+def _result(message: EmailMessage) -> SendResult:
+    """Return the result of a message; it has none if nothing was even tried."""
+    result: SendResult | None = message.anymail_status.esp_response  # type: ignore[attr-defined]
+    if result:
+        return result
+    error: AnymailError = LettermintInvalidMessage("the mail has no recipient")
+    if message.recipients():
+        error = AnymailCancelSend("a pre_send receiver cancelled the mail")
+    raise Failed(error, "message")

@@ -1,0 +1,93 @@
+"""Which of the relay's ports can be used from this machine."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from django_lettermint.conf import SECURITY_BY_PORT
+from django_lettermint.connect import probe
+from django_lettermint.exceptions import LettermintError
+
+from .next_steps import Failed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from django_lettermint.conf import RelayConfig
+
+#: Best first. 25 is for servers among themselves, and most often blocked.
+PREFERENCE = (465, 587, 2587, 2525, 2465, 25)
+#: Seconds for all ports together.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """What happened when a port was tried, without a login."""
+
+    port: int
+    security: str
+    ok: bool
+    seconds: float
+    detail: str
+
+
+def documented(config: RelayConfig) -> dict[int, str]:
+    """Return the documented ports with their security, best first, and the one in use."""
+    ports = {port: SECURITY_BY_PORT[port] for port in PREFERENCE}
+    return ports | {config.port: config.security}
+
+
+def scan(config: RelayConfig, ports: Mapping[int, str]) -> list[Port]:
+    """Try all ports at once: TCP, verified TLS, greeting and EHLO, but no login."""
+    until = time.monotonic() + min(PATIENCE, config.timeout)
+    configs = [
+        replace(config, port=port, security=security)
+        for port, security in ports.items()
+    ]
+    with ThreadPoolExecutor(len(configs), "lettermint-scan") as threads:
+        return list(threads.map(lambda each: _try(each, until), configs))
+
+
+def require(configured: int, ports: Sequence[Port]) -> None:
+    """Raise Failed, naming the port to take instead, if the configured one is of no use."""
+    here = next(each for each in ports if each.port == configured)
+    if here.ok:
+        return
+    usable = [each for each in ports if each.ok]
+    if usable:
+        best = usable[0]
+        advice = (
+            f"Set `port` to {best.port} (LETTERMINT_PORT) and, if you have set it, "
+            f'`security` to "{best.security}".'
+        )
+    else:
+        advice = (
+            "Ask whoever runs this machine's network to let port 465 or 587 out; if all "
+            "lines above blame the name or the certificate, mend `host` or `ca_file`."
+        )
+    raise Failed(ConnectionError(f"port {configured}: {here.detail}"), "ports", advice)
+
+
+def _try(config: RelayConfig, until: float) -> Port:
+    started = time.monotonic()
+    details: dict[str, str] = {}
+    try:
+        probe(config, until=until, trace=details.__setitem__)
+    except LettermintError as error:
+        # What to do about it stands below the table, once.
+        ok, detail = False, re.split(r"(?i)[.:] nothing was sent", str(error))[0]
+    else:
+        ok, detail = True, details.get("TLS", "without TLS")
+    return Port(
+        port=config.port,
+        security=config.security,
+        ok=ok,
+        seconds=round(time.monotonic() - started, 6),
+        detail=detail,
+    )

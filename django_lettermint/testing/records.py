@@ -1,0 +1,87 @@
+"""What the relay remembers: plain, frozen data."""
+
+from __future__ import annotations
+
+import email.message
+import email.parser
+import email.policy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_PARSER = email.parser.BytesParser(policy=email.policy.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedMessage:
+    """One message as it came over the wire, and what the relay read from it."""
+
+    #: The relay's own id, named in its reply and in webhooks; not the RFC 5322 Message-ID.
+    id: str
+    mail_from: str
+    #: The accepted recipients, in the order of their RCPT commands.
+    recipients: tuple[str, ...]
+    #: Octets as sent, without dot-stuffing and without the final dot.
+    content: bytes = field(repr=False)
+    route: str | None
+    tag: str | None
+    metadata: Mapping[str, str]
+    idempotency_key: str | None
+    #: Whether MAIL asked for SMTPUTF8.
+    smtputf8: bool
+    #: Whether MAIL said BODY=8BITMIME.
+    body_8bit: bool
+    #: Whether the content came by BDAT.
+    chunked: bool
+    #: Number of the connection, counted from 1 over the life of the relay.
+    connection: int
+    #: "tls" or "starttls".
+    security: str
+    #: The project token of the login.
+    token: str = field(repr=False)
+    #: Seconds since the epoch.
+    received_at: float
+
+    @property
+    def mime(self) -> email.message.EmailMessage:
+        """The whole message, parsed anew at each call."""
+        return _PARSER.parsebytes(self.content)
+
+    @property
+    def headers(self) -> email.message.EmailMessage:
+        """The header fields alone, parsed anew at each call."""
+        return _PARSER.parsebytes(self.content, headersonly=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logins:
+    """AUTH commands seen under TLS, and how many of them were answered 235."""
+
+    attempts: int = 0
+    successes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Counters at one moment; all but `open` and `in_progress` only grow."""
+
+    #: TCP connections accepted.
+    connections: int
+    open: int
+    #: The most that were open at once.
+    peak: int
+    #: Times a client wrote after the relay had answered all it had: the round trips of
+    #: SMTP, without those of TCP and TLS. A client that streams without waiting for
+    #: replies may be counted once too often here and there.
+    round_trips: int
+    #: How often each command came, by its verb in upper case.
+    commands: Mapping[str, int]
+    #: Recipients accepted and refused.
+    recipients: int
+    refused_recipients: int
+    #: Messages delivered, and their octets.
+    messages: int
+    octets: int
+    #: Messages answered with the reply of an earlier one with the same Idempotency-Key.
+    replays: int
+    #: Messages that are complete but not answered yet.
+    in_progress: int
