@@ -1,0 +1,196 @@
+"""A message on its way through a queue: transactions into JSON and back.
+
+The JSON form has a version of its own and, like the envelopes in it, no secrets: whoever
+sends it reads the relay's settings anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from . import verdict
+from .attempt import Attempt
+from .envelope import Envelope
+from .exceptions import ConnectionLost, LettermintError
+from .replies import Reply
+from .results import Outcome, Phase
+from .transaction import Deadline, Transaction
+
+if TYPE_CHECKING:
+    from .conf import RelayConfig
+
+VERSION = 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Queued:
+    """One message with all its transactions, those that have ended included."""
+
+    transactions: list[Transaction]
+    #: The alias of the mailer that sends; None: the backend made from the settings.
+    using: str | None
+    #: In Unix time; no attempt begins later.
+    give_up_at: float
+    #: How often it was put back into the queue.
+    tries: int = 0
+    #: The idempotency key is the caller's.
+    key_given: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        # Most often all transactions share one content, which may be large.
+        content = self.transactions[0].envelope.to_json()["content"]
+        return {
+            "version": VERSION,
+            "using": self.using,
+            "give_up_at": self.give_up_at,
+            "tries": self.tries,
+            "key_given": self.key_given,
+            "content": content,
+            "transactions": [_form(each, content) for each in self.transactions],
+        }
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any], config: RelayConfig) -> Self:
+        """Read the form that `to_json()` made; raise ValueError for any other."""
+        if form.get("version") != VERSION:
+            raise ValueError(
+                f"a queued message of version {form.get('version')!r}: this release of "
+                f"django-lettermint-smtp reads version {VERSION}; update the workers "
+                "first, then requeue the task"
+            )
+        transactions: list[Transaction] = []
+        deadline = Deadline(config.deadline)
+        try:
+            for each in form["transactions"]:
+                transaction = Transaction(
+                    envelope=_envelope(each, form["content"], transactions),
+                    config=config,
+                    deadline=deadline,
+                    siblings=transactions,
+                    attempts=each["attempts"],
+                )
+                if "outcome" in each:
+                    _restore(transaction, each)
+            return cls(
+                transactions=transactions,
+                using=form["using"],
+                give_up_at=form["give_up_at"],
+                tries=form["tries"],
+                key_given=form["key_given"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a queued message: {error!r}") from error
+
+    @property
+    def may_change(self) -> bool:
+        """Return whether another try may change what became of the message."""
+        return any(map(self._may_change, self.transactions))
+
+    def reopen(self) -> None:
+        """Prepare another try, of nothing but what is undone."""
+        self.tries += 1
+        for each in list(self.transactions):
+            undone = self._undone(each)
+            if each.outcome is Outcome.UNKNOWN:
+                each.done = not each.repeatable
+            elif undone == each.envelope.recipients:
+                each.last = each.error = None
+            elif self._may_change(each):
+                # A subset of the recipients: a transaction with a key of its own.
+                number = len(self.transactions) + 1
+                Transaction(
+                    envelope=each.envelope.part(number, undone),
+                    config=each.config,
+                    deadline=each.deadline,
+                    siblings=self.transactions,
+                )
+
+    def expire(self) -> None:
+        """End what is undone because its time is over."""
+        for each in self.transactions:
+            if not each.done:
+                problem = "the message was in the queue for longer than `give_up_after`"
+                each.fail(
+                    ConnectionLost(f"{problem}: it was not sent; see the workers")
+                )
+
+    def _may_change(self, transaction: Transaction) -> bool:
+        if transaction.outcome is Outcome.UNKNOWN:
+            last = transaction.last
+            # A 5yz to a repeat says that the key was used: it will say so again.
+            return transaction.repeatable and not (last and last.hopeless)
+        if not self._undone(transaction):
+            return False
+        error = verdict.error_of([transaction])
+        return error is None or (isinstance(error, LettermintError) and error.transient)
+
+    def _undone(self, transaction: Transaction) -> tuple[str, ...]:
+        """Return the recipients who have not got it, and are not refused for good."""
+        answers = verdict.result_of([transaction]).recipients
+        failed = {who for who, answer in answers.items() if answer.status == "failed"}
+        # The relay found some too many, or they were tried again: they stand further on.
+        position = self.transactions.index(transaction) + 1
+        for later in self.transactions[position:]:
+            failed.difference_update(later.envelope.recipients)
+        return tuple(who for who in answers if who in failed)
+
+
+def _form(transaction: Transaction, content: str) -> dict[str, Any]:
+    envelope = transaction.envelope.to_json()
+    if envelope["content"] == content:
+        del envelope["content"]
+    form = {"envelope": envelope, "attempts": transaction.attempts}
+    attempt = transaction.unconfirmed or transaction.last
+    if attempt is None:
+        return form
+    return {
+        **form,
+        "outcome": transaction.outcome.value,
+        "recipients": list(attempt.envelope.recipients),
+        "phase": attempt.phase.value,
+        "replies": {who: _reply_form(each) for who, each in attempt.replies.items()},
+        "reply": attempt.reply and _reply_form(attempt.reply),
+        "failure": attempt.failure and str(attempt.failure),
+    }
+
+
+def _envelope(
+    form: Mapping[str, Any], content: str, others: list[Transaction]
+) -> Envelope:
+    envelope = Envelope.from_json({"content": content, **form["envelope"]})
+    if others and others[0].envelope.content == envelope.content:
+        envelope = replace(envelope, content=others[0].envelope.content)
+    return envelope
+
+
+def _restore(transaction: Transaction, form: Mapping[str, Any]) -> None:
+    """Let a transaction stand where it stood after its last attempt."""
+    failure, reply = form["failure"], form["reply"]
+    recipients = tuple(form["recipients"])
+    attempt = Attempt(
+        envelope=replace(transaction.envelope, recipients=recipients),
+        seconds=0,
+        phase=Phase(form["phase"]),
+        replies={who: _reply(each) for who, each in form["replies"].items()},
+        reply=reply and _reply(reply),
+        failure=failure and OSError(failure),
+    )
+    transaction.outcome = Outcome(form["outcome"])
+    if transaction.outcome is Outcome.UNKNOWN:
+        transaction.unconfirmed = attempt
+        transaction.done = not transaction.repeatable
+    else:
+        transaction.last = attempt
+        transaction.done = True
+
+
+def _reply_form(reply: Reply) -> list[Any]:
+    return [reply.code, reply.text]
+
+
+def _reply(form: list[Any]) -> Reply:
+    code, text = form
+    return Reply(code, (text,))
