@@ -1,0 +1,94 @@
+"""Settings of the example: everything about mail comes from the environment.
+
+LETTERMINT_API_TOKEN        the project's sending token
+LETTERMINT_FROM_EMAIL       the sender; Lettermint must know its domain
+LETTERMINT_SIGNING_SECRET   the webhook's secret, whsec_…
+LETTERMINT_HOST, _PORT, _SECURITY, _CA_FILE   another relay than Lettermint's
+EXAMPLE_DATABASE            the SQLite file
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import django
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# -- Mail ------------------------------------------------------------------------------
+
+BACKEND = "django_lettermint.backend.EmailBackend"
+
+LETTERMINT: dict[str, object] = {
+    name: os.environ[variable]
+    for name in ("api_token", "host", "security", "ca_file")
+    if os.environ.get(variable := f"LETTERMINT_{name.upper()}")
+}
+if port := os.environ.get("LETTERMINT_PORT"):
+    LETTERMINT["port"] = int(port)
+
+# A project of your own needs one of the two styles only.
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": BACKEND, "OPTIONS": LETTERMINT}}
+    ANYMAIL = {}
+else:
+    EMAIL_BACKEND = BACKEND
+    ANYMAIL = {f"LETTERMINT_{name.upper()}": LETTERMINT[name] for name in LETTERMINT}
+
+# Webhooks know no mailer, so their secret stands here in both styles.
+if secret := os.environ.get("LETTERMINT_SIGNING_SECRET"):
+    ANYMAIL["LETTERMINT_SIGNING_SECRET"] = secret
+
+DEFAULT_FROM_EMAIL = os.environ.get("LETTERMINT_FROM_EMAIL", "shop@example.com")
+
+# -- The rest is what any Django project has -------------------------------------------
+
+# For this machine only: a real site has a key that nobody knows, and DEBUG off.
+SECRET_KEY = "the example's key, which everybody knows"
+DEBUG = True
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+
+INSTALLED_APPS = [
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_lettermint",
+    "outbox",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+ROOT_URLCONF = "config.urls"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+WSGI_APPLICATION = "config.wsgi.application"
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("EXAMPLE_DATABASE", BASE_DIR / "db.sqlite3"),
+        # Several threads write at once: signals of outgoing mail, and webhooks.
+        "OPTIONS": {
+            "timeout": 20,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL",
+        },
+    },
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "static/"
+USE_TZ = True

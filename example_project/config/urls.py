@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+from django.urls import include, path
+
+urlpatterns = [
+    path("", include("outbox.urls")),
+    # Lettermint posts what becomes of each mail to /anymail/lettermint/tracking/.
+    path("anymail/", include("django_lettermint.urls")),
+]

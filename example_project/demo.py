@@ -1,0 +1,247 @@
+"""Send a few mails and show what a relay read: to a local one, or with a token to Lettermint.
+
+    python example_project/demo.py
+    LETTERMINT_API_TOKEN=… LETTERMINT_FROM_EMAIL=you@your-domain python example_project/demo.py
+
+Exits with 1 if anything is not as it should be.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import django
+from anymail.message import attach_inline_image
+from django.core.mail import EmailMessage
+from django.core.management import CommandError, call_command
+
+from django_lettermint.exceptions import LettermintError
+from django_lettermint.message import LettermintMessage
+from django_lettermint.pool import get_stats
+from django_lettermint.results import SendResult
+from django_lettermint.signals import message_failed, message_sent
+from django_lettermint.testing import ReceivedMessage, Relay
+
+#: Lettermint itself takes mail for its test addresses, and tells the bounce by webhook.
+REFUSED, BOUNCING = "nobody@testing.lettermint.co", "hardbounce@testing.lettermint.co"
+ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJ"
+    "RU5ErkJggg=="
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A mail, and which signal it should end in."""
+
+    title: str
+    message: EmailMessage
+    signal: str = "message_sent"
+
+
+class Signals:
+    """Remembers the signals that fire."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, SendResult]] = []
+        message_sent.connect(self.sent)
+        message_failed.connect(self.failed)
+
+    def sent(self, result: SendResult, **kwargs: Any) -> None:
+        self.seen.append(("message_sent", result))
+
+    def failed(self, result: SendResult, **kwargs: Any) -> None:
+        self.seen.append(("message_failed", result))
+
+
+def main() -> int:
+    """Run the demonstration; return the exit code."""
+    with ExitStack() as stack:
+        relay = None
+        if os.environ.get("LETTERMINT_API_TOKEN"):
+            heading("Sending to the test addresses of Lettermint")
+        else:
+            relay = stack.enter_context(Relay())
+            relay.refuse(REFUSED)
+            use(relay)
+            heading(f"Sending to a local relay on port {relay.port('tls')}, with TLS")
+        set_up_django()
+        return demonstrate(relay)
+
+
+def use(relay: Relay) -> None:
+    """Tell the settings where the relay is: the only thing that is not as with Lettermint."""
+    for name, value in relay.options().items():
+        os.environ[f"LETTERMINT_{name.upper()}"] = str(value)
+
+
+def set_up_django() -> None:
+    os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
+    # The example keeps each mail that its signals tell of; here, for the demo's length.
+    os.environ["EXAMPLE_DATABASE"] = ":memory:"
+    django.setup()
+    call_command("migrate", verbosity=0)
+
+
+def demonstrate(relay: Relay | None) -> int:
+    heading("manage.py test_lettermint --count 5")
+    try:
+        call_command("test_lettermint", "--count", "5")
+    except CommandError as error:
+        print(error)
+        return 1
+    signals = Signals()
+    unexpected = 0
+    for step in steps(refusing=relay is not None):
+        heading(step.title)
+        problems = run(step, signals, relay)
+        for problem in problems:
+            print(f"  UNEXPECTED  {problem}")
+        unexpected += len(problems)
+    show_statistics(relay)
+    print(f"\nNot as expected: {unexpected}" if unexpected else "\nAll as expected.")
+    return 1 if unexpected else 0
+
+
+def steps(*, refusing: bool) -> Iterator[Step]:
+    """Yield the mails; `refusing` if the relay refuses somebody at once."""
+    to = ["Ada <ok@testing.lettermint.co>"]
+    yield Step(
+        title="A plain mail, with nothing but Django",
+        message=EmailMessage("Hello", "It works.", to=to),
+    )
+    yield Step(
+        title="A mail with route, tag and metadata",
+        message=LettermintMessage(
+            "Your order",
+            "It is on its way.",
+            to=to,
+            route=os.environ.get("LETTERMINT_ROUTE", "outgoing"),
+            tag="order shipped",
+            metadata={"order_id": 4711, "UserID": "ada", "city": "Besançon"},
+        ),
+    )
+    yield Step(
+        title="An HTML mail with an attachment and an inline image", message=html(to)
+    )
+    to = [REFUSED if refusing else BOUNCING]
+    yield Step(
+        title="A mail to somebody who is refused at once, or will bounce",
+        message=EmailMessage("Anybody there?", "Hello?", to=to),
+        signal="message_failed" if refusing else "message_sent",
+    )
+
+
+def html(to: list[str]) -> EmailMessage:
+    message = LettermintMessage("Your invoice", "Please find it attached.", to=to)
+    logo = attach_inline_image(message, ONE_PIXEL, "logo.png")
+    message.attach_alternative(
+        f'<p><img src="cid:{logo}" alt="Logo"> Please find it attached.</p>',
+        "text/html",
+    )
+    message.attach("invoice.csv", "article,price\nmint,1.50\n", "text/csv")
+    return message
+
+
+def run(step: Step, signals: Signals, relay: Relay | None) -> list[str]:
+    """Send one mail and show what became of it; return what was not as expected."""
+    signals.seen.clear()
+    before = len(relay.messages) if relay else 0
+    try:
+        step.message.send()
+    except LettermintError as error:
+        print(f"  raised      {type(error).__name__}: {error}")
+    for name, result in signals.seen:
+        print(f"  signal      {name}: {described(result)}")
+    problems = []
+    fired = [name for name, _ in signals.seen]
+    if fired != [step.signal]:
+        problems.append(f"signals {fired} instead of {[step.signal]}")
+    if relay:
+        received = relay.messages[before:]
+        for mail in received:
+            show(mail)
+        problems += differences(step, received)
+    return problems
+
+
+def described(result: SendResult) -> str:
+    connection = "reused" if result.connection_reused else "new"
+    return (
+        f"{result.outcome.value} at {result.phase.value}, "
+        f"{result.code} {result.text!r}, {result.elapsed * 1000:.0f} ms, "
+        f"{connection} connection"
+    )
+
+
+def show(mail: ReceivedMessage) -> None:
+    """Print what the relay read."""
+    print(f"  relay read  from {mail.mail_from} to {', '.join(mail.recipients)}")
+    print(f"              route {mail.route}, tag {mail.tag}")
+    for key, value in mail.metadata.items():
+        print(f"              metadata {key} = {value}")
+    for name, value in mail.headers.items():
+        print(f"              | {name}: {value}")
+    for part in mail.mime.walk():
+        if not part.is_multipart():
+            name = part.get_filename() or "body"
+            print(f"              part {part.get_content_type()} ({name})")
+
+
+def differences(step: Step, received: list[ReceivedMessage]) -> list[str]:
+    """Compare what was meant with what the relay read."""
+    if step.signal == "message_failed":
+        return [f"{len(received)} mails arrived instead of none"] if received else []
+    if len(received) != 1:
+        return [f"{len(received)} mails arrived instead of one"]
+    [mail] = received
+    message = step.message
+    metadata = getattr(message, "metadata", {})
+    meant = {
+        "subject": message.subject,
+        "route": getattr(message, "route", None),
+        "tag": getattr(message, "tag", None),
+        "metadata": {key: str(value) for key, value in metadata.items()},
+        "attachments": len(message.attachments),
+    }
+    read = {
+        "subject": mail.headers["Subject"],
+        "route": mail.route,
+        "tag": mail.tag,
+        "metadata": {key: mail.metadata.get(key) for key in metadata},
+        "attachments": sum(bool(part.get_filename()) for part in mail.mime.walk()),
+    }
+    return [
+        f"{name}: {read[name]!r} instead of {meant[name]!r}"
+        for name in meant
+        if read[name] != meant[name]
+    ]
+
+
+def show_statistics(relay: Relay | None) -> None:
+    heading("Pool statistics: messages sent, connections opened")
+    for pool in get_stats():
+        print(
+            f"  pool        messages {pool['messages']}, connections opened "
+            f"{pool['opened']}, reused {pool['reused']} times"
+        )
+    if relay:
+        statistics = relay.statistics
+        print(
+            f"  relay       messages {statistics.messages}, connections "
+            f"{statistics.connections}, round trips {statistics.round_trips}"
+        )
+
+
+def heading(text: str) -> None:
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class NewsletterConfig(AppConfig):
+    """Mails an issue to every subscriber, through a queue."""
+
+    name = "newsletter"
+    default_auto_field = "django.db.models.BigAutoField"

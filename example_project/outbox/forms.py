@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.message import LettermintMessage, freeze
+
+
+def check(**extras: Any) -> None:
+    """Let the package judge route, tag, metadata or key; its words go to the field."""
+    try:
+        freeze(LettermintMessage(**extras))
+    except LettermintInvalidMessage as error:
+        raise ValidationError(str(error)) from error
+
+
+class ComposeForm(forms.Form):
+    """A mail, but for its metadata."""
+
+    to = forms.CharField(
+        initial="ok@testing.lettermint.co",
+        help_text="Several addresses: with commas between.",
+        widget=forms.TextInput(attrs={"list": "addresses", "autocomplete": "off"}),
+    )
+    subject = forms.CharField(initial="Hello from the example")
+    text = forms.CharField(
+        initial="It works.", widget=forms.Textarea(attrs={"rows": 4})
+    )
+    html = forms.CharField(
+        label="HTML",
+        required=False,
+        help_text="Optional: the same again for mail programs that show HTML.",
+        widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false"}),
+    )
+    attachment = forms.FileField(required=False)
+    route = forms.CharField(required=False, help_text="A route of the project.")
+    tag = forms.CharField(required=False, help_text="One label, for statistics.")
+    idempotency_key = forms.CharField(
+        required=False,
+        help_text="A mail with the same key is sent once. Empty: one is made up.",
+    )
+
+    def clean_route(self) -> str:
+        return self._checked("route")
+
+    def clean_tag(self) -> str:
+        return self._checked("tag")
+
+    def clean_idempotency_key(self) -> str:
+        return self._checked("idempotency_key")
+
+    def _checked(self, name: str) -> str:
+        value: str = self.cleaned_data[name]
+        if value:
+            check(**{name: value})
+        return value
+
+    def message(self, metadata: dict[str, str]) -> LettermintMessage:
+        """Make the mail."""
+        data = self.cleaned_data
+        names = ("route", "tag", "idempotency_key")
+        message = LettermintMessage(
+            data["subject"],
+            data["text"],
+            to=[address.strip() for address in data["to"].split(",")],
+            metadata=metadata,
+            **{name: data[name] for name in names if data[name]},
+        )
+        if data["html"]:
+            message.attach_alternative(data["html"], "text/html")
+        if file := data["attachment"]:
+            message.attach(file.name, file.read(), file.content_type)
+        return message
+
+    def refuse(self, error: Exception) -> None:
+        """Show what the package says when it sees the whole mail, at the field it names."""
+        field = str(error).partition(":")[0]
+        self.add_error(field if field in self.fields else None, str(error))
+
+
+class MetadataForm(forms.Form):
+    """One name and value."""
+
+    key = forms.CharField(label="Name", required=False)
+    value = forms.CharField(required=False)
+
+    def clean(self) -> dict[str, Any]:
+        key, value = (
+            self.cleaned_data.get("key", ""),
+            self.cleaned_data.get("value", ""),
+        )
+        if key or value:
+            check(metadata={key: value})
+        return self.cleaned_data
+
+
+MetadataFormSet = forms.formset_factory(MetadataForm, extra=2, max_num=20)
+
+
+def metadata(rows: forms.BaseFormSet[MetadataForm]) -> dict[str, str]:
+    """Return what the rows say; empty ones do not count."""
+    found = [form.cleaned_data for form in rows.forms]
+    return {row["key"]: row["value"] for row in found if row.get("key")}

@@ -1,0 +1,31 @@
+// Keeps the outbox up to date: asks once a second, and touches only what has changed.
+const outbox = document.getElementById("outbox");
+
+const cards = (root) => [...root.querySelectorAll("article")];
+const versions = (root) => cards(root).map((card) => `${card.id} ${card.dataset.version}`);
+
+function update(fresh) {
+  const totals = outbox.querySelector(".totals");
+  const text = fresh.querySelector(".totals").textContent;
+  if (totals.textContent !== text) totals.textContent = text;
+  if (String(versions(outbox)) === String(versions(fresh))) return;
+  for (const card of cards(fresh)) {
+    const old = document.getElementById(card.id);
+    if (old) card.querySelector("details").open = old.querySelector("details").open;
+    if (old?.dataset.version === card.dataset.version) card.replaceWith(old);
+  }
+  outbox.querySelector(".mails").replaceWith(fresh.querySelector(".mails"));
+}
+
+async function refresh() {
+  try {
+    const response = await fetch(outbox.dataset.live);
+    if (response.ok) {
+      update(new DOMParser().parseFromString(await response.text(), "text/html"));
+    }
+  } catch {
+    // The site is being restarted: ask again.
+  }
+  setTimeout(refresh, 1000);
+}
+refresh();
