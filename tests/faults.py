@@ -1,0 +1,241 @@
+"""The words a fault script is written in: rules (`On`) and what they do.
+
+An action is a function that gets the answer the server would give by itself and returns the answer
+it gives instead. Plain functions are welcome as actions: one that returns its argument changes
+nothing, one that rolls dice makes a random fault.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, Protocol, get_args
+
+Phase = Literal[
+    "banner", "ehlo", "helo", "starttls", "tls", "auth", "auth_cont", "mail", "rcpt", "data", "body",
+    "bdat", "dot", "idle", "rset", "noop", "vrfy", "quit", "unknown",
+]  # fmt: skip
+
+
+class Wire(Protocol):
+    """What an answer may do to its connection; each call ends the session if the peer is gone."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def write_under_tls(self, data: bytes) -> None: ...
+
+    def pause(self, seconds: float | None = None) -> None: ...
+
+    def wait_for_input(self) -> None: ...
+
+    def wait_for(self, event: threading.Event) -> None: ...
+
+    def drop(self, *, rst: bool = False) -> None: ...
+
+
+Play = Callable[[Wire], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server makes of a command, and then what it puts on the wire.
+
+    The code is what the server itself goes by: 2xx at "dot" delivers the message, 0 changes nothing.
+    """
+
+    code: int
+    play: Play
+
+
+Action = Callable[[Answer], Answer]
+
+
+def text_answer(code: int, *lines: str) -> Answer:
+    """Return a well-formed reply of one or more lines."""
+    last = len(lines) - 1
+    text = "".join(
+        f"{code}{'-' if i < last else ' '}{line}\r\n" for i, line in enumerate(lines)
+    )
+    data = text.encode("utf-8", "surrogateescape")
+    return Answer(code, lambda wire: wire.write(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where a session stands when it looks for a rule."""
+
+    phase: Phase
+    connection: int
+    message: int
+    message_on_connection: int
+    argument: str
+    received: int
+
+
+@dataclass(slots=True, eq=False)
+class On:
+    """A rule: at `phase`, for what the selectors choose, do this instead of the normal thing.
+
+    `message` counts MAIL commands: over the server, or on one connection if `connection` is given.
+    `match` is searched in the command's argument, ignoring case. `times` limits how often the rule
+    acts; the first rule that fits wins. "body" rules act once a message, behind `after_bytes`.
+    """
+
+    phase: Phase
+    do: Action
+    _: KW_ONLY
+    connection: int | None = None
+    message: int | None = None
+    match: str | None = None
+    times: int | None = None
+    after_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.phase not in get_args(Phase):
+            raise ValueError(
+                f"phase {self.phase!r} is unknown: choose from {get_args(Phase)}"
+            )
+
+    def fits(self, moment: Moment) -> bool:
+        """Tell whether the rule is about this moment, however often it acted before."""
+        message = (
+            moment.message if self.connection is None else moment.message_on_connection
+        )
+        return (
+            self.phase == moment.phase
+            and self.connection in (None, moment.connection)
+            and self.message in (None, message)
+            and self.after_bytes <= moment.received
+            and (
+                self.match is None
+                or bool(re.search(self.match, moment.argument, re.IGNORECASE))
+            )
+        )
+
+
+def normal(answer: Answer) -> Answer:
+    return answer
+
+
+def reply(code: int, text: str = "scripted", *, close: bool = False) -> Action:
+    """Give this answer; each line of the text becomes a line of the reply."""
+    answer = text_answer(code, *text.split("\n"))
+    return lambda _: _closing(answer) if close else answer
+
+
+def raw(data: bytes, *, close: bool = False) -> Action:
+    """Put these bytes on the wire in place of an answer; the server's own state stays."""
+    answer = Answer(0, lambda wire: wire.write(data))
+    return lambda _: _closing(answer) if close else answer
+
+
+def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Action:
+    """Close, by FIN or RST: at once, `after` the normal thing, or having accepted in silence."""
+
+    def act(answer: Answer) -> Answer:
+        if after:
+            return _closing(answer, rst=rst)
+        return Answer(answer.code if deliver else 0, lambda wire: wire.drop(rst=rst))
+
+    return act
+
+
+def hang() -> Action:
+    """Say nothing and read nothing until the client leaves or the server stops."""
+    return lambda _: Answer(0, lambda wire: wire.pause())
+
+
+def stall(seconds: float, then: Action = normal) -> Action:
+    """Wait, reading nothing, and then go on."""
+    return _delayed(lambda wire: wire.pause(seconds), then)
+
+
+def gate(
+    release: threading.Event,
+    reached: threading.Event | None = None,
+    then: Action = normal,
+) -> Action:
+    """Wait for the test to set `release`; tell it by `reached` that the server has come here."""
+
+    def wait(wire: Wire) -> None:
+        if reached is not None:
+            reached.set()
+        wire.wait_for(release)
+
+    return _delayed(wait, then)
+
+
+def accept_then(action: Action) -> Action:
+    """Take the command (at "dot": deliver the message), but answer as the action does."""
+    return lambda answer: replace(action(answer), code=answer.code)
+
+
+def trickle(data: bytes, interval: float) -> Action:
+    """Send the bytes one by one, this many seconds apart."""
+
+    def play(wire: Wire) -> None:
+        for byte in data:
+            wire.write(bytes((byte,)))
+            wire.pause(interval)
+
+    return lambda _: Answer(0, play)
+
+
+def endless(line: bytes) -> Action:
+    """Send the line again and again until the client leaves or the server stops."""
+
+    def play(wire: Wire) -> None:
+        while True:
+            wire.write(line)
+
+    return lambda _: Answer(0, play)
+
+
+def inject(data: bytes, *, split: bool = False) -> Action:
+    """Put plaintext behind the STARTTLS reply: with it, or `split`: once the client starts TLS."""
+
+    def act(answer: Answer) -> Answer:
+        def play(wire: Wire) -> None:
+            if split:
+                answer.play(wire)
+                wire.wait_for_input()
+                wire.write(data)
+            else:
+                wire.write(READY_FOR_TLS + data)
+
+        return Answer(answer.code, play)
+
+    return act
+
+
+READY_FOR_TLS = b"220 2.0.0 ready for TLS\r\n"
+
+
+def garble() -> Action:
+    """Send what no TLS record of this connection can be."""
+    return lambda _: Answer(
+        0, lambda wire: wire.write_under_tls(b"\x17\x03\x03\x00\x20" + b"?" * 32)
+    )
+
+
+def _closing(answer: Answer, *, rst: bool = False) -> Answer:
+    def play(wire: Wire) -> None:
+        answer.play(wire)
+        wire.drop(rst=rst)
+
+    return Answer(answer.code, play)
+
+
+def _delayed(wait: Play, then: Action) -> Action:
+    def act(answer: Answer) -> Answer:
+        late = then(answer)
+
+        def play(wire: Wire) -> None:
+            wait(wire)
+            late.play(wire)
+
+        return Answer(late.code, play)
+
+    return act

@@ -1,0 +1,41 @@
+"""Messages made ready for the network, without one."""
+
+from __future__ import annotations
+
+from email import message_from_bytes, policy
+from typing import TYPE_CHECKING, Any
+
+from django_lettermint.backend import EmailBackend
+from django_lettermint.payload import LettermintPayload, Prepared
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage as Mime
+
+    from django.core.mail import EmailMessage
+
+    from django_lettermint.envelope import Envelope
+
+
+def prepared(message: EmailMessage, **options: Any) -> Prepared:
+    """Prepare a message as the backend does."""
+    backend = EmailBackend(api_token="lm_unused", **options)
+    return LettermintPayload(message, backend.send_defaults, backend).prepare()
+
+
+def envelope(message: EmailMessage, **options: Any) -> Envelope:
+    """Prepare a message that makes one envelope."""
+    [only] = prepared(message, **options).envelopes
+    return only
+
+
+def parsed(content: bytes) -> Mime:
+    """Parse what would be sent."""
+    return message_from_bytes(content, policy=policy.default)
+
+
+def header_lines(content: bytes, name: str) -> list[bytes]:
+    """Return the lines of the headers of a name, unfolded, as they were written."""
+    head = content.partition(b"\r\n\r\n")[0]
+    unfolded = head.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t")
+    start = name.lower().encode() + b":"
+    return [line for line in unfolded.split(b"\r\n") if line.lower().startswith(start)]

@@ -1,0 +1,90 @@
+"""Clients for the relay that share no code with it or with the package."""
+
+from __future__ import annotations
+
+import base64
+import smtplib
+import socket
+import ssl
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from django_lettermint.testing import Relay
+
+MESSAGE = (
+    b"From: sender@example.com\r\nTo: user@example.com\r\nSubject: Hi\r\n\r\nHello.\r\n"
+)
+
+
+def trust(relay: Relay) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=relay.ca_file)
+
+
+def client(
+    relay: Relay, security: str = "tls", token: str = "lm_test_token"
+) -> smtplib.SMTP:
+    """Return smtplib's client, logged in."""
+    connection = anonymous(relay, security)
+    try:
+        connection.login("lettermint", token)
+    except smtplib.SMTPException:
+        connection.close()
+        raise
+    return connection
+
+
+def anonymous(relay: Relay, security: str = "tls") -> smtplib.SMTP:
+    """Return smtplib's client after EHLO under TLS."""
+    connection: smtplib.SMTP
+    if security == "tls":
+        connection = smtplib.SMTP_SSL(
+            "localhost", relay.port("tls"), context=trust(relay), timeout=10
+        )
+    else:
+        connection = smtplib.SMTP("localhost", relay.port("starttls"), timeout=10)
+        connection.starttls(context=trust(relay))
+    connection.ehlo()
+    return connection
+
+
+def send(relay: Relay, content: bytes = MESSAGE, to: str = "user@example.com") -> None:
+    with client(relay) as connection:
+        connection.sendmail("sender@example.com", [to], content)
+
+
+class RawClient:
+    """A socket under TLS that writes exactly what it is told to."""
+
+    def __init__(self, relay: Relay) -> None:
+        raw = socket.create_connection(("127.0.0.1", relay.port("tls")), timeout=10)
+        self.socket = trust(relay).wrap_socket(raw, server_hostname="localhost")
+        self._lines = self.socket.makefile("rb")
+        assert self.reply().startswith("220 ")
+        self.command(b"EHLO client.example.com")
+        answer = base64.b64encode(b"\0lettermint\0lm_test_token")
+        assert self.command(b"AUTH PLAIN " + answer).startswith("235 ")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lines.close()
+        self.socket.close()
+
+    def write(self, octets: bytes) -> None:
+        self.socket.sendall(octets)
+
+    def command(self, line: bytes) -> str:
+        self.write(line + b"\r\n")
+        return self.reply()
+
+    def reply(self) -> str:
+        """Read one whole reply; an empty string at the end of the connection."""
+        lines = [self._lines.readline()]
+        while lines[-1][3:4] == b"-":
+            lines.append(self._lines.readline())
+        return b"".join(lines).decode().removesuffix("\r\n")
+
+    def codes(self, count: int) -> list[str]:
+        """Read `count` replies and return their codes."""
+        return [self.reply()[:3] for _ in range(count)]

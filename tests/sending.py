@@ -1,0 +1,195 @@
+"""Messages, backends and sessions for tests against a fault server, and what came of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from django.core.mail import EmailMessage
+
+from django_lettermint.attempt import Attempt
+from django_lettermint.backend import EmailBackend
+from django_lettermint.conf import RelayConfig, backend_config
+from django_lettermint.connect import connect
+from django_lettermint.envelope import Envelope
+from django_lettermint.results import SendResult
+from django_lettermint.signals import message_failed, message_sent
+from tests.faults import Action, Answer, Wire
+
+if TYPE_CHECKING:
+    from anymail.message import AnymailMessage
+
+    from django_lettermint.smtp import Session
+    from tests.faultserver import FaultServer
+
+#: Seconds that are long on loopback, and short in a test that waits for them to pass.
+SHORT = 0.3
+
+
+def cases(**values: Any) -> list[Any]:
+    """Return parameters whose names are their test ids."""
+    return [pytest.param(value, id=name) for name, value in values.items()]
+
+
+@contextmanager
+def interruptible(
+    kind: type[BaseException] = KeyboardInterrupt,
+) -> Iterator[Callable[[], None]]:
+    """Give a function, for other threads, that raises an interrupt in the main one."""
+    main = threading.main_thread().ident or 0
+
+    def strike() -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # coverage.py holds a lock in its own code, which nobody would ever release.
+        if frame and f"{os.sep}coverage{os.sep}" in frame.f_code.co_filename:
+            threading.Timer(0.001, strike).start()
+            return
+        raise kind
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        yield strike
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def strike_and_wait(strike: Callable[[], None]) -> Action:
+    """Interrupt the client, and say nothing more."""
+
+    def play(wire: Wire) -> None:
+        strike()
+        wire.pause()
+
+    return lambda _: Answer(0, play)
+
+
+def mail(*to: str, subject: str = "Hello", **others: Any) -> EmailMessage:
+    """Return a small message, by default to one recipient."""
+    return EmailMessage(
+        subject, "How are you?", "ann@example.org", to or ("bob@example.org",), **others
+    )
+
+
+def mails(count: int) -> list[EmailMessage]:
+    """Return messages to 1@example.org, 2@example.org, and so on."""
+    return [mail(f"{number}@example.org") for number in range(1, count + 1)]
+
+
+def backend(server: FaultServer, **options: Any) -> EmailBackend:
+    """Return a backend that reaches this server."""
+    return EmailBackend(**server.options(**options))
+
+
+def relay(server: FaultServer, **options: Any) -> RelayConfig:
+    """Return the configuration that reaches this server."""
+    return backend_config(server.options(**options)).relay
+
+
+@contextmanager
+def session(server: FaultServer, **options: Any) -> Iterator[Session]:
+    """Hold an authenticated session of one's own, without a pool."""
+    held = connect(relay(server, **options), until=time.monotonic() + 5)
+    try:
+        yield held
+    finally:
+        held.close()
+
+
+def envelope(
+    *to: str, content: bytes = b"Subject: Hello\r\n\r\nHow are you?\r\n", **others: Any
+) -> Envelope:
+    """Return an envelope of a small message."""
+    return Envelope(
+        mail_from="ann@example.org",
+        recipients=to or ("bob@example.org",),
+        content=content,
+        message_id="id",
+        **others,
+    )
+
+
+def attempt(*to: str, seconds: float = 5.0, **others: Any) -> Attempt:
+    """Return an attempt at a small message; `repeatable` comes with a key."""
+    repeatable = others.pop("repeatable", False)
+    if repeatable:
+        others["idempotency_key"] = "key of " + (to or ("bob@example.org",))[0]
+    return Attempt(
+        envelope=envelope(*to, **others), seconds=seconds, repeatable=repeatable
+    )
+
+
+def send_all(held: Session, attempts: Sequence[Attempt]) -> None:
+    """Send attempts as a batch does: each knows of those that follow."""
+    for number, each in enumerate(attempts, 1):
+        if not held.closed:
+            held.send(each, attempts[number:])
+
+
+def spoken(server: FaultServer, connection: int | None = None) -> list[str]:
+    """Return the verbs that the server heard since the login."""
+    lines = [
+        line.decode("utf-8", "replace").split(" ")[0].partition(":")[0]
+        for number, line in list(server.commands)
+        if connection in (None, number)
+    ]
+    return [verb for verb in lines if verb not in ("EHLO", "STARTTLS", "AUTH")]
+
+
+def status(message: EmailMessage) -> Any:
+    """Return the Anymail status that the backend left on a message."""
+    return cast("AnymailMessage", message).anymail_status
+
+
+def result(message: EmailMessage) -> SendResult:
+    """Return what the backend left on a message."""
+    found = status(message).esp_response
+    assert isinstance(found, SendResult)
+    return found
+
+
+@dataclass
+class Heard:
+    """The signals that fired, as (message, result) and (message, result, error)."""
+
+    sent: list[tuple[EmailMessage, SendResult]] = field(default_factory=list)
+    failed: list[tuple[EmailMessage, SendResult, Exception]] = field(
+        default_factory=list
+    )
+
+    def hear_sent(
+        self, *, message: EmailMessage, result: SendResult, **_: object
+    ) -> None:
+        self.sent.append((message, result))
+
+    def hear_failed(
+        self,
+        *,
+        message: EmailMessage,
+        result: SendResult,
+        error: Exception,
+        **_: object,
+    ) -> None:
+        self.failed.append((message, result, error))
+
+
+@contextmanager
+def listening() -> Iterator[Heard]:
+    """Hear the signals that fire within the block."""
+    heard = Heard()
+    message_sent.connect(heard.hear_sent)
+    message_failed.connect(heard.hear_failed)
+    try:
+        yield heard
+    finally:
+        message_sent.disconnect(heard.hear_sent)
+        message_failed.disconnect(heard.hear_failed)

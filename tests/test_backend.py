@@ -1,0 +1,631 @@
+"""Lists of messages through the backend, and what a server sees of them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import re
+import threading
+import traceback
+from base64 import b64decode, b64encode
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anymail.exceptions import AnymailCancelSend
+from anymail.message import AnymailMessage
+from anymail.signals import pre_send
+from django.core.mail import EmailMessage
+from django.test import override_settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from django_lettermint import exceptions
+from django_lettermint.backend import EmailBackend
+from django_lettermint.message import LettermintMessage, freeze
+from django_lettermint.results import Outcome, Phase
+from tests.faultserver import FEATURES, FaultServer, On, reply
+from tests.test_rendering import HOSTILE, assert_wire_safe, leaves, lines, text_lines
+from tests.test_report import listening, message, names, receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from django_lettermint.testing import Relay
+
+TOKEN = "lm_test_token"
+
+
+def backend(server: Relay | FaultServer, **options: Any) -> EmailBackend:
+    return EmailBackend(**server.options(**options))
+
+
+def without(*features: str) -> FaultServer:
+    """Return a server that does not offer these."""
+    return FaultServer(
+        features=[each for each in FEATURES if each.split()[0] not in features]
+    )
+
+
+# -- Lists -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", [[], (), None, iter([])])
+def test_an_empty_list_does_nothing(relay: Relay, empty: Any) -> None:
+    assert backend(relay).send_messages(empty) == 0
+    assert relay.statistics.connections == 0
+
+
+def test_any_iterable_of_messages_is_sent(relay: Relay) -> None:
+    def mails() -> Iterator[EmailMessage]:
+        for number in range(60):
+            yield message(f"{number}@example.com")
+
+    assert backend(relay).send_messages(mails()) == 60
+    assert [each.recipients for each in relay.messages] == [
+        (f"{number}@example.com",) for number in range(60)
+    ]
+    assert relay.statistics.connections == 1
+
+
+HOSTILE_MESSAGES: dict[str, Any] = {
+    "to": lambda: message('"a\r\nRCPT TO:<eve@example.com>"@example.com'),
+    "several": lambda: message("ann@example.com, eve@example.com"),
+    "size": lambda: message('"ann> SIZE=1"@example.com'),
+    "from_email": lambda: EmailMessage("Hi", "", "a\n@example.com", ["a@example.com"]),
+    "subject": lambda: EmailMessage("a\r\nX-Evil: 1", "", None, ["ann@example.com"]),
+    "reply_to": lambda: message(reply_to=["a@example.com\rX-Evil: 1"]),
+    "header 'X-A'": lambda: message(headers={"X-A": "1\r\nX-Evil: 1"}),
+    "header name": lambda: message(headers={"X-A\r\nX-Evil": "1"}),
+    "header 'Bcc'": lambda: message(headers={"Bcc": "eve@example.com"}),
+    "tag": lambda: LettermintMessage(to=["ann@example.com"], tag="a\nb"),
+    "metadata": lambda: message(metadata={"a\r\nX-Evil": "1"}),
+    "attachment's name": lambda: message(attachments=[("a\r\nb", "c", "text/plain")]),
+    "attachment's type": lambda: message(
+        attachments=[("a", "c", "text/plain\r\nb: c")]
+    ),
+}
+
+
+@pytest.mark.parametrize("field", HOSTILE_MESSAGES)
+def test_a_hostile_message_is_refused_and_the_others_go(
+    relay: Relay, field: str
+) -> None:
+    hostile = HOSTILE_MESSAGES[field]()
+    with pytest.raises(exceptions.LettermintInvalidMessage) as caught:
+        backend(relay).send_messages([message(), hostile, message()])
+    assert [each.outcome for each in caught.value.results] == [
+        Outcome.SENT,
+        Outcome.NOT_SENT,
+        Outcome.SENT,
+    ]
+    assert len(relay.messages) == 2
+    assert not any(b"Evil" in each.content for each in relay.messages)
+    name = {"several": "to", "size": "to"}.get(field, field)
+    assert name in str(caught.value)
+
+
+def test_a_hostile_message_alone_makes_no_connection(relay: Relay) -> None:
+    with pytest.raises(exceptions.LettermintInvalidMessage):
+        backend(relay).send_messages([HOSTILE_MESSAGES["to"]()])
+    assert relay.statistics.connections == 0
+
+
+def test_attributes_of_another_type_are_refused_with_a_hint(relay: Relay) -> None:
+    broken = message()
+    broken.to = None
+    with pytest.raises(exceptions.LettermintInvalidMessage) as caught:
+        backend(relay).send_messages([broken, message()])
+    assert "check its addresses" in str(caught.value)
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert len(relay.messages) == 1
+
+
+def test_the_first_error_is_raised_with_all_results(relay: Relay) -> None:
+    relay.refuse("bob@example.com", 450, "4.2.0 later")
+    mails = [message(), message("bob@example.com"), message("no"), message()]
+    with pytest.raises(exceptions.RecipientsRefused) as caught:
+        backend(relay).send_messages(mails)
+    error = caught.value
+    assert error.result is error.results[1]
+    assert error.transient
+    assert [each.phase for each in error.results] == [
+        Phase.DONE,
+        Phase.RCPT,
+        Phase.MESSAGE,
+        Phase.DONE,
+    ]
+
+
+def test_more_than_fifty_recipients_are_split(relay: Relay) -> None:
+    mail = message(*(f"{number}@example.com" for number in range(120)))
+    assert backend(relay).send_messages([mail]) == 1
+    assert [len(each.recipients) for each in relay.messages] == [50, 50, 20]
+    assert len({each.idempotency_key for each in relay.messages}) == 3
+    assert len(mail.anymail_status.recipients) == 120
+    assert mail.anymail_status.status == {"queued"}
+
+
+def test_eight_threads_open_no_more_connections_than_allowed(relay: Relay) -> None:
+    def send(number: int) -> int:
+        mail = message(f"{number}@example.com")
+        return backend(relay, pool={"max_size": 3}).send_messages([mail])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(send, range(100))) == 100
+    assert relay.statistics.peak <= 3
+    assert relay.statistics.connections <= 3
+    assert sorted(each.recipients[0] for each in relay.messages) == sorted(
+        f"{number}@example.com" for number in range(100)
+    )
+
+
+# -- pre_send ----------------------------------------------------------------------------
+
+
+def test_a_pre_send_receiver_may_change_the_message(relay: Relay) -> None:
+    def change(**arguments: Any) -> None:
+        arguments["message"].tag = "by-receiver"
+
+    with receiver(pre_send, change):
+        backend(relay).send_messages([message()])
+    assert relay.messages[0].tag == "by-receiver"
+
+
+def test_a_pre_send_receiver_may_cancel_one_of_several(relay: Relay) -> None:
+    def cancel(**arguments: Any) -> None:
+        if arguments["message"].to == ["bob@example.com"]:
+            raise AnymailCancelSend
+
+    mails = [message(), message("bob@example.com"), message()]
+    with receiver(pre_send, cancel):
+        assert backend(relay).send_messages(mails) == 2
+
+
+def test_the_result_of_a_cancelled_message_says_so(relay: Relay) -> None:
+    def cancel(**arguments: Any) -> None:
+        if arguments["message"].to == ["bob@example.com"]:
+            raise AnymailCancelSend
+
+    mails = [message("bob@example.com"), EmailMessage(), message("no")]
+    with (
+        receiver(pre_send, cancel),
+        pytest.raises(exceptions.LettermintInvalidMessage) as caught,
+    ):
+        backend(relay).send_messages(mails)
+    assert [each.phase for each in caught.value.results] == [
+        Phase.CANCELLED,
+        Phase.NO_RECIPIENTS,
+        Phase.MESSAGE,
+    ]
+
+
+def test_what_a_pre_send_receiver_raises_comes_out_after_earlier_ends(
+    relay: Relay,
+) -> None:
+    def fail(**arguments: Any) -> None:
+        if arguments["message"].to == ["bob@example.com"]:
+            raise RuntimeError("a receiver's own problem")
+
+    mails = [message(), message("bob@example.com"), message()]
+    with (
+        receiver(pre_send, fail),
+        listening() as heard,
+        pytest.raises(RuntimeError, match="own problem"),
+    ):
+        backend(relay).send_messages(mails)
+    assert names(heard) == ["post_send", "message_sent"]
+    assert len(relay.messages) == 1
+
+
+def test_an_interrupt_while_preparing_ends_each_message_before_it_propagates(
+    relay: Relay,
+) -> None:
+    def interrupt(**arguments: Any) -> None:
+        if arguments["message"].to == ["bob@example.com"]:
+            raise KeyboardInterrupt
+
+    mails = [message(), message("bob@example.com"), message()]
+    with (
+        receiver(pre_send, interrupt),
+        listening() as heard,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        backend(relay).send_messages(mails)
+    # The first had not begun: it is told so, and the others were not looked at.
+    assert names(heard) == ["message_failed"]
+    assert heard[0][1]["result"].outcome is Outcome.NOT_SENT
+    assert relay.messages == []
+
+
+def test_large_messages_are_not_all_held_in_memory(relay: Relay) -> None:
+    prepared: list[int] = []
+
+    def count(**_: Any) -> None:
+        prepared.append(len(relay.messages))
+
+    mails = [message() for _ in range(4)]
+    for mail in mails:
+        mail.attach("a.bin", b"x" * 5 * 1024 * 1024, "application/octet-stream")
+    with receiver(pre_send, count):
+        assert backend(relay).send_messages(mails) == 4
+    # The third is looked at when the first two are out.
+    assert prepared == [0, 0, 2, 2]
+
+
+# -- The caller's message ----------------------------------------------------------------
+
+
+def test_a_message_can_be_sent_twice(relay: Relay) -> None:
+    mail = message(headers={"X-LM-Tag": "tag"}, bcc=["bcc@example.com"])
+    before = copy.deepcopy(
+        {k: v for k, v in vars(mail).items() if k != "anymail_status"}
+    )
+    for _ in range(2):
+        assert backend(relay).send_messages([mail]) == 1
+    after = {k: v for k, v in vars(mail).items() if k != "anymail_status"}
+    assert after == before
+    first, second = relay.messages
+    assert first.recipients == second.recipients
+    assert first.tag == second.tag == "tag"
+    assert first.idempotency_key != second.idempotency_key
+
+
+def test_a_message_with_a_key_of_its_own_is_delivered_once(relay: Relay) -> None:
+    mail = freeze(
+        LettermintMessage(
+            "Hi",
+            "Hello",
+            "shop@example.com",
+            ["ann@example.com"],
+            idempotency_key="order-7",
+            headers={"Date": "Thu, 01 Jan 2026 00:00:00 +0000", "Message-ID": "<a@b>"},
+        )
+    )
+    for _ in range(2):
+        assert backend(relay).send_messages([mail]) == 1
+    assert len(relay.messages) == 1
+    assert relay.statistics.replays == 1
+
+
+def test_another_message_under_the_same_key_says_that_the_key_was_yours(
+    relay: Relay,
+) -> None:
+    mails = [
+        LettermintMessage(body, body, None, ["ann@example.com"], idempotency_key="k")
+        for body in ("one", "two")
+    ]
+    with pytest.raises(exceptions.MessageRefused, match="idempotency key is your own"):
+        backend(relay).send_messages(mails)
+    assert len(relay.messages) == 1
+
+
+def test_a_sent_message_can_be_pickled_and_sent_again(relay: Relay) -> None:
+    with override_settings(ANYMAIL=relay.settings()):
+        # Below Django 6.1, the message keeps the backend that it was sent with.
+        mail: Any = message(tags=["tag"])
+        mail._connection = mail.__dict__["connection"] = EmailBackend()
+        backend(relay).send_messages([mail])
+        stored = pickle.dumps(mail)
+        assert TOKEN.encode() not in stored
+        again: Any = pickle.loads(stored)
+        assert again.anymail_status.status == {"queued"}
+        assert again.anymail_status.esp_response == mail.anymail_status.esp_response
+        assert again.__dict__["connection"].send_messages([again]) == 1
+    assert [each.tag for each in relay.messages] == ["tag", "tag"]
+
+
+def test_what_is_raised_can_be_pickled(relay: Relay) -> None:
+    relay.refuse("ann@example.com")
+    with pytest.raises(exceptions.RecipientsRefused) as caught:
+        backend(relay).send_messages([message(), message("bob@example.com")])
+    stored = pickle.dumps(caught.value)
+    again = pickle.loads(stored)
+    assert again.results == caught.value.results
+    assert again.recipients == caught.value.recipients
+    assert TOKEN.encode() not in stored
+
+
+# -- What the relay reads ----------------------------------------------------------------
+
+
+def test_extras_arrive_as_sent(relay: Relay) -> None:
+    metadata = {
+        "order_id": "7",
+        "UserID": "u-1",
+        "long": "x" * 600,
+        "words": "lorem ipsum " * 49 + "dolor",
+        "city": "Zürich ☃",
+        "tricky": "a =?utf-8?q?b?= c",
+    }
+    mail = LettermintMessage(
+        "Grüße",
+        "Hello",
+        "Shöp <shop@example.com>",
+        ["ann@example.com"],
+        route="news-letters",
+        tag="t" * 255,
+        metadata=metadata,
+        idempotency_key="order-7",
+    )
+    backend(relay).send_messages([mail])
+    [received] = relay.messages
+    assert received.route == "news-letters"
+    assert received.tag == "t" * 255
+    found = dict(received.metadata)
+    assert found.pop("django_message_id") == mail.anymail_status.message_id  # type: ignore[attr-defined]
+    assert found == metadata
+    assert received.idempotency_key == "order-7"
+    assert received.headers["Subject"] == "Grüße"
+    for line in (
+        b"Idempotency-Key: order-7",
+        b"X-Lettermint-Route: news-letters",
+        b"X-LM-Tag: " + b"t" * 255,
+        b"X-LM-Metadata-order_id: 7",
+        b"X-LM-Metadata-UserID: u-1",
+        b"X-LM-Metadata-long: " + b"x" * 600,
+    ):
+        assert line in received.content.split(b"\r\n")
+
+
+def test_blind_recipients_are_on_the_wire_in_commands_only() -> None:
+    with FaultServer() as server:
+        backend(server).send_messages([message(bcc=["eve@example.com"])])
+        [everything] = server.received.values()
+    assert everything.count(b"eve@example.com") == 1
+    assert b"RCPT TO:<eve@example.com>" in everything
+    assert b"bcc" not in everything.lower()
+
+
+def test_each_recipient_of_merge_metadata_gets_the_own(relay: Relay) -> None:
+    mail = message("ann@example.com", "bob@example.com")
+    mail.metadata = {"all": "1"}
+    mail.merge_metadata = {"ann@example.com": {"n": 1}, "bob@example.com": {"n": 2}}
+    assert backend(relay).send_messages([mail]) == 1
+    assert [(each.recipients, each.metadata["n"]) for each in relay.messages] == [
+        (("ann@example.com",), "1"),
+        (("bob@example.com",), "2"),
+    ]
+    assert all(each.metadata["all"] == "1" for each in relay.messages)
+
+
+def test_an_international_domain_goes_as_idna_2008(relay: Relay) -> None:
+    mail = message("ann@straße.de")
+    backend(relay).send_messages([mail])
+    [received] = relay.messages
+    assert received.recipients == ("ann@xn--strae-oqa.de",)
+    assert str(received.headers["To"]) == "ann@xn--strae-oqa.de"
+    assert not received.smtputf8
+
+
+def test_an_international_mailbox_goes_by_smtputf8(relay: Relay) -> None:
+    mail = message("Jörg <nø@straße.de>")
+    backend(relay).send_messages([mail, message()])
+    first, second = relay.messages
+    assert first.smtputf8
+    assert not second.smtputf8
+    assert first.recipients == ("nø@xn--strae-oqa.de",)
+    assert "\r\nTo: Jörg <nø@xn--strae-oqa.de>\r\n".encode() in first.content
+
+
+def test_an_international_mailbox_is_refused_where_smtputf8_is_missing() -> None:
+    with without("SMTPUTF8") as server:
+        with pytest.raises(exceptions.LettermintInvalidMessage, match="SMTPUTF8"):
+            backend(server).send_messages([message("nø@example.com"), message()])
+        assert server.delivered == {"ann@example.com": 1}
+        assert server.connections == 1
+        assert not any("ø".encode() in line for _, line in server.commands)
+
+
+@pytest.mark.parametrize("body", ["Grüße\r\n.\r\n..\nend", "ü" * 3000, "plain"])
+def test_a_relay_without_8bitmime_gets_the_same_text(body: str) -> None:
+    with without("8BITMIME") as server:
+        mail = message()
+        mail.body = body
+        mail.attach("grüße.txt", "ö" * 100, "text/plain")
+        backend(server).send_messages([mail])
+        [delivery] = server.deliveries
+        assert not any(b"8BITMIME" in line for _, line in server.commands)
+        assert server.violations == []
+    assert delivery.content.isascii()
+    first, second = leaves(delivery.content)
+    assert text_lines(first) == lines(body)
+    assert second.decode().rstrip() == "ö" * 100
+
+
+def test_8_bits_are_declared(relay: Relay) -> None:
+    mail = message()
+    mail.body = "Grüße"
+    backend(relay).send_messages([mail, message()])
+    assert [each.body_8bit for each in relay.messages] == [True, False]
+
+
+def test_a_message_over_the_relays_size_is_refused_before_mail() -> None:
+    features = [*(each for each in FEATURES if "SIZE" not in each), "SIZE 5000"]
+    big = message()
+    big.body = "word " * 2000
+    with FaultServer(features=features) as server:
+        with pytest.raises(
+            exceptions.LettermintInvalidMessage, match=r"the relay takes 5000 .* links"
+        ):
+            backend(server).send_messages([message(), big, message()])
+        assert server.delivered == {"ann@example.com": 2}
+        assert server.connections == 1
+        mails = [line for _, line in server.commands if line.startswith(b"MAIL")]
+        assert len(mails) == 2
+        for line, delivery in zip(mails, server.deliveries, strict=True):
+            assert b"SIZE=%d" % len(delivery.content) in line
+
+
+def test_almost_25_mb_arrive(relay: Relay) -> None:
+    mail = message()
+    data = bytes(range(256)) * (72 * 1024)
+    mail.attach("data.bin", data, "application/octet-stream")
+    assert backend(relay).send_messages([mail]) == 1
+    # Not by the email package, which takes its time.
+    found = re.search(rb"\r\n\r\n([\w+/=\r\n]{999,})\r\n--", relay.messages[0].content)
+    assert found
+    assert b64decode(found[1]) == data
+
+
+def test_over_25_mb_are_refused_before_any_network(relay: Relay) -> None:
+    mail = message()
+    mail.attach("data.bin", b"x" * 20 * 1024 * 1024, "application/octet-stream")
+    with pytest.raises(exceptions.LettermintInvalidMessage, match="25 MB"):
+        backend(relay).send_messages([mail])
+    assert relay.statistics.connections == 0
+
+
+def between_data_and_dot(received: bytes) -> list[bytes]:
+    """Take the contents out of a recording, as RFC 5321 section 4.5.2 tells to."""
+    found = re.findall(rb"^DATA\r\n(.*?)^\.\r\n", received, re.DOTALL | re.MULTILINE)
+    return [re.sub(rb"^\.", b"", content, flags=re.MULTILINE) for content in found]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.lists(st.sampled_from(HOSTILE), max_size=5).map("".join),
+        min_size=1,
+        max_size=3,
+    ),
+    st.booleans(),
+)
+def test_bodies_are_stuffed_so_that_another_parser_finds_them(
+    bodies: list[str],
+    pipelining: bool,  # noqa: FBT001
+) -> None:
+    mails = [message() for _ in bodies]
+    for mail, body in zip(mails, bodies, strict=True):
+        mail.body = body
+    with FaultServer() as server:
+        sent = backend(server, pipelining=pipelining, pool=False).send_messages(mails)
+        [recording] = server.received.values()
+        delivered = [each.content for each in server.deliveries]
+        assert server.violations == []
+    assert sent == len(bodies)
+    assert between_data_and_dot(recording) == delivered
+    for content, body in zip(delivered, bodies, strict=True):
+        assert_wire_safe(content)
+        assert text_lines(leaves(content)[0]) == lines(body)
+
+
+# -- Connections -------------------------------------------------------------------------
+
+
+def test_open_tells_whether_it_made_a_connection(relay: Relay) -> None:
+    assert backend(relay).open() is True
+    assert backend(relay).open() is False
+    assert relay.statistics.connections == 1
+
+
+def test_a_with_block_and_close_leave_the_connection_to_the_pool(relay: Relay) -> None:
+    with backend(relay) as connection:
+        connection.send_messages([message()])
+        connection.close()
+        connection.send_messages([message()])
+    assert relay.statistics.connections == 1
+    assert relay.statistics.open == 1
+
+
+def test_open_raises_unless_told_not_to(relay: Relay) -> None:
+    relay.stop()
+    with pytest.raises(exceptions.ConnectFailed):
+        backend(relay, ca_file=None, retries=0).open()
+    assert backend(relay, ca_file=None, retries=0, fail_silently=True).open() is None
+    relay.start()
+
+
+def test_the_timeout_can_be_set_on_the_backend(relay: Relay) -> None:
+    connection = backend(relay)
+    assert connection.timeout == 10
+    connection.timeout = 3
+    assert connection.config.timeout == 3
+    connection.timeout = None
+    assert connection.config.timeout == 10
+
+
+def test_sending_from_threads_with_one_backend(relay: Relay) -> None:
+    connection = backend(relay)
+    barrier = threading.Barrier(4, timeout=10)
+
+    def send(number: int) -> int:
+        barrier.wait()
+        return connection.send_messages([message(f"{number}@example.com")])
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(send, range(4))) == [1] * 4
+
+
+# -- Safety ------------------------------------------------------------------------------
+
+
+def test_a_wrong_token_costs_one_login_and_says_what_to_do(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = "lm_wrong_token"
+    connection = backend(relay, api_token=wrong)
+    mails = [message() for _ in range(60)]
+    with (
+        listening() as heard,
+        pytest.raises(exceptions.AuthenticationFailed) as caught,
+    ):
+        connection.send_messages(mails)
+    assert relay.logins.attempts == 1
+    assert names(heard) == ["message_failed"] * 60
+    assert {each.outcome for each in caught.value.results} == {Outcome.NOT_SENT}
+    assert {each.phase for each in caught.value.results} == {Phase.AUTH}
+    assert "LETTERMINT_API_TOKEN" in str(caught.value)
+    assert "dashboard" in str(caught.value)
+    assert caught.value.smtp_code == 535
+    told = [
+        caplog.text,
+        repr(connection),
+        repr(vars(connection)),
+        repr(heard),
+        "".join(traceback.format_exception(caught.value)),
+        repr(pickle.dumps(caught.value)),
+        repr(pickle.dumps(mails[0].anymail_status)),
+        frames(caught.value),
+    ]
+    secrets = [wrong, b64encode(f"\0lettermint\0{wrong}".encode()).decode()]
+    for secret in (*secrets, b64encode(wrong.encode()).decode()):
+        assert not any(secret in text for text in told)
+
+
+def frames(error: BaseException | None) -> str:
+    """Return the variables of our frames, as a debug page would show them."""
+    shown = []
+    while error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if "django_lettermint" in frame.f_code.co_filename:
+                shown.append(repr(frame.f_locals))
+        error = error.__cause__ or error.__context__
+    return "\n".join(shown)
+
+
+def test_nothing_goes_to_a_server_that_does_not_start_tls() -> None:
+    with FaultServer(
+        [On("starttls", do=reply(454, "4.7.0 no"))], tls="starttls"
+    ) as server:
+        for _ in range(2):
+            with pytest.raises(exceptions.TLSFailed):
+                backend(server).send_messages([message()])
+        assert server.logins == []
+        assert server.deliveries == []
+        assert not any(b"MAIL" in line for _, line in server.commands)
+
+
+def test_failing_silently_does_not_weaken_tls() -> None:
+    with FaultServer(cert="self_signed") as server:
+        assert backend(server, fail_silently=True).send_messages([message()]) == 0
+        assert server.logins == []
+        assert server.deliveries == []
+
+
+def test_failures_go_on_with_the_others_but_are_counted(relay: Relay) -> None:
+    relay.refuse("bob@example.com")
+    mails = [message("bob@example.com"), message(), AnymailMessage()]
+    assert backend(relay, fail_silently=True).send_messages(mails) == 1

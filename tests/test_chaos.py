@@ -1,0 +1,42 @@
+"""Many mails at once to a server that fails at random: a short run of `tests.chaos`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from django_lettermint.results import Outcome
+from tests.chaos import run
+from tests.chaos_account import report
+from tests.faultserver import Action, Answer, On, accept_then, reply
+
+
+@pytest.mark.parametrize(
+    ("idempotency", "tls"), [(True, "implicit"), (False, "starttls")]
+)
+def test_no_promise_is_broken_among_random_faults(
+    *, idempotency: bool, tls: str
+) -> None:
+    account = run(400, seed=404, idempotency=idempotency, tls=tls)
+    assert account.broken == [], report(account)
+    # It was no walk in the park.
+    assert sum(account.toll.times.values()) > 50
+    assert account.outcomes[Outcome.SENT] > 300
+
+
+def confirm_only(answer: Answer) -> Answer:
+    return replace(answer, code=0)
+
+
+@pytest.mark.parametrize(
+    ("lie", "found"),
+    [
+        (confirm_only, "SENT to 4-1@example.org, delivered 0 times"),
+        (accept_then(reply(550)), "NOT_SENT to 4-1@example.org, delivered 1 times"),
+    ],
+)
+def test_a_server_that_lies_is_found_out(lie: Action, found: str) -> None:
+    account = run(10, seed=1, idempotency=True, script=[On("dot", do=lie)])
+    assert any(what.startswith(found) for what in account.broken)
+    assert f"BROKEN: {found}" in report(account)

@@ -1,0 +1,290 @@
+"""What `manage.py check` says; the ids are in `checks.Id`."""
+
+from __future__ import annotations
+
+import warnings
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import django
+import pytest
+from django.apps import apps
+from django.core.checks import CheckMessage, registry, run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+
+from django_lettermint import checks
+from django_lettermint.apps import LettermintConfig
+from django_lettermint.backend import EmailBackend
+
+if TYPE_CHECKING:
+    from django.core.mail.backends.base import BaseEmailBackend
+
+BACKEND = "django_lettermint.backend.EmailBackend"
+TOKEN = "lm_5f0c1e9a7b"
+
+#: Django 6.1 has MAILERS and lets nobody set EMAIL_BACKEND besides; before, the latter
+#: decides, and MAILERS is what a project prepares for later.
+MAILERS_DECIDE = django.VERSION >= (6, 1)
+
+
+class Subclass(EmailBackend):
+    """Takes the same options."""
+
+
+class OwnConstructor(EmailBackend):
+    """Takes options of its own."""
+
+    def __init__(self, tenant: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tenant = tenant
+
+
+def factory(**kwargs: Any) -> BaseEmailBackend:
+    return EmailBackend(**kwargs)
+
+
+def mailer(path: str = BACKEND, **options: Any) -> dict[str, Any]:
+    return {"BACKEND": path, "OPTIONS": options}
+
+
+def ids(messages: list[CheckMessage]) -> list[str | None]:
+    return [message.id for message in messages]
+
+
+def test_the_checks_run_with_those_about_mail() -> None:
+    registered = {
+        check for check in registry.registry.get_checks() if check.tags == ("mail",)
+    }
+
+    assert registered >= {
+        checks.check_backends,
+        checks.check_queues,
+        checks.check_webhooks,
+        checks.check_names,
+        checks.check_distributions,
+    }
+
+
+def test_the_app_is_named_as_designed() -> None:
+    config = apps.get_app_config("django_lettermint")
+
+    assert isinstance(config, LettermintConfig)
+    assert (config.name, config.verbose_name) == ("django_lettermint", "Lettermint")
+
+
+def test_the_ids_are_unique_and_in_our_own_space() -> None:
+    values = [identity.value for identity in checks.Id]
+
+    assert len(set(values)) == len(values)
+    assert all(value.startswith("lettermint_smtp.") for value in values)
+
+
+def test_a_project_that_sends_elsewhere_is_left_alone() -> None:
+    assert checks.check_backends() == []
+
+
+@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN)
+def test_right_settings_pass() -> None:
+    assert run_checks(tags=["mail"]) == []
+
+
+@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN="to ken")
+def test_a_wrong_setting_of_email_backend_is_an_error() -> None:
+    (message,) = checks.check_backends()
+
+    assert message.id == "lettermint_smtp.E001"
+    assert message.is_serious()
+    assert message.msg.startswith("LETTERMINT_API_TOKEN must be a string of printable")
+    assert "to ken" not in str(message)
+
+
+@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_PORT=0)
+def test_the_check_says_what_sending_would_raise() -> None:
+    (message,) = checks.check_backends()
+
+    with pytest.raises(ImproperlyConfigured) as raised:
+        EmailBackend()
+
+    assert message.msg == str(raised.value)
+
+
+@override_settings(EMAIL_BACKEND=BACKEND)
+def test_manage_py_check_fails_without_a_token() -> None:
+    with pytest.raises(CommandError, match=r"lettermint_smtp\.E001"):
+        call_command("check", "--tag", "mail", stderr=StringIO())
+
+
+@override_settings(
+    MAILERS={
+        "default": mailer(api_token=TOKEN),
+        "news": mailer(api_token=TOKEN, port="465"),
+        "bulk": mailer(f"{__name__}.Subclass"),
+        "other": mailer("django.core.mail.backends.dummy.EmailBackend", port="x"),
+        "smtp": {},
+    }
+)
+def test_each_mailer_of_ours_is_checked() -> None:
+    first, second = checks.check_backends()
+
+    assert first.msg.startswith("MAILERS['news']['OPTIONS']['port'] must be a whole")
+    assert "api_token is not set" in second.msg
+    assert ids([first, second]) == ["lettermint_smtp.E001"] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (BACKEND, True),
+        (f"{__name__}.Subclass", True),
+        (f"{__name__}.OwnConstructor", False),
+        (f"{__name__}.factory", False),
+        ("django.core.mail.backends.smtp.EmailBackend", False),
+        ("django_lettermint.backend.Missing", False),
+        ("no dots", False),
+    ],
+)
+def test_what_takes_our_options_is_checked(path: str, *, expected: bool) -> None:
+    with override_settings(MAILERS={"default": mailer(path)}):
+        assert bool(checks.check_backends()) is expected
+
+
+@override_settings(EMAIL_BACKEND=BACKEND, MAILERS={"default": mailer("some.Other")})
+def test_email_backend_counts_where_django_uses_it() -> None:
+    assert len(checks.check_backends()) == (0 if MAILERS_DECIDE else 1)
+
+
+@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN)
+def test_reading_the_settings_warns_of_nothing() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert checks.check_backends() == []
+
+    assert caught == []
+
+
+@override_settings(
+    EMAIL_BACKEND=BACKEND,
+    LETTERMINT_API_TOKEN=TOKEN,
+    LETTERMINT_HOST="127.0.0.1",
+    LETTERMINT_SECURITY="plaintext",
+)
+def test_plaintext_is_a_warning() -> None:
+    (message,) = checks.check_backends()
+
+    assert message.id == "lettermint_smtp.W001"
+    assert message.msg.startswith("EMAIL_BACKEND sends mail and token in clear")
+
+
+@override_settings(
+    MAILERS={"default": mailer(api_token=TOKEN, signing_secret="whsec_1")}
+)
+def test_a_webhook_secret_in_a_mailer_is_a_warning() -> None:
+    (message,) = checks.check_backends()
+
+    assert message.id == "lettermint_smtp.W005"
+    assert message.msg.startswith("MAILERS['default']['OPTIONS']['signing_secret'] has")
+    assert message.hint == "Set LETTERMINT_SIGNING_SECRET instead."
+
+
+@override_settings(
+    EMAIL_BACKEND=BACKEND,
+    LETTERMINT_API_TOKEN=TOKEN,
+    LETTERMINT_SEND_DEFAULTS={"from_email": "us@example.com"},
+)
+def test_a_default_sender_is_a_warning() -> None:
+    assert ids(checks.check_backends()) == ["lettermint_smtp.W006"]
+
+
+def test_checking_changes_no_mailer() -> None:
+    mailers = {"default": mailer(api_token=TOKEN)}
+
+    with override_settings(MAILERS=mailers):
+        checks.check_backends()
+
+    assert mailers == {"default": mailer(api_token=TOKEN)}
+
+
+@override_settings(LETTERMINT_WEBHOOK_DEDUPE="no")
+def test_a_wrong_setting_of_webhooks_is_an_error() -> None:
+    (message,) = checks.check_webhooks()
+
+    assert message.id == "lettermint_smtp.E002"
+    assert message.msg.startswith("LETTERMINT_WEBHOOK_DEDUPE must be True or False")
+
+
+@override_settings(ROOT_URLCONF="tests.webhook_urls")
+def test_webhook_urls_without_a_secret_are_a_warning() -> None:
+    assert ids(checks.check_webhooks()) == ["lettermint_smtp.W004"]
+
+
+@override_settings(
+    ROOT_URLCONF="tests.webhook_urls", LETTERMINT_SIGNING_SECRET="whsec_1"
+)
+def test_webhook_urls_with_a_secret_pass() -> None:
+    assert checks.check_webhooks() == []
+
+
+@pytest.mark.parametrize("urlconf", ["tests.urls", None])
+def test_without_webhook_urls_no_secret_is_needed(urlconf: str | None) -> None:
+    with override_settings(ROOT_URLCONF=urlconf):
+        assert checks.check_webhooks() == []
+
+
+@override_settings(
+    LETTERMINT_API_KEY=TOKEN, ANYMAIL_LETTERMINT_PROT=1, LETTERMINT_PORT=465
+)
+def test_an_unknown_setting_is_a_warning_with_a_suggestion() -> None:
+    prot, key = sorted(checks.check_names(), key=lambda message: message.msg)
+
+    assert ids([prot, key]) == ["lettermint_smtp.W002"] * 2
+    assert (
+        prot.msg
+        == "ANYMAIL_LETTERMINT_PROT is not a setting of django-lettermint-smtp."
+    )
+    assert prot.hint == "Did you mean 'LETTERMINT_PORT'?"
+    assert key.hint == "Did you mean 'LETTERMINT_API_TOKEN'?"
+    assert TOKEN not in f"{prot} {key}"
+
+
+def test_what_is_installed_here_does_not_clash() -> None:
+    assert checks.check_distributions() == []
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["django-lettermint-smtp"], ["Django_Lettermint.SMTP"] * 2]
+)
+def test_our_own_distribution_does_not_clash(names: list[str]) -> None:
+    assert checks.check_distributions(packages={"django_lettermint": names}) == []
+
+
+def test_another_distribution_of_the_same_package_is_a_warning() -> None:
+    packages = {"django_lettermint": ["django-lettermint-smtp", "django-lettermint"]}
+
+    (message,) = checks.check_distributions(packages=packages)
+
+    assert message.id == "lettermint_smtp.W003"
+    assert message.msg.startswith("django-lettermint installs a package")
+
+
+QUEUE = "django_lettermint.tasks.EmailBackend"
+
+
+@override_settings(LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_QUEUE_NAME="nowhere")
+def test_a_queue_that_could_take_nothing_is_an_error() -> None:
+    mailers = {"default": mailer(QUEUE, using="relay"), "relay": mailer()}
+    mail_settings = {"MAILERS": mailers} if MAILERS_DECIDE else {"EMAIL_BACKEND": QUEUE}
+    with override_settings(**mail_settings):
+        [found] = checks.check_queues()
+
+    assert found.id == checks.Id.INVALID_BACKEND
+    assert "'nowhere'" in found.msg
+
+
+@override_settings(LETTERMINT_API_TOKEN=TOKEN)
+def test_a_queue_that_works_is_none() -> None:
+    mailers = {"default": mailer(QUEUE, using="relay"), "relay": mailer()}
+    mail_settings = {"MAILERS": mailers} if MAILERS_DECIDE else {"EMAIL_BACKEND": QUEUE}
+    with override_settings(**mail_settings):
+        assert checks.check_queues() == []

@@ -1,0 +1,69 @@
+"""The page about delivery says what the classes are."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from django_lettermint import exceptions
+from django_lettermint.envelope import MAX_RECIPIENTS
+from django_lettermint.exceptions import LettermintError, LettermintInvalidMessage
+from django_lettermint.options import OPTIONS
+from django_lettermint.replies import MAX_LINE, MAX_REPLY
+from django_lettermint.results import Outcome
+from django_lettermint.transaction import MAX_REPEATS
+from tests.snippets import DOCS
+
+PAGE = (DOCS / "delivery.md").read_text("utf-8")
+CLASSES = [
+    each
+    for each in vars(exceptions).values()
+    if isinstance(each, type)
+    and each.__module__ == exceptions.__name__
+    and (issubclass(each, LettermintError) or each is LettermintInvalidMessage)
+    and each is not LettermintError
+]
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """Return the first table below a heading, by the name in its first column."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def test_every_error_is_explained_in_the_order_of_the_module() -> None:
+    assert [*rows("Errors")] == [each.__name__ for each in CLASSES]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_says_whether_to_send_again(kind: type[LettermintError]) -> None:
+    meaning, safe, later, remedy = rows("Errors")[kind.__name__]
+    assert meaning
+    assert remedy
+    assert safe == ("yes" if kind.retry_safe else "no")
+    if not later.startswith("by the repl"):
+        assert later == ("yes" if kind.transient else "no")
+
+
+def test_every_outcome_is_explained() -> None:
+    assert [*rows("Three outcomes")] == [each.name for each in Outcome]
+
+
+def test_times_are_options() -> None:
+    assert [name for name in rows("Time") if name.isidentifier()] == [
+        "timeout",
+        "final_reply_timeout",
+        "deadline",
+    ]
+    assert {"timeout", "final_reply_timeout", "deadline"} <= set(OPTIONS)
+
+
+def test_numbers_are_those_of_the_code() -> None:
+    assert f"up to {MAX_REPEATS} times" in PAGE
+    assert f"More than {MAX_RECIPIENTS} recipients" in PAGE
+    limits = re.search(r"at most (\d+) KB a line, (\d+) KB a reply", PAGE)
+    assert limits
+    assert [int(each) * 1024 for each in limits.groups()] == [MAX_LINE, MAX_REPLY]

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_lettermint.envelope import Envelope, numbered
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.rendering import with_crlf
+
+KEYS = st.text(st.characters(codec="ascii", min_codepoint=33, max_codepoint=126))
+ENVELOPES = st.builds(
+    Envelope,
+    mail_from=st.emails(),
+    recipients=st.lists(st.emails(), max_size=3).map(tuple),
+    content=st.binary(max_size=300).map(with_crlf),
+    message_id=st.text(max_size=40),
+    idempotency_key=st.none() | KEYS.filter(lambda key: 0 < len(key) <= 255),
+    smtputf8=st.booleans(),
+)
+
+
+def made(**changes: Any) -> Envelope:
+    fields: dict[str, Any] = {
+        "mail_from": "shop@example.com",
+        "recipients": ("ann@example.com",),
+        "content": b"Subject: Hi\r\n\r\nHello\r\n",
+        "message_id": "m-1",
+        "idempotency_key": "k-1",
+    }
+    return Envelope(**fields | changes)
+
+
+@given(ENVELOPES)
+def test_an_envelope_survives_json(envelope: Envelope) -> None:
+    assert Envelope.from_json(json.loads(json.dumps(envelope.to_json()))) == envelope
+
+
+@given(ENVELOPES)
+def test_an_envelope_survives_pickling(envelope: Envelope) -> None:
+    assert pickle.loads(pickle.dumps(envelope)) == envelope
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1", [1]])
+def test_another_version_of_the_json_form_is_refused(version: object) -> None:
+    with pytest.raises(ValueError, match=r"an envelope of version .* reads version 1"):
+        Envelope.from_json(made().to_json() | {"version": version})
+
+
+@pytest.mark.parametrize("name", list(made().to_json()))
+def test_a_json_form_without_a_field_is_refused(name: str) -> None:
+    form = made().to_json()
+    del form[name]
+    with pytest.raises(ValueError, match="envelope"):
+        Envelope.from_json(form)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mail_from": None},
+        {"mail_from": "a@example.com>\r\nRCPT TO:<eve@example.com"},
+        {"mail_from": "a@example.com> SIZE=1"},
+        {"recipients": "ann@example.com"},
+        {"recipients": [1]},
+        {"recipients": ["<ann@example.com>"]},
+        {"recipients": ["ann@example.com\nRSET"]},
+        {"recipients": None},
+        {"content": "no base64!"},
+        {"content": 5},
+        {"content": base64.b64encode(b"a\nb\r\n").decode()},
+        {"content": base64.b64encode(b"no line end").decode()},
+        {"idempotency_key": "a\r\nX-Evil: 1"},
+        {"idempotency_key": "x" * 256},
+        {"idempotency_key": 5},
+        {"surplus": 1},
+    ],
+)
+def test_a_json_form_that_was_tampered_with_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Envelope.from_json(made().to_json() | change)
+
+
+def test_the_key_is_written_in_front_of_the_content_and_counted() -> None:
+    envelope = made()
+    assert envelope.data == b"Idempotency-Key: k-1\r\n" + envelope.content
+    assert envelope.size == len(envelope.data)
+
+
+def test_without_a_key_the_content_is_all() -> None:
+    envelope = made(idempotency_key=None)
+    assert envelope.data == envelope.content
+    assert envelope.size == len(envelope.content)
+
+
+def test_up_to_fifty_recipients_are_one_part() -> None:
+    envelope = made(recipients=tuple(f"{n}@example.com" for n in range(50)))
+    assert envelope.parts() == [envelope]
+
+
+@pytest.mark.parametrize("key", ["k-1", None])
+def test_more_recipients_are_parts_with_keys_of_their_own(key: str | None) -> None:
+    recipients = tuple(f"{n}@example.com" for n in range(101))
+    envelope = made(recipients=recipients, idempotency_key=key)
+    first, second, third = envelope.parts()
+    assert (*first.recipients, *second.recipients, *third.recipients) == recipients
+    assert len(first.recipients) == len(second.recipients) == 50
+    keys = [each.idempotency_key for each in (first, second, third)]
+    assert keys == (["k-1", "k-1/2", "k-1/3"] if key else [None] * 3)
+    assert first.content == second.content
+
+
+def test_the_number_of_a_key_that_is_long_already_is_hashed_in() -> None:
+    long = "x" * 254
+    assert numbered(long, 1) == long
+    assert len({numbered(long, 2), numbered(long, 3), numbered("y" * 254, 2)}) == 3
+    assert max(len(numbered(long, n)) for n in range(1, 100)) <= 255
+    assert numbered(long, 2) == numbered(long, 2)
+
+
+def test_a_raw_header_of_8_bits_has_no_7_bit_form() -> None:
+    envelope = made(content="Subject: Grüße\r\n\r\nHello\r\n".encode())
+    with pytest.raises(LettermintInvalidMessage, match="header has raw 8-bit"):
+        envelope.seven_bit()
+
+
+def test_the_7_bit_form_keeps_everything_but_the_content() -> None:
+    content = "Content-Type: text/plain; charset=utf-8\r\n\r\nGrüße\r\n".encode()
+    envelope = made(content=content)
+    seven = envelope.seven_bit()
+    assert seven.content.isascii()
+    assert seven.recipients == envelope.recipients
+    assert seven.idempotency_key == envelope.idempotency_key
+    assert seven.message_id == envelope.message_id

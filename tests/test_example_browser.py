@@ -1,0 +1,315 @@
+"""The example's website in a real browser: compose, TLS relay, webhook, signal, page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from django_lettermint.testing import Relay
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.external]
+
+SERVE = Path(__file__).parent.parent / "example_project" / "serve.py"
+SECRET = "whsec_example"
+PAGES = ("", "outbox/", "pool/", "check/")
+# Debian's Chromium looks for its makers' servers otherwise.
+ARGUMENTS = [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@contextmanager
+def serving(database: Path, **environment: object) -> Iterator[str]:
+    """Run the site in a process of its own and yield its address."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LETTERMINT_", "DJANGO_"))
+    }
+    own = {name: str(value) for name, value in environment.items()}
+    process = subprocess.Popen(
+        [sys.executable, str(SERVE), "--port", "0"],
+        env=inherited | own | {"EXAMPLE_DATABASE": str(database)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout
+            # Its second line; the end of the output, if it has died.
+            said = process.stdout.readline() + process.stdout.readline()
+            address = re.search(r"http://\S+", said)
+            assert address, said
+            yield address[0]
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[Relay]:
+    with Relay() as relay:
+        yield relay
+
+
+@pytest.fixture(scope="module")
+def site(relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The site, sending to our relay as if that were Lettermint."""
+    database = tmp_path_factory.mktemp("site") / "db.sqlite3"
+    settings = relay.settings() | {"LETTERMINT_SIGNING_SECRET": SECRET}
+    with serving(database, **settings) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # Not at the top: only the environments that run these tests have Playwright.
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that may ask this machine only, and has no errors in its scripts."""
+    page = browser.new_page(viewport={"width": 1100, "height": 800})
+    page.set_default_timeout(20_000)
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    yield page
+    page.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith("http://127.0.0.1:")] == []
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures go: PYTEST_SCREENSHOTS=docs/screenshots renews the documentation's."""
+    chosen = os.environ.get("PYTEST_SCREENSHOTS")
+    return Path(chosen).resolve() if chosen else tmp_path_factory.mktemp("screenshots")
+
+
+def send(page: Page) -> None:
+    page.get_by_role("button", name="Send", exact=True).click()
+
+
+def compose(page: Page, site: str, **fields: str) -> None:
+    """Fill in the form and send it."""
+    page.goto(site)
+    for label, value in fields.items():
+        page.get_by_label(label, exact=True).fill(value)
+    send(page)
+
+
+def card(page: Page, subject: str) -> Locator:
+    """Return a mail in the outbox."""
+    heading = page.get_by_role("heading", name=subject)
+    return page.get_by_role("article").filter(has=heading)
+
+
+def post_events(relay: Relay, site: str, subject: str) -> None:
+    """Let the relay post what became of a mail."""
+    [mail] = [mail for mail in relay.messages if mail.headers["Subject"] == subject]
+    url = f"{site}anymail/lettermint/tracking/"
+    for delivery in relay.webhooks.post(url, SECRET, messages=[mail]):
+        assert delivery.status == 200, delivery.error
+
+
+def test_a_composed_mail_is_sent_and_its_delivery_appears_by_itself(
+    relay: Relay, site: str, page: Page, screenshots: Path
+) -> None:
+    page.goto(site)
+    page.get_by_label("Subject").fill("Your order")
+    page.get_by_label("HTML").fill("<p>It <b>works</b>.</p>")
+    page.get_by_label("Attachment").set_input_files(
+        {"name": "invoice.csv", "mimeType": "text/csv", "buffer": b"mint,1.50\n"}
+    )
+    page.get_by_label("Route").fill("outgoing")
+    page.get_by_label("Tag").fill("order shipped")
+    page.get_by_role("button", name="Add a row").click()
+    for row, (key, value) in enumerate({"order_id": "4711", "UserID": "Zoë"}.items()):
+        page.get_by_label("Name").nth(row * 2).fill(key)  # the first and the added row
+        page.get_by_label("Value").nth(row * 2).fill(value)
+    page.screenshot(path=screenshots / "compose.png", full_page=True)
+    send(page)
+
+    mail = card(page, "Your order")
+    mail.get_by_text("SENT", exact=True).wait_for()
+    mail.get_by_text("Waiting for webhooks").wait_for()
+    post_events(relay, site, "Your order")
+    mail.get_by_text("delivered", exact=True).wait_for()
+
+    [read] = [
+        each for each in relay.messages if each.headers["Subject"] == "Your order"
+    ]
+    assert (read.route, read.tag) == ("outgoing", "order shipped")
+    assert {"order_id": "4711", "UserID": "Zoë"}.items() <= read.metadata.items()
+    [attached] = read.mime.iter_attachments()
+    assert attached.get_filename() == "invoice.csv"
+    assert attached.get_content().splitlines() == ["mint,1.50"]
+
+
+def test_a_bounce_appears_at_its_mail(
+    relay: Relay, site: str, page: Page, screenshots: Path
+) -> None:
+    both = "ok@testing.lettermint.co, hardbounce@testing.lettermint.co"
+    compose(page, site, To=both, Subject="To nobody", Tag="welcome")
+    mail = card(page, "To nobody")
+    mail.get_by_text("SENT", exact=True).wait_for()
+
+    post_events(relay, site, "To nobody")
+
+    bounce = mail.get_by_role("listitem").filter(has_text="bounced")
+    bounce.get_by_text("hardbounce@testing.lettermint.co").wait_for()
+    bounce.get_by_text("No such user").wait_for()
+    mail.get_by_text("What the relay said").click()
+    page.screenshot(path=screenshots / "outbox.png")
+
+
+def test_a_bad_tag_and_a_bad_key_show_their_rules_at_the_fields(
+    relay: Relay, site: str, page: Page
+) -> None:
+    before = len(relay.messages)
+    page.goto(site)
+    page.get_by_label("Tag").fill("user@example.com")
+    page.get_by_label("Name").first.fill("a:b")
+    page.get_by_label("Value").first.fill("x")
+
+    send(page)
+
+    tag = page.get_by_label("Tag")
+    assert tag.get_attribute("aria-invalid") == "true"
+    assert tag.input_value() == "user@example.com"
+    page.get_by_text("tag: 'user@example.com' cannot be sent: a tag has").wait_for()
+    page.get_by_text("metadata key: 'a:b' cannot be sent").wait_for()
+    assert len(relay.messages) == before
+
+
+def test_an_address_that_is_none_shows_its_rule_at_the_field(
+    site: str, page: Page
+) -> None:
+    compose(page, site, To="nobody at all")
+
+    page.get_by_text("to: 'nobody at all' is refused").wait_for()
+    assert page.get_by_label("To").get_attribute("aria-invalid") == "true"
+
+
+def test_a_mail_that_cannot_go_out_shows_its_failure_and_what_to_do(
+    relay: Relay, site: str, page: Page, screenshots: Path
+) -> None:
+    with relay.outage():
+        compose(page, site, Subject="In vain")
+
+        mail = card(page, "In vain")
+        mail.get_by_text("NOT SENT", exact=True).wait_for()
+        assert "test_lettermint --scan-ports" in (mail.text_content() or "")
+        page.get_by_role("status").filter(has_text="Not sent.").wait_for()
+        page.screenshot(path=screenshots / "failure.png")
+
+
+def test_a_hundred_mails_show_their_progress_and_share_the_connections(
+    relay: Relay, site: str, page: Page, screenshots: Path
+) -> None:
+    relay.think_time = 0.1
+    page.goto(f"{site}pool/")
+
+    page.get_by_role("button", name="Send 100").click()
+
+    page.get_by_text("100 of 100, 0 failed").wait_for()
+    page.screenshot(path=screenshots / "pool.png", full_page=True)
+    relay.think_time = 0
+    batch = [mail for mail in relay.messages if mail.tag == "batch"]
+    assert sorted(int(mail.metadata["number"]) for mail in batch) == list(range(1, 101))
+    assert relay.statistics.peak <= 5  # the pool's four, and one that checks settings
+
+
+def test_the_settings_check_shows_each_step(
+    site: str, page: Page, screenshots: Path
+) -> None:
+    page.goto(f"{site}check/")
+
+    page.get_by_role("button", name="Check the connection").click()
+
+    for step in ("DNS", "TCP", "TLS", "EHLO", "AUTH", "NOOP"):
+        page.get_by_role("rowheader", name=step).wait_for()
+    page.get_by_text("The relay takes the token.").wait_for()
+    page.screenshot(path=screenshots / "check.png", full_page=True)
+
+
+def test_the_settings_check_says_what_to_do_about_a_failure(
+    relay: Relay, site: str, page: Page
+) -> None:
+    page.goto(f"{site}check/")
+
+    with relay.outage():
+        page.get_by_role("button", name="Check the connection").click()
+
+        page.get_by_text("Next step:").wait_for()
+
+
+def test_a_mail_can_be_sent_by_keyboard_alone(site: str, page: Page) -> None:
+    page.goto(site)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "id_to"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("By keyboard")
+    page.keyboard.press("Enter")
+
+    card(page, "By keyboard").get_by_text("SENT", exact=True).wait_for()
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_fits_a_phone_and_names_its_controls(
+    path: str, site: str, page: Page, screenshots: Path
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="dark")
+
+    page.goto(site + path)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    unnamed = """() => [...document.querySelectorAll("input, textarea")]
+        .filter((field) => field.type !== "hidden" && !field.labels.length)
+        .map((field) => field.name)"""
+    assert page.evaluate(unnamed) == []
+    assert page.get_by_role("heading", level=1).count() == 1
+    page.screenshot(path=screenshots / f"phone-{path.strip('/') or 'compose'}.png")
+
+
+def test_the_site_brings_a_relay_of_its_own_that_posts_webhooks(
+    page: Page, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "db.sqlite3", LETTERMINT_API_TOKEN="") as site:
+        complains = "spamcomplaint@testing.lettermint.co"
+        compose(page, site, To=complains, Subject="The whole loop")
+
+        mail = card(page, "The whole loop")
+        mail.get_by_text("delivered", exact=True).wait_for()
+        mail.get_by_text("complained", exact=True).wait_for()
+        page.goto("about:blank")  # ends its requests before the site ends

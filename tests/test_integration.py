@@ -1,0 +1,273 @@
+"""Django's and other apps' ways to send mail, in each style of settings."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import django
+import pytest
+from django.contrib.auth import get_user_model
+from django.core import mail
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.test import override_settings
+from django.urls import reverse
+
+from django_lettermint import pool
+from django_lettermint.backend import EmailBackend
+from django_lettermint.message import extras
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from django.test import Client
+
+    from django_lettermint.testing import Relay
+
+BACKEND = "django_lettermint.backend.EmailBackend"
+STYLES = ["anymail", "bare", "prefixed"]
+if django.VERSION >= (6, 1):
+    STYLES.append("mailers")
+ROOT = Path(__file__).parent.parent
+
+
+def project(style: str, relay: Relay, **options: Any) -> dict[str, Any]:
+    """Return the settings with which a project sends through a relay."""
+    people = ["boss@example.com"]
+    if django.VERSION < (6, 0):
+        people = [("Boss", each) for each in people]  # type: ignore[misc]
+    common = {
+        "ADMINS": people,
+        "MANAGERS": people,
+        "DEFAULT_FROM_EMAIL": "Shop <shop@example.com>",
+        "SERVER_EMAIL": "server@example.com",
+    }
+    if style == "mailers":
+        default = {"BACKEND": BACKEND, "OPTIONS": relay.options(**options)}
+        return common | {"MAILERS": {"default": default}}
+    named = relay.settings(**options)
+    if style == "prefixed":
+        named = {f"ANYMAIL_{name}": value for name, value in named.items()}
+    if style == "anymail":
+        named = {"ANYMAIL": named}
+    return common | named | {"EMAIL_BACKEND": BACKEND}
+
+
+@pytest.fixture(params=STYLES)
+def shop(request: pytest.FixtureRequest, relay: Relay) -> Iterator[Relay]:
+    """Run a project in one style of settings; return the relay it sends to."""
+    with override_settings(**project(request.param, relay)):
+        yield relay
+
+
+@pytest.fixture(params=STYLES)
+def connection(request: pytest.FixtureRequest, relay: Relay) -> Iterator[Any]:
+    """Return the project's connection, by the function that its Django has for it."""
+    with override_settings(**project(request.param, relay)):
+        if request.param == "mailers":
+            yield mail.mailers.default
+        else:
+            yield mail.get_connection()
+
+
+def test_send_mail_arrives(shop: Relay) -> None:
+    sent = mail.send_mail("Hi", "Hello", None, ["ann@example.com"], html_message="<p>")
+    assert sent == 1
+    [received] = shop.messages
+    assert received.mail_from == "shop@example.com"
+    assert received.recipients == ("ann@example.com",)
+    assert received.security == "tls"
+    assert received.headers["From"] == "Shop <shop@example.com>"
+    assert received.headers["Subject"] == "Hi"
+    assert received.mime.get_content_type() == "multipart/alternative"
+    assert list(received.metadata) == ["django_message_id"]
+    assert received.idempotency_key
+
+
+def test_send_mass_mail_arrives_over_one_connection(shop: Relay) -> None:
+    data = [("Hi", "Hello", None, [f"{n}@example.com"]) for n in range(30)]
+    assert mail.send_mass_mail(data) == 30
+    assert len(shop.messages) == 30
+    assert shop.statistics.connections == 1
+
+
+def test_mail_to_admins_and_managers_arrives(shop: Relay) -> None:
+    mail.mail_admins("Down", "It is down.")
+    mail.mail_managers("Broken", "A link is.")
+    assert [each.recipients for each in shop.messages] == [("boss@example.com",)] * 2
+    assert [each.mail_from for each in shop.messages] == ["server@example.com"] * 2
+    assert shop.messages[0].headers["Subject"] == "[Django] Down"
+
+
+def test_email_multi_alternatives_with_everything_arrive(shop: Relay) -> None:
+    message = EmailMultiAlternatives(
+        "Grüße",
+        "Text",
+        "sender@example.com",
+        ["Ann <ann@example.com>"],
+        bcc=["bcc@example.com"],
+        cc=["cc@example.com"],
+        reply_to=["help@example.com"],
+        headers={"X-LM-Tag": "welcome", "X-Own": "yes"},
+    )
+    message.attach_alternative("<p>Text", "text/html")
+    message.attach("a.csv", "a,b", "text/csv")
+    message.attach("b.bin", b"\0\1", "application/octet-stream")
+    assert message.send() == 1
+    [received] = shop.messages
+    assert received.recipients == (
+        "ann@example.com",
+        "cc@example.com",
+        "bcc@example.com",
+    )
+    assert received.tag == "welcome"
+    assert received.headers["X-Own"] == "yes"
+    assert received.headers["Bcc"] is None
+    assert [part.get_content_type() for part in received.mime.walk()] == [
+        "multipart/mixed",
+        "multipart/alternative",
+        "text/plain",
+        "text/html",
+        "text/csv",
+        "application/octet-stream",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:get_connection", "ignore:The 'connection'")
+def test_a_connection_is_held_in_a_with_block(connection: Any, relay: Relay) -> None:
+    messages = [EmailMessage("Hi", "Hello", None, ["ann@example.com"])] * 2
+    with connection as opened:
+        assert opened.send_messages(messages) == 2
+        assert opened.send_messages(messages) == 2
+    assert len(relay.messages) == 4
+    assert relay.statistics.connections == 1
+
+
+@pytest.mark.filterwarnings("ignore:get_connection")
+def test_a_pickled_connection_reads_its_own_settings(
+    connection: Any, relay: Relay
+) -> None:
+    stored = pickle.dumps(connection)
+    assert relay.token.encode() not in stored
+    again = pickle.loads(stored)
+    assert again.alias == connection.alias
+    assert again.send_messages([EmailMessage("Hi", "x", None, ["ann@example.com"])])
+    assert len(relay.messages) == 1
+
+
+TEMPLATES = {
+    "registration/password_reset_email.html": "{% url 'password_reset_confirm' uidb64=uid token=token %}",
+    "registration/password_reset_subject.txt": "Your password\n",
+}
+
+
+@pytest.mark.django_db
+@override_settings(
+    TEMPLATES=[
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "OPTIONS": {
+                "loaders": [("django.template.loaders.locmem.Loader", TEMPLATES)]
+            },
+        }
+    ]
+)
+def test_djangos_password_reset_arrives_with_extras(
+    shop: Relay, client: Client
+) -> None:
+    get_user_model().objects.create_user("ann", "ann@example.com", "pass")
+    with extras(route="accounts", tag="password-reset", metadata={"user": "ann"}):
+        response = client.post(reverse("password_reset"), {"email": "ann@example.com"})
+    assert response.status_code == 302
+    [received] = shop.messages
+    assert received.recipients == ("ann@example.com",)
+    assert received.route == "accounts"
+    assert received.tag == "password-reset"
+    assert received.metadata["user"] == "ann"
+    assert received.headers["Subject"] == "Your password"
+    assert "/reset/" in received.mime.get_content()
+
+
+def test_connections_are_shared_by_all_that_send(shop: Relay) -> None:
+    for _ in range(3):
+        mail.send_mail("Hi", "Hello", None, ["ann@example.com"])
+        mail.mail_admins("Hi", "Hello")
+    assert shop.statistics.connections == 1
+    [stats] = pool.get_stats()
+    assert stats["host"] == "127.0.0.1"
+
+
+def test_each_connection_with_options_of_its_own_has_a_pool(relay: Relay) -> None:
+    news: dict[str, Any] = {"send_defaults": {"route": "news"}, "pool": {"max_size": 1}}
+    message = EmailMessage("Hi", "Hello", None, ["ann@example.com"])
+    each_options: list[dict[str, Any]] = [{}, news, {}]
+    for options in each_options:
+        EmailBackend(**relay.options(**options)).send_messages([message])
+    assert [each.route for each in relay.messages] == [None, "news", None]
+    assert relay.statistics.connections == 2
+
+
+SCRIPT = """
+import json, logging, pickle, sys
+import django
+from django.conf import settings
+
+settings.configure(**json.loads(sys.argv[1]))
+django.setup()
+from django.core import mail
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django_lettermint.message import LettermintMessage, extras
+from django_lettermint.pool import get_stats
+
+logging.basicConfig(level=logging.DEBUG)
+logging.captureWarnings(False)
+assert mail.send_mail("Hi", "Grüße", None, ["ann@example.com"], html_message="<p>") == 1
+assert mail.send_mass_mail([("Hi", "Hello", None, ["ann@example.com"])] * 2) == 2
+mail.mail_admins("Hi", "Hello")
+mail.mail_managers("Hi", "Hello")
+message = EmailMultiAlternatives("Hi", "Hello", None, ["ann@example.com"])
+message.attach_alternative("<p>", "text/html")
+assert message.send() == 1
+message.alternatives.clear()  # Django 5.2.0 cannot pickle them
+assert pickle.loads(pickle.dumps(message)).send() == 1
+with extras(tag="block"):
+    assert LettermintMessage("Hi", "x", None, ["ann@example.com"], route="r").send() == 1
+assert EmailMessage("Hi", "Hello", None, []).send() == 0
+[stats] = get_stats()
+print("connections", stats["connections"] if "connections" in stats else "?")
+"""
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_no_warning_is_given_and_no_token_shown(relay: Relay, style: str) -> None:
+    named = project(style, relay) | {
+        "INSTALLED_APPS": ["django_lettermint"],
+        "SECRET_KEY": "tests",
+        "USE_TZ": True,
+    }
+    warnings = ["-W", "error"]
+    if django.VERSION >= (6, 1) and style != "mailers":
+        # Django's own, about the setting.
+        warnings += ["-W", "ignore:The EMAIL_BACKEND setting is deprecated"]
+    done = subprocess.run(
+        [sys.executable, *warnings, "-c", textwrap.dedent(SCRIPT), json.dumps(named)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert "connections" in done.stdout
+    assert relay.token not in done.stdout + done.stderr
+    assert len(relay.messages) == 8
+    assert relay.statistics.connections == 1
+    assert relay.messages[-1].tag == "block"
+    # At exit, the pool says goodbye.
+    assert relay.wait_until(lambda now: now.open == 0).commands["QUIT"] == 1

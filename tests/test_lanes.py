@@ -1,0 +1,310 @@
+"""Long lists over several connections: as quick as that, and as exact as over one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anymail.signals import pre_send
+from django.core.mail import EmailMessage
+
+from django_lettermint import pool
+from django_lettermint.backend import EmailBackend
+from django_lettermint.exceptions import (
+    AuthenticationFailed,
+    ConnectFailed,
+    LettermintError,
+    RecipientsRefused,
+)
+from django_lettermint.lanes import Lanes, Run
+from django_lettermint.report import Job
+from django_lettermint.results import Outcome
+from tests.faultserver import FaultServer, On, drop, gate, reply, stall
+from tests.sending import (
+    SHORT,
+    backend,
+    interruptible,
+    mail,
+    mails,
+    result,
+    strike_and_wait,
+)
+from tests.sending import relay as relay_config
+from tests.test_report import listening, names, receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from django_lettermint.testing import Relay
+
+
+def heard_recipients(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    return [
+        arguments["message"].to[0]
+        for name, arguments in heard
+        if name in {"message_sent", "message_failed"}
+    ]
+
+
+def test_a_long_list_uses_as_many_connections_as_it_may() -> None:
+    release = threading.Event()
+    with FaultServer([On("mail", do=gate(release), times=3)]) as server:
+        sender = backend(server, batch_connections=3)
+        work = threading.Thread(target=sender.send_messages, args=(mails(90),))
+        work.start()
+        try:
+            assert server.wait_for(lambda: server.connections == 3)
+        finally:
+            release.set()
+            work.join(10)
+        assert server.delivered == Counter(f"{n}@example.org" for n in range(1, 91))
+        assert server.peak_connections == 3
+        assert server.violations == []
+
+
+def test_signals_come_in_list_order_in_the_callers_thread() -> None:
+    threads = set()
+    with FaultServer([On("mail", connection=1, do=stall(0.02))]) as server:
+        sender = backend(server, batch_connections=4)
+        with (
+            listening() as heard,
+            receiver(pre_send, lambda **_: threads.add(threading.get_ident())),
+        ):
+            assert sender.send_messages(iter(mails(130))) == 130
+    assert heard_recipients(heard) == [f"{n}@example.org" for n in range(1, 131)]
+    assert threads == {threading.get_ident()}
+
+
+def test_errors_stay_with_their_messages_and_the_first_is_raised() -> None:
+    script = [
+        On("rcpt", match="<90@", do=reply(550, "5.1.1 late")),
+        On("rcpt", match="<7@", do=stall(0.1, reply(550, "5.1.1 early"))),
+    ]
+    with FaultServer(script) as server, listening() as heard:
+        messages = mails(100)
+        with pytest.raises(RecipientsRefused, match="early") as caught:
+            backend(server, batch_connections=4).send_messages(messages)
+    results = caught.value.results
+    assert list(results) == [result(each) for each in messages]
+    refused = [
+        n for n, each in enumerate(results, 1) if each.outcome is not Outcome.SENT
+    ]
+    assert refused == [7, 90]
+    assert heard_recipients(heard) == [each.to[0] for each in messages]
+
+
+def test_the_pools_cap_holds() -> None:
+    with FaultServer() as server:
+        options: dict[str, Any] = {"batch_connections": 3, "pool": {"max_size": 3}}
+        with pool.lease(relay_config(server, **options), seconds=5):
+            assert backend(server, **options).send_messages(mails(100)) == 100
+        assert server.peak_connections <= 3
+
+
+def test_a_lane_waits_for_its_turn_beyond_the_pools_timeout() -> None:
+    script = [On("dot", do=stall(SHORT), times=1)]
+    with FaultServer(script) as server:
+        limits = {"max_size": 3, "timeout": SHORT / 10, "max_waiting": 1}
+        options: dict[str, Any] = {"batch_connections": 3, "pool": limits}
+        config = relay_config(server, **options)
+        with pool.lease(config, seconds=5), pool.lease(config, seconds=5):
+            assert backend(server, **options).send_messages(mails(60)) == 60
+        [stats] = pool.get_stats()
+        assert stats["timeouts"] == 0
+
+
+def test_a_lane_does_not_wait_beyond_the_deadline() -> None:
+    with FaultServer() as server:
+        options: dict[str, Any] = {
+            "batch_connections": 2,
+            "deadline": SHORT,
+            "pool": {"max_size": 2},
+        }
+        config = relay_config(server, **options)
+        messages = mails(4)
+        with (
+            pool.lease(config, seconds=5),
+            pool.lease(config, seconds=5),
+            pytest.raises(LettermintError, match="became free"),
+        ):
+            backend(server, **options).send_messages(messages)
+        assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
+        assert not server.delivered
+
+
+def test_memory_is_bounded_by_the_window_not_by_the_list(
+    relay: Relay,
+) -> None:
+    count, width = 60, 2
+    alive: weakref.WeakSet[EmailMessage] = weakref.WeakSet()
+    peak = 0
+
+    def messages() -> Iterator[EmailMessage]:
+        nonlocal peak
+        for number in range(count):
+            each = mail(f"{number}@example.org")
+            each.body = ("x" * 70 + "\n") * (1024 * 1024 // 71)
+            alive.add(each)
+            peak = max(peak, len(alive))
+            yield each
+
+    sender = EmailBackend(**relay.options(batch_connections=width))
+    assert sender.send_messages(messages()) == count
+    # Runs of nine: one in each lane, one that waits for a lane, one that is prepared.
+    assert peak <= 9 * (width + 2)
+
+
+def test_a_pre_send_receivers_error_comes_after_earlier_messages_were_reported() -> (
+    None
+):
+    def object_to(message: EmailMessage, **_: object) -> None:
+        if message.to == ["77@example.org"]:
+            raise RuntimeError("not this one")
+
+    messages = mails(100)
+    with (
+        FaultServer() as server,
+        listening() as heard,
+        receiver(pre_send, object_to),
+        pytest.raises(RuntimeError, match="not this one"),
+    ):
+        backend(server, batch_connections=4).send_messages(messages)
+    assert heard_recipients(heard) == [f"{n}@example.org" for n in range(1, 77)]
+    assert server.delivered == Counter(heard_recipients(heard))
+
+
+def test_a_failing_iterator_loses_nothing_that_it_gave() -> None:
+    def messages() -> Iterator[EmailMessage]:
+        yield from mails(60)
+        raise OSError("the queue is gone")
+
+    with (
+        FaultServer() as server,
+        listening() as heard,
+        pytest.raises(OSError, match="queue is gone"),
+    ):
+        backend(server, batch_connections=2).send_messages(messages())
+    assert names(heard).count("message_sent") == 60
+    assert sum(server.delivered.values()) == 60
+
+
+def test_a_refused_login_ends_the_batch_at_once() -> None:
+    with FaultServer([On("auth", do=reply(535, "5.7.8 no"))]) as server:
+        messages = mails(200)
+        with listening() as heard, pytest.raises(AuthenticationFailed):
+            backend(server, batch_connections=3).send_messages(messages)
+        # Each lane may have been on its way when the first one learnt it.
+        assert len(server.logins) <= 4
+    assert names(heard) == ["message_failed"] * 200
+    assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
+
+
+def test_a_relay_that_is_gone_fails_every_message_at_once() -> None:
+    with FaultServer() as server:
+        sender = backend(server, batch_connections=2, retries=0)
+    messages = mails(60)
+    with pytest.raises(ConnectFailed):
+        sender.send_messages(messages)
+    assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
+
+
+def test_a_lost_connection_is_repaired_in_its_own_lane() -> None:
+    with FaultServer([On("mail", message=30, do=drop())]) as server:
+        assert backend(server, batch_connections=3).send_messages(mails(90)) == 90
+        assert server.delivered == Counter(f"{n}@example.org" for n in range(1, 91))
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_stops_all_lanes_and_every_message_has_an_outcome(
+    kind: type[BaseException],
+) -> None:
+    with interruptible(kind) as strike:
+        script = [On("dot", message=20, do=strike_and_wait(strike))]
+        with FaultServer(script) as server, listening() as heard:
+            messages = mails(150)
+            sender = backend(
+                server,
+                batch_connections=2,
+                final_reply_timeout=SHORT,
+                idempotency=False,
+            )
+            with pytest.raises(kind):
+                sender.send_messages(iter(messages))
+            delivered = set(server.delivered)
+    told = heard_recipients(heard)
+    assert told == [each.to[0] for each in messages[: len(told)]]
+    outcomes = {each.to[0]: result(each).outcome for each in messages[: len(told)]}
+    sent = {who for who, outcome in outcomes.items() if outcome is Outcome.SENT}
+    unknown = {who for who, outcome in outcomes.items() if outcome is Outcome.UNKNOWN}
+    assert sent <= delivered <= sent | unknown
+    assert len(unknown) == 1
+    assert len(delivered) < 150
+
+
+def test_a_list_of_one_run_takes_no_thread() -> None:
+    during = []
+
+    def count(**_: object) -> None:
+        during.append(threading.active_count())
+
+    with FaultServer() as server:
+        sender = backend(server, batch_connections=4)
+        sender.send_messages([mail()])
+        before = threading.active_count()
+        with receiver(pre_send, count):
+            assert sender.send_messages([mail()]) == 1
+        assert during == [before] == [threading.active_count()]
+
+
+AT_EXIT = """
+import atexit, sys
+from django.conf import settings
+settings.configure()
+from django.core.mail import EmailMessage
+from django_lettermint.backend import EmailBackend
+sender = EmailBackend(
+    api_token=sys.argv[1], host="127.0.0.1", port=int(sys.argv[2]), security="tls",
+    ca_file=sys.argv[3], batch_connections=2,
+)
+mails = [EmailMessage("Hi", "", "a@example.org", ["b@example.org"]) for _ in range(60)]
+atexit.register(lambda: print(sender.send_messages(mails)))
+"""
+
+
+def test_a_batch_can_be_sent_while_python_exits() -> None:
+    with FaultServer() as server:
+        options = server.options()
+        arguments = [str(options[name]) for name in ("api_token", "port", "ca_file")]
+        done = subprocess.run(
+            [sys.executable, "-c", AT_EXIT, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("60\n", "")
+        assert sum(server.delivered.values()) == 60
+
+
+def test_what_is_in_the_air_lands_though_a_landing_is_interrupted() -> None:
+    landed: list[Run] = []
+
+    def land(run: Run) -> None:
+        landed.append(run)
+        if len(landed) == 1:
+            raise KeyboardInterrupt
+
+    with FaultServer() as server:
+        config = backend(server, batch_connections=2).config
+        runs = [[Job(EmailMessage())] for _ in range(2)]
+        lanes = Lanes(config, land)
+        for run in runs:
+            lanes.send(run)
+        with pytest.raises(KeyboardInterrupt):
+            lanes.__exit__(None, None, None)
+    assert landed == runs

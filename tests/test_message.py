@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import enum
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from anymail.exceptions import AnymailUnsupportedFeature
+from anymail.message import AnymailMessage
+from django.core.mail import EmailMessage
+from django.utils.functional import SimpleLazyObject
+from django.utils.translation import gettext_lazy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.extras import Extras, resolve
+from django_lettermint.headers import split
+from django_lettermint.message import (
+    LettermintMessage,
+    active_extras,
+    attribute_layer,
+    extras,
+    freeze,
+)
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - a StrEnum's str() would hide the difference
+    WELCOME = "welcome"
+
+
+def make(headers: dict[str, Any] | None = None, **attributes: Any) -> EmailMessage:
+    message = EmailMessage("s", "b", "from@x.test", ["to@x.test"], headers=headers)
+    vars(message).update(attributes)
+    return message
+
+
+def make_anymail(**attributes: Any) -> EmailMessage:
+    cls: type[EmailMessage] = AnymailMessage
+    message = cls("s", "b", "from@x.test", ["to@x.test"])
+    vars(message).update(attributes)
+    return message
+
+
+def effective(message: EmailMessage) -> Extras:
+    """Resolve as the payload does, without send defaults."""
+    layer, _ = split(message.extra_headers)
+    return resolve(active_extras(), layer, attribute_layer(message))
+
+
+# LettermintMessage
+
+
+def test_extras_are_set_by_keyword() -> None:
+    message = LettermintMessage(
+        "s", route="r", tag="t", metadata={"k": 1}, idempotency_key="i"
+    )
+    assert effective(message) == Extras(
+        route="r", tag="t", metadata={"k": "1"}, idempotency_key="i"
+    )
+
+
+def test_what_is_not_given_is_no_attribute() -> None:
+    message = LettermintMessage("s", tag="t")
+    assert "route" not in vars(message)
+    assert attribute_layer(message) == {"tag": "t"}
+
+
+def test_none_is_an_attribute_that_hides_lower_layers() -> None:
+    message = LettermintMessage("s", tag=None, headers={"X-LM-Tag": "raw"})
+    assert attribute_layer(message) == {"tag": None}
+    assert effective(message).tag is None
+
+
+def test_djangos_arguments_keep_their_places() -> None:
+    message = LettermintMessage("s", "b", "f@x.test", ["t@x.test"], cc=["c@x.test"])
+    message.attach_alternative("<b>b</b>", "text/html")
+    assert (message.subject, message.body, message.from_email) == ("s", "b", "f@x.test")
+    assert message.recipients() == ["t@x.test", "c@x.test"]
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_a_message_can_be_copied_and_pickled(duplicate: Callable[[Any], Any]) -> None:
+    message = LettermintMessage("s", tag="t", metadata={"k": 1})
+    assert effective(duplicate(message)) == effective(message)
+
+
+# What `extras` does
+
+
+def test_no_block_is_active_outside() -> None:
+    assert active_extras() == {}
+
+
+def test_a_block_holds_for_every_message_inside() -> None:
+    with extras(route="r", tag="t", metadata={"k": 1}):
+        assert effective(make()) == Extras(route="r", tag="t", metadata={"k": "1"})
+    assert effective(make()) == Extras()
+
+
+def test_an_inner_block_wins_for_each_field_and_key() -> None:
+    with extras(route="outer", tag="outer", metadata={"a": 1, "b": 1}):
+        with extras(tag="inner", metadata={"b": 2}):
+            assert effective(make()) == Extras(
+                route="outer", tag="inner", metadata={"a": "1", "b": "2"}
+            )
+        assert effective(make()).tag == "outer"
+
+
+def test_none_in_a_block_hides_outer_blocks_and_defaults() -> None:
+    with extras(tag="outer", metadata={"a": 1}), extras(tag=None, metadata=None):
+        assert active_extras() == {"tag": None, "metadata": None}
+
+
+def test_metadata_in_a_block_within_none_still_hides_defaults() -> None:
+    defaults = {"metadata": {"default": 1}}
+    with extras(metadata=None), extras(metadata={"a": 1}):
+        assert resolve(defaults, active_extras()).metadata == {"a": "1"}
+
+
+def test_a_block_ends_with_an_error_too() -> None:
+    with pytest.raises(ZeroDivisionError), extras(tag="t"):
+        raise ZeroDivisionError
+    assert active_extras() == {}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"tag": "a.b"},
+        {"route": "a b"},
+        {"metadata": {"a b": 1}},
+        {"metadata": {"k": None}},
+        {"metadata": {"k": "x" * 1000}},
+        {"metadata": ["k"]},
+    ],
+)
+def test_a_bad_value_fails_at_the_block(bad: dict[str, Any]) -> None:
+    entered = False
+    with pytest.raises(LettermintInvalidMessage), extras(**bad):
+        entered = True
+    assert not entered
+
+
+def test_a_block_takes_no_idempotency_key() -> None:
+    with pytest.raises(TypeError, match="idempotency_key"):
+        extras(idempotency_key="k")  # type: ignore[call-arg]
+
+
+def test_a_block_can_be_a_decorator() -> None:
+    @extras(tag="t")
+    def tag() -> str | None:
+        return effective(make()).tag
+
+    assert [tag(), tag()] == ["t", "t"]
+
+
+def test_lazy_text_in_a_block_is_made_text() -> None:
+    lazy: Any = gettext_lazy("t")
+    with extras(tag=lazy, metadata={"k": gettext_lazy("v")}):
+        assert active_extras() == {"tag": "t", "metadata": {"k": "v"}}
+
+
+def test_tasks_of_asyncio_have_their_own_blocks() -> None:
+    async def tag(name: str, barrier: asyncio.Barrier) -> str | None:
+        with extras(tag=name):
+            await barrier.wait()
+            return effective(make()).tag
+
+    async def both() -> list[str | None]:
+        barrier = asyncio.Barrier(2)
+        return list(await asyncio.gather(tag("a", barrier), tag("b", barrier)))
+
+    assert asyncio.run(both()) == ["a", "b"]
+
+
+def test_a_block_reaches_asyncio_to_thread() -> None:
+    async def tag() -> str | None:
+        with extras(tag="t"):
+            return (await asyncio.to_thread(lambda: effective(make()))).tag
+
+    assert asyncio.run(tag()) == "t"
+
+
+def test_a_thread_run_in_the_callers_context_sees_its_block() -> None:
+    seen: list[str | None] = []
+
+    def read() -> None:
+        seen.append(effective(make()).tag)
+
+    with extras(tag="t"):
+        context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=[read])
+    thread.start()
+    thread.join()
+    assert seen == ["t"]
+
+
+# What `attribute_layer` does
+
+
+def test_attributes_of_any_message_are_read() -> None:
+    message = make(route="r", tag="t", metadata={"k": 1}, idempotency_key="i")
+    assert attribute_layer(message) == {
+        "route": "r",
+        "tag": "t",
+        "metadata": {"k": 1},
+        "idempotency_key": "i",
+    }
+
+
+def test_a_plain_message_has_no_attributes() -> None:
+    assert attribute_layer(make()) == {}
+
+
+def test_what_an_anymail_message_leaves_unset_is_skipped() -> None:
+    assert attribute_layer(make_anymail()) == {}
+
+
+def test_lazy_text_is_made_text() -> None:
+    lazy = gettext_lazy("v")
+    message = make(
+        tag=lazy,
+        metadata={gettext_lazy("k"): lazy, "o": SimpleLazyObject(lambda: "w"), "n": 1},
+    )
+    layer = attribute_layer(message)
+    assert layer == {"tag": "v", "metadata": {"k": "v", "o": "w", "n": 1}}
+    assert isinstance(layer["tag"], str)
+
+
+@pytest.mark.parametrize("tags", [["t"], ("t",), {"t"}, [gettext_lazy("t")]])
+def test_anymails_tags_with_one_entry_are_the_tag(tags: object) -> None:
+    assert attribute_layer(make(tags=tags)) == {"tag": "t"}
+
+
+def test_no_tags_are_no_tag() -> None:
+    assert attribute_layer(make(tags=[])) == {}
+
+
+def test_tags_of_none_hide_lower_layers() -> None:
+    assert attribute_layer(make(tags=None)) == {"tag": None}
+
+
+@pytest.mark.parametrize(
+    "tags", ["t", gettext_lazy("lazy"), b"bytes", 5, {"t": 1}, iter("t")]
+)
+def test_tags_that_are_no_list_are_refused(tags: object) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"tags: .* use a list"):
+        attribute_layer(make(tags=tags))
+
+
+def test_several_tags_are_not_supported() -> None:
+    with pytest.raises(
+        AnymailUnsupportedFeature, match=r"multiple tags \(\['a', 'b'\]"
+    ):
+        attribute_layer(make(tags=["a", "b"]))
+
+
+def test_esp_extra_counts_as_attributes() -> None:
+    esp_extra = {"route": "r", "tag": gettext_lazy("t"), "idempotency_key": "i"}
+    layer = attribute_layer(make(esp_extra=esp_extra))
+    assert layer == {"route": "r", "tag": "t", "idempotency_key": "i"}
+
+
+def test_esp_extra_of_none_says_nothing() -> None:
+    assert attribute_layer(make(esp_extra=None)) == {}
+
+
+@pytest.mark.parametrize("key", ["metadata", "Route", 5])
+def test_an_unknown_esp_extra_is_not_supported(key: object) -> None:
+    with pytest.raises(AnymailUnsupportedFeature, match=r"esp_extra.*route, tag, idem"):
+        attribute_layer(make(esp_extra={key: {}}))
+
+
+def test_esp_extra_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(LettermintInvalidMessage, match="esp_extra"):
+        attribute_layer(make(esp_extra=["route"]))
+
+
+def test_the_caller_may_let_unsupported_features_pass() -> None:
+    told: list[str] = []
+    message = make(tags=["a", "b"], esp_extra={"other": 1, "route": "r"})
+    assert attribute_layer(message, told.append) == {"tag": "a", "route": "r"}
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"tag": "a", "tags": ["b"]},
+        {"tag": "a", "esp_extra": {"tag": "b"}},
+        {"route": "a", "esp_extra": {"route": "b"}},
+        {"idempotency_key": "a", "esp_extra": {"idempotency_key": "b"}},
+    ],
+)
+def test_attributes_that_contradict_each_other_are_refused(
+    attributes: dict[str, Any],
+) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"'b' .* also says 'a'"):
+        attribute_layer(make(**attributes))
+
+
+def test_attributes_that_agree_are_accepted() -> None:
+    message = make(tag="a", tags=[gettext_lazy("a")], esp_extra={"tag": "a"})
+    assert attribute_layer(message) == {"tag": "a"}
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"tag": None, "tags": ["a"]}, {"tag": "a", "tags": None}]
+)
+def test_none_and_a_value_do_not_contradict(attributes: dict[str, Any]) -> None:
+    assert attribute_layer(make(**attributes)) == {"tag": "a"}
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"tag": 5}, {"metadata": ["k"]}, {"route": ["r"]}, {"tag": ""}]
+)
+def test_bad_attributes_are_refused_by_name(attributes: dict[str, Any]) -> None:
+    (name,) = attributes
+    with pytest.raises(LettermintInvalidMessage, match=f"^{name}: "):
+        effective(make(**attributes))
+
+
+# Precedence
+
+
+def test_attributes_win_over_headers_and_headers_over_blocks() -> None:
+    headers = {"X-LM-Tag": "header", "X-Lettermint-Route": "header"}
+    message = make(headers, tag="attribute")
+    with extras(tag="block", route="block", metadata={"k": "block"}):
+        assert effective(message) == Extras(
+            tag="attribute", route="header", metadata={"k": "block"}
+        )
+
+
+def test_a_raw_alias_wins_over_a_block() -> None:
+    message = make({"X-Tag": "raw", "X-Metadata-k": "raw"})
+    with extras(tag="block", metadata={"k": "block"}):
+        assert effective(message) == Extras(tag="raw", metadata={"k": "raw"})
+
+
+# What `freeze` does
+
+
+def test_freeze_turns_attributes_into_headers() -> None:
+    message = make({"X-A": 1}, route="r", tags=["t"], metadata={"UserID": "é"})
+    message.idempotency_key = "i"  # type: ignore[attr-defined]
+    assert freeze(message) is message
+    assert message.extra_headers == {
+        "X-A": "1",
+        "X-Lettermint-Route": "r",
+        "X-LM-Tag": "t",
+        "X-LM-Metadata-UserID": "=?utf-8?b?w6k=?=",
+        "Idempotency-Key": "i",
+    }
+    assert attribute_layer(message) == {}
+
+
+def test_freeze_writes_the_blocks_around_it() -> None:
+    with extras(tag="block", route="block"):
+        message = freeze(make(tag="own"))
+    assert effective(message) == Extras(tag="own", route="block")
+
+
+def test_freeze_gives_aliases_their_official_names() -> None:
+    message = freeze(make({"x-tag": "t", "x-metadata-K": "v"}))
+    assert message.extra_headers == {"X-LM-Tag": "t", "X-LM-Metadata-K": "v"}
+
+
+def test_freeze_leaves_the_dict_it_was_given_alone() -> None:
+    headers = {"X-A": "1"}
+    freeze(make(headers, tag="t"))
+    assert headers == {"X-A": "1"}
+
+
+def test_freeze_leaves_no_sentinel_behind() -> None:
+    message = freeze(make_anymail(tags=["t"]))
+    assert {"tags", "metadata", "esp_extra"}.isdisjoint(vars(message))
+
+
+def test_freeze_keeps_a_none_as_an_attribute() -> None:
+    with extras(route=None):
+        message = freeze(make({"X-LM-Tag": "raw"}, tag=None, tags=None, metadata=None))
+    assert message.extra_headers == {}
+    assert attribute_layer(message) == {"route": None, "tag": None, "metadata": None}
+
+
+def test_freeze_expresses_an_envelope_sender_as_django_does() -> None:
+    message = freeze(make(envelope_sender="bounces@x.test"))
+    assert message.extra_headers == {"From": "from@x.test"}
+    assert message.from_email == "bounces@x.test"
+    assert "envelope_sender" not in vars(message)
+
+
+def test_freeze_keeps_a_from_header_beside_an_envelope_sender() -> None:
+    message = freeze(make({"from": "head@x.test"}, envelope_sender="bounces@x.test"))
+    assert message.extra_headers == {"from": "head@x.test"}
+    assert message.from_email == "bounces@x.test"
+
+
+@pytest.mark.parametrize("name", ["merge_metadata", "merge_headers"])
+def test_freeze_refuses_values_for_each_recipient(name: str) -> None:
+    message = make(**{name: {"to@x.test": {"k": "v"}}})
+    with pytest.raises(AnymailUnsupportedFeature, match=name):
+        freeze(message)
+
+
+@pytest.mark.parametrize("bad", [{"tag": "a.b"}, {"metadata": {"k": "x" * 1000}}])
+def test_freeze_changes_nothing_when_it_refuses(bad: dict[str, Any]) -> None:
+    message = make({"X-Tag": "t"}, **bad, envelope_sender="bounces@x.test")
+    before = copy.deepcopy(vars(message))
+    with pytest.raises(LettermintInvalidMessage):
+        freeze(message)
+    assert vars(message) == before
+
+
+@given(
+    tag=st.none() | st.just("t"),
+    metadata=st.dictionaries(st.sampled_from("kK"), st.text()),
+    key=st.sampled_from(["i", "=?utf-8?q?x?=", "a =?utf-8?b?eA==?= b"]),
+    esp_extra=st.just({}) | st.just({"route": "r"}),
+)
+def test_a_frozen_message_says_the_same_again_and_again(**attributes: Any) -> None:
+    message = make(tag=attributes["tag"], metadata=attributes["metadata"])
+    vars(message).update(
+        idempotency_key=attributes["key"], esp_extra=attributes["esp_extra"]
+    )
+    try:
+        before = effective(message)
+        once = copy.deepcopy(vars(freeze(message)))
+    except LettermintInvalidMessage:
+        return
+    assert effective(message) == before
+    assert vars(freeze(message)) == once
+
+
+def test_a_frozen_message_passes_through_django() -> None:
+    message = freeze(make(tag=Kind.WELCOME, metadata={"k": "é" * 50}))
+    parsed = message.message()
+    assert parsed["X-LM-Tag"] == "welcome"

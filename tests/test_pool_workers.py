@@ -1,0 +1,162 @@
+"""gunicorn and Celery, for real: their workers send, and inherit nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.programs import ROOT, environment
+
+if TYPE_CHECKING:
+    from django_lettermint.testing import Relay
+
+pytestmark = pytest.mark.workers
+
+MAX_SIZE = 2
+MAILS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one mail told about its sender."""
+
+    to: str
+    connection: int
+    pid: int
+    ports: frozenset[int]
+
+
+def reports(relay: Relay) -> list[Report]:
+    found = []
+    for message in relay.messages:
+        body = json.loads(message.mime.get_content())
+        found.append(
+            Report(
+                message.recipients[0],
+                message.connection,
+                body["pid"],
+                frozenset(body["ports"]),
+            )
+        )
+    return found
+
+
+@contextmanager
+def running(
+    *command: str, relay: Relay, ready: str, **others: str
+) -> Iterator[re.Match[str]]:
+    """Run a server until the end of the block; give where its log said it was ready."""
+    options = relay.options(pool={"max_size": MAX_SIZE, "timeout": 30})
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env=environment(OPTIONS=json.dumps(options), **others),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    log: list[str] = []
+    rest = ""
+    try:
+        for line in process.stderr:
+            log.append(line)
+            if found := re.search(ready, line):
+                break
+        else:
+            pytest.fail("".join(log))
+        try:
+            yield found
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, rest = process.communicate(timeout=30)
+            print(*log, rest, sep="")  # noqa: T201 - pytest shows it if the test fails
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stderr.close()
+    assert process.returncode == 0, "".join([*log, rest])
+    assert "Traceback" not in rest
+
+
+def assert_all_is_well(relay: Relay, children: int) -> None:
+    """Look at what must hold however the work was divided."""
+    everything = reports(relay)
+    assert set(Counter(report.to for report in everything).values()) == {1}
+
+    parent = everything[0].pid
+    assert everything[0].to == "preloaded@example.org"
+    pids = {report.pid for report in everything}
+    assert len(pids) == children + 1
+
+    # A socket that two processes have was inherited.
+    owners = {(port, report.pid) for report in everything for port in report.ports}
+    assert len({port for port, _ in owners}) == len(owners)
+    users = {(report.connection, report.pid) for report in everything}
+    assert len({connection for connection, _ in users}) == len(users)
+
+    for pid in pids - {parent}:
+        assert len([user for user in users if user[1] == pid]) <= MAX_SIZE
+    assert relay.statistics.connections <= 1 + children * MAX_SIZE
+    # Every connection was closed in order: no broken TLS, and the exit hooks run.
+    assert relay.statistics.commands["QUIT"] == relay.statistics.connections
+    assert relay.logins.attempts == relay.logins.successes
+
+
+def test_gunicorn_with_preload_two_workers_and_two_threads(relay: Relay) -> None:
+    relay.think_time = 0.02  # long enough for both workers to get some of the work
+    with running(
+        *("gunicorn", "--preload", "--workers=2", "--threads=2", "--bind=127.0.0.1:0"),
+        *("--config=python:tests.worker_wsgi", "tests.worker_wsgi:application"),
+        relay=relay,
+        ready=r"Listening at: (http://\S+)",
+        DJANGO_SETTINGS_MODULE="tests.worker_site",
+    ) as found:
+
+        def request(number: int) -> bytes:
+            with urllib.request.urlopen(f"{found[1]}/{number}", timeout=30) as response:
+                answer: bytes = response.read()
+            return answer
+
+        with ThreadPoolExecutor(8) as executor:
+            assert set(executor.map(request, range(MAILS))) == {b"sent"}
+
+    assert_all_is_well(relay, children=2)
+    # The master's own connection still served it when its children had ended.
+    first, *_, last = reports(relay)
+    assert last.to.endswith(".gone@example.org")
+    assert (first.connection, first.pid) == (last.connection, last.pid)
+    assert relay.statistics.messages == MAILS + 3
+
+
+def test_celery_with_prefork(relay: Relay, tmp_path: Path) -> None:
+    from tests.worker_tasks import make_app
+
+    relay.think_time = 0.02
+    app = make_app(tmp_path)
+    with running(
+        *("celery", "--app=tests.worker_tasks:app", "worker", "--pool=prefork"),
+        *("--concurrency=2", "--without-gossip", "--without-mingle", "--loglevel=info"),
+        relay=relay,
+        ready=r" ready\.",
+        CELERY_FOLDER=str(tmp_path),
+    ):
+        for number in range(MAILS):
+            app.send_task("send", args=[number])
+        relay.wait_for(MAILS + 1, timeout=30)
+    app.close()
+
+    assert_all_is_well(relay, children=2)
+    assert relay.statistics.messages == MAILS + 1

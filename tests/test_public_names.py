@@ -1,0 +1,150 @@
+"""docs/names.md lists every public name with a test that holds it; this test holds the list."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+from django.core.management import load_command_class
+from django.urls import reverse
+
+import django_lettermint.testing
+from django_lettermint import exceptions, headers
+from django_lettermint.checks import Id
+from django_lettermint.conf import OPTIONS, POOL_OPTIONS, QUEUE_OPTIONS
+from django_lettermint.results import SendResult
+
+from .snippets import DOCS
+
+ROW = re.compile(r"^\| `(.+?)` \| `(\w+\.py)::(\w+)` \|$", re.MULTILINE)
+TEXT = (DOCS / "names.md").read_text("utf-8")
+TABLES = {
+    title: ROW.findall(section)
+    for title, _, section in (
+        part.partition("\n") for part in re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]
+    )
+}
+#: Of Django's own commands, which ours inherit.
+INHERITED = {
+    "help",
+    "version",
+    "verbosity",
+    "settings",
+    "pythonpath",
+    "traceback",
+    "no_color",
+    "force_color",
+    "skip_checks",
+}
+
+
+def names(title: str) -> list[str]:
+    return [name for name, _, _ in TABLES[title]]
+
+
+def commands() -> set[str]:
+    """Return our commands, and each with each of its arguments."""
+    found = set()
+    folder = Path(django_lettermint.__file__).parent / "management" / "commands"
+    for module in pkgutil.iter_modules([str(folder)]):
+        command = load_command_class("django_lettermint", module.name)
+        found.add(module.name)
+        for action in command.create_parser("manage.py", module.name)._actions:
+            spelled = action.option_strings or [action.dest]
+            if action.dest not in INHERITED:
+                found.add(f"{module.name} {spelled[0]}")
+    return found
+
+
+def test_every_row_is_understood() -> None:
+    rows = re.findall(r"^\| `", TEXT, re.MULTILINE)
+
+    assert len(rows) == sum(map(len, TABLES.values()))
+
+
+def test_the_named_tests_exist() -> None:
+    missing = {(file, test) for _, file, test in ROW.findall(TEXT)}
+    for file in {file for file, _ in missing}:
+        tree = ast.parse((Path(__file__).parent / file).read_text("utf-8"))
+        missing -= {(file, getattr(node, "name", "")) for node in ast.walk(tree)}
+
+    assert missing == set()
+
+
+@pytest.mark.parametrize("name", names("To import"))
+def test_the_name_can_be_imported(name: str) -> None:
+    assert pkgutil.resolve_name(name)
+
+
+def test_all_that_testing_exports_is_listed() -> None:
+    prefix = "django_lettermint.testing."
+    listed = {
+        name.removeprefix(prefix)
+        for name in names("To import")
+        if name.startswith(prefix)
+    }
+
+    assert listed == {*django_lettermint.testing.__all__, "fixtures.lettermint_relay"}
+
+
+@pytest.mark.parametrize(
+    ("title", "options"),
+    [
+        ("Options", OPTIONS),
+        ("Keys of `pool`", POOL_OPTIONS),
+        ("Options of the queueing backend", QUEUE_OPTIONS),
+    ],
+)
+def test_every_option_is_listed(title: str, options: dict[str, object]) -> None:
+    assert names(title) == list(options)
+
+
+def test_every_field_of_a_result_is_listed() -> None:
+    assert names("Fields of `SendResult`") == list(
+        inspect.signature(SendResult).parameters
+    )
+
+
+def test_every_header_is_listed() -> None:
+    extras = headers.split(dict.fromkeys(names("Headers"), "1"))
+
+    # A metadata header's key is the star.
+    assert extras == (
+        {"route": "1", "tag": "1", "metadata": {"*": "1"}, "idempotency_key": "1"},
+        {},
+    )
+
+
+def test_every_error_is_listed() -> None:
+    errors = [
+        name
+        for name, value in vars(exceptions).items()
+        if inspect.isclass(value)
+        and value.__module__ == exceptions.__name__
+        and not name.startswith("_")
+    ]
+
+    assert names("Errors") == errors
+
+
+@pytest.mark.parametrize("name", names("Attributes of errors"))
+def test_every_error_has_the_attribute(name: str) -> None:
+    assert hasattr(exceptions.LettermintError, name)
+
+
+def test_every_command_and_argument_is_listed() -> None:
+    assert set(names("Commands and their options")) == commands()
+
+
+@pytest.mark.urls("tests.webhook_urls")
+@pytest.mark.parametrize("name", names("URL names"))
+def test_the_url_name_reverses(name: str) -> None:
+    assert reverse(name)
+
+
+def test_every_check_is_listed() -> None:
+    assert names("Checks") == list(Id)

@@ -1,0 +1,785 @@
+"""The queueing backend, the task, and what travels between them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import django
+import pytest
+from anymail.exceptions import AnymailCancelSend
+from anymail.message import AnymailMessage, AnymailStatus
+from anymail.signals import pre_send
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.db import transaction
+from django.test import override_settings
+from django.utils import timezone
+
+from django_lettermint import backend as sending
+from django_lettermint import tasks
+from django_lettermint.conf import queue_config
+from django_lettermint.exceptions import (
+    ConnectFailed,
+    ConnectionLost,
+    DeliveryUnknown,
+    EnqueueFailed,
+    LettermintInvalidMessage,
+    SenderRefused,
+)
+from django_lettermint.message import LettermintMessage, extras
+from django_lettermint.queued import Queued
+from django_lettermint.rebuilt import rebuild
+from django_lettermint.results import Outcome
+from tests.faultserver import TOKEN, FaultServer, On, drop, reply
+from tests.queueing import BrokenBackend, Queue, queueing, settings_for
+from tests.sending import Heard, listening, mail
+
+MAILERS_EXIST = django.VERSION >= (6, 1)
+SENDS = "django_lettermint.backend.EmailBackend"
+QUEUES = "django_lettermint.tasks.EmailBackend"
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer(idempotency=True) as running, settings_for(running, retries=0):
+        yield running
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    with listening() as found:
+        yield found
+
+
+def status_of(message: Any) -> AnymailStatus:
+    found: AnymailStatus = message.anymail_status
+    return found
+
+
+# -- into the queue --------------------------------------------------------------------
+
+
+def test_a_message_is_queued_and_not_sent(server: FaultServer, queue: Queue) -> None:
+    message = mail("bob@example.org")
+
+    assert queueing().send_messages([message]) == 1
+
+    assert len(queue.tasks) == 1
+    assert server.connections == 0
+    assert status_of(message).status == {"queued"}
+    assert status_of(message).recipients["bob@example.org"].status == "queued"
+
+
+def test_nothing_queues_nothing(server: FaultServer, queue: Queue) -> None:
+    assert queueing().send_messages([]) == 0
+    assert queue.tasks == []
+
+
+def test_the_worker_sends_what_was_frozen(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    message = mail("bob@example.org")
+    queueing().send_messages([message])
+    message.body = "changed afterwards"
+
+    outcome = queue.run()
+
+    [delivery] = server.deliveries
+    [(_, result)] = heard.sent
+    assert b"How are you?" in delivery.content
+    assert delivery.key == result.idempotency_key
+    assert outcome == {"message_id": result.message_id, "outcome": "sent"}
+    assert status_of(message).message_id == result.message_id
+    assert heard.failed == []
+
+
+def test_the_immediate_backend_sends_at_once(server: FaultServer, heard: Heard) -> None:
+    assert tasks.EmailBackend().send_messages([mail("bob@example.org")]) == 1
+
+    assert server.delivered == {"bob@example.org": 1}
+    assert len(heard.sent) == 1
+
+
+def test_the_form_is_json_without_the_token(server: FaultServer, queue: Queue) -> None:
+    queueing().send_messages([mail()])
+
+    text = json.dumps(queue.form)
+
+    assert TOKEN not in text
+    assert queue.form["version"] == 1
+
+
+def test_route_tag_and_metadata_travel(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    message = LettermintMessage("Hello", "…", "ann@example.org", ["bob@example.org"])
+    message.tag, message.metadata = "welcome", {"order": 7}
+    with extras(route="news"):
+        queueing().send_messages([message])
+
+    queue.run()
+
+    [(received, result)] = heard.sent
+    assert isinstance(received, LettermintMessage)
+    assert (received.route, received.tag) == ("news", "welcome")
+    assert received.metadata == {"order": "7", "django_message_id": result.message_id}
+    assert b"X-LM-Metadata-order: 7\r\n" in server.deliveries[0].content
+
+
+def test_each_recipient_of_a_merge_is_a_task_of_its_own(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    message = AnymailMessage("Hi", "…", "ann@example.org", ["a@x.test", "b@x.test"])
+    message.merge_metadata = {"a@x.test": {"n": 1}, "b@x.test": {"n": 2}}
+
+    assert queueing().send_messages([message]) == 1
+    assert len(queue.tasks) == 2
+    assert queue.run_to_the_end() == ["sent", "sent"]
+
+    assert server.delivered == {"a@x.test": 1, "b@x.test": 1}
+    assert [message.to for message, _ in heard.sent] == [["a@x.test"], ["b@x.test"]]
+
+
+def test_many_recipients_are_one_task_with_the_content_once(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    people = [f"{number}@example.org" for number in range(120)]
+    queueing().send_messages([mail(bcc=people)])
+
+    assert len(queue.form["transactions"]) == 3
+    assert not any("content" in each["envelope"] for each in queue.form["transactions"])
+    assert queue.run_to_the_end() == ["sent"]
+
+    assert len(server.deliveries) == 3
+    [(_, result)] = heard.sent
+    assert len(result.recipients) == 121
+
+
+def test_options_reach_the_task(server: FaultServer, queue: Queue) -> None:
+    queueing(queue_name="mail", priority=7).send_messages([mail()])
+
+    [result] = queue.tasks
+    assert (result.task.queue_name, result.task.priority) == ("mail", 7)
+
+
+def test_a_message_that_is_too_large_for_the_queue_is_refused(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    large, small = mail("a@x.test"), mail("b@x.test")
+    large.body = "large\n" * 200
+
+    with pytest.raises(LettermintInvalidMessage, match="`max_bytes`"):
+        queueing(max_bytes=1000).send_messages([large, small])
+
+    assert len(queue.tasks) == 1
+    assert [message for message, *_ in heard.failed] == [large]
+
+
+def test_an_invalid_message_fails_at_once_and_the_others_go_on(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    bad, good = mail(), mail()
+    bad.tag = "not\na tag"  # type: ignore[attr-defined]
+
+    assert queueing(fail_silently=True).send_messages([bad, good]) == 1
+
+    assert len(queue.tasks) == 1
+    assert [message for message, *_ in heard.failed] == [bad]
+
+
+def test_a_cancelled_message_is_not_queued(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    def cancel(**_: object) -> None:
+        raise AnymailCancelSend
+
+    pre_send.connect(cancel)
+    try:
+        assert queueing().send_messages([mail()]) == 0
+    finally:
+        pre_send.disconnect(cancel)
+
+    assert queue.tasks == []
+    assert heard.failed == []
+
+
+def test_a_task_backend_that_fails_is_an_error(
+    server: FaultServer, heard: Heard
+) -> None:
+    Queue("broken")
+
+    with pytest.raises(EnqueueFailed, match=r"'broken'.*ConnectionError") as caught:
+        tasks.EmailBackend(task_backend="broken").send_messages([mail()])
+
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert not caught.value.retry_safe
+    assert len(heard.failed) == 1
+
+
+def test_a_task_backend_that_fails_in_the_middle_leaves_what_it_took(
+    server: FaultServer, heard: Heard
+) -> None:
+    queue = Queue("broken")
+    message = AnymailMessage("Hi", "…", "ann@example.org", ["a@x.test", "b@x.test"])
+    message.merge_metadata = {"a@x.test": {"n": 1}}
+    backend = tasks.EmailBackend(task_backend="broken", fail_silently=True)
+    BrokenBackend.takes = 1
+    try:
+        assert backend.send_messages([message]) == 1
+    finally:
+        BrokenBackend.takes = 0
+
+    assert len(queue.tasks) == 1
+    assert set(message.anymail_status.recipients) == {"a@x.test"}
+    assert len(heard.failed) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_on_commit_waits_for_the_transaction(server: FaultServer, queue: Queue) -> None:
+    with transaction.atomic():
+        assert queueing(on_commit=True).send_messages([mail()]) == 1
+        assert queue.tasks == []
+
+    assert len(queue.tasks) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_on_commit_forgets_what_is_rolled_back(
+    server: FaultServer, queue: Queue
+) -> None:
+    with transaction.atomic():
+        queueing(on_commit=True).send_messages([mail()])
+        transaction.set_rollback(True)
+
+    assert queue.tasks == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_by_default_a_transaction_is_not_waited_for(
+    server: FaultServer, queue: Queue
+) -> None:
+    with transaction.atomic():
+        queueing().send_messages([mail()])
+
+        assert len(queue.tasks) == 1
+
+
+# -- tried again -----------------------------------------------------------------------
+
+
+def seconds_until_next(queue: Queue) -> float:
+    [result] = queue.tasks
+    assert result.task.run_after is not None
+    return (result.task.run_after - timezone.now()) / timedelta(seconds=1)
+
+
+def test_a_transient_refusal_is_put_back_with_the_same_bytes_and_key(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("mail", reply(451, "later"), times=1))
+    queueing(queue_name="mail", priority=7).send_messages([mail()])
+    before = queue.form
+
+    assert queue.run()["outcome"] == "put back"
+    after = queue.form
+    [result] = queue.tasks
+    assert (result.task.queue_name, result.task.priority) == ("mail", 7)
+    assert (heard.sent, heard.failed) == ([], [])
+    assert queue.run()["outcome"] == "sent"
+
+    def lasting(form: dict[str, Any]) -> dict[str, Any]:
+        return {name: form[name] for name in ("content", "give_up_at", "using")}
+
+    assert lasting(before) == lasting(after)
+    assert after["transactions"][0]["envelope"] == before["transactions"][0]["envelope"]
+    assert after["tries"] == 1
+    [(_, sent)] = heard.sent
+    assert sent.attempts == 2
+
+
+def test_pauses_grow_and_vary(server: FaultServer, queue: Queue) -> None:
+    server.script.append(On("mail", reply(451, "later")))
+    queueing().send_messages([mail()])
+    pauses = []
+    for _ in range(4):
+        queue.run()
+        pauses.append(seconds_until_next(queue))
+
+    for number, pause in enumerate(pauses):
+        assert 5 * 2**number * 0.5 - 1 < pause < 5 * 2**number * 1.5
+
+
+def test_a_pause_is_at_most_an_hour_and_a_half(
+    server: FaultServer, queue: Queue
+) -> None:
+    server.script.append(On("mail", reply(451, "later")))
+    queueing().send_messages([mail()])
+    queue.form["tries"] = 30
+
+    queue.run()
+
+    assert 1799 <= seconds_until_next(queue) <= 5400
+
+
+def test_no_connection_is_tried_again(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    queueing().send_messages([mail()])
+    server.close_door()
+
+    assert queue.run()["outcome"] == "put back"
+    assert heard.failed == []
+
+
+def test_a_lost_reply_is_settled_by_the_key(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("dot", drop(deliver=True), times=1))
+    with settings_for(server, deadline=0.05, retries=0):
+        queueing().send_messages([mail()])
+        assert queue.run()["outcome"] == "put back"
+
+    assert queue.form["transactions"][0]["outcome"] == "unknown"
+    assert queue.run()["outcome"] == "sent"
+    assert server.delivered == {"bob@example.org": 1}
+    assert server.replays == 1
+    assert len(heard.sent) == 1
+
+
+def test_what_is_unknown_stays_so_when_the_repeat_is_refused(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script += [
+        On("dot", drop(deliver=True), times=1),
+        On("mail", reply(554, "conflict"), message=2),
+    ]
+    with settings_for(server, deadline=0.05, retries=0):
+        queueing().send_messages([mail()])
+        queue.run()
+
+    assert queue.run()["outcome"] == "unknown"
+
+    [(_, result, error)] = heard.failed
+    assert result.outcome is Outcome.UNKNOWN
+    assert isinstance(error, DeliveryUnknown)
+
+
+def test_without_a_key_nothing_unknown_is_repeated(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("dot", drop(deliver=True)))
+    with settings_for(server, idempotency=False):
+        queueing().send_messages([mail()])
+        assert queue.run()["outcome"] == "unknown"
+
+    assert server.delivered == {"bob@example.org": 1}
+    assert len(heard.failed) == 1
+
+
+def test_a_permanent_refusal_ends_at_once(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("mail", reply(550, "no")))
+    queueing().send_messages([mail()])
+
+    assert queue.run()["outcome"] == "not_sent"
+
+    [(_, _, error)] = heard.failed
+    assert isinstance(error, SenderRefused)
+    assert queue.tasks == []
+
+
+def test_a_recipient_put_off_is_tried_again_alone(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script += [
+        On("rcpt", reply(451, "4.2.1 later"), match="b@", times=1),
+        On("rcpt", reply(550, "5.1.1 unknown"), match="c@"),
+    ]
+    queueing().send_messages([mail("a@x.test", "b@x.test", "c@x.test")])
+
+    assert queue.run_to_the_end() == ["put back", "sent"]
+
+    assert server.delivered == {"a@x.test": 1, "b@x.test": 1}
+    first, second = server.deliveries
+    assert second.key == f"{first.key}/2"
+    [(message, result)] = heard.sent
+    assert {who: at.status for who, at in result.recipients.items()} == {
+        "a@x.test": "queued",
+        "b@x.test": "queued",
+        "c@x.test": "rejected",
+    }
+    assert result.recipients["c@x.test"].enhanced_code == "5.1.1"
+    assert message.to == ["a@x.test", "b@x.test", "c@x.test"]
+
+
+def test_recipients_refused_for_good_are_not_asked_again(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script += [
+        On("rcpt", reply(550, "5.1.1 unknown"), match="b@"),
+        On("data", reply(451, "later"), times=1),
+    ]
+    queueing().send_messages([mail("a@x.test", "b@x.test")])
+
+    assert queue.run_to_the_end() == ["put back", "sent"]
+
+    asked = [line for _, line in server.commands if b"RCPT TO:<b@x.test>" in line]
+    assert len(asked) == 1
+    assert server.delivered == {"a@x.test": 1}
+    [(_, result)] = heard.sent
+    assert result.recipients["b@x.test"].status == "rejected"
+
+
+def test_of_several_transactions_only_the_undone_one_is_tried_again(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("mail", reply(451, "later"), message=2))
+    people = [f"{number}@example.org" for number in range(120)]
+    queueing().send_messages([mail("bob@example.org", bcc=people)])
+
+    assert queue.run_to_the_end() == ["put back", "sent"]
+
+    assert set(server.delivered.values()) == {1}
+    assert len(server.delivered) == 121
+    assert len(heard.sent) == 1
+
+
+def test_an_unknown_transaction_without_a_key_does_not_go_with_the_others(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script += [
+        On("dot", drop(deliver=True), times=1),
+        On("mail", reply(451, "later"), message=2),
+    ]
+    people = [f"{number}@example.org" for number in range(60)]
+    with settings_for(server, idempotency=False, retries=0):
+        queueing().send_messages([mail("bob@example.org", bcc=people)])
+        assert queue.run_to_the_end() == ["put back", "unknown"]
+
+    assert set(server.delivered.values()) == {1}
+    assert len(heard.failed) == 1
+
+
+def test_contents_that_differ_travel_both(server: FaultServer, queue: Queue) -> None:
+    people = [f"{number}@example.org" for number in range(60)]
+    queueing().send_messages([mail(bcc=people)])
+    config = sending.EmailBackend().config
+    message = Queued.from_json(queue.form, config)
+    second = message.transactions[1]
+    second.envelope = replace(second.envelope, content=b"Subject: 7 bit\r\n\r\n")
+
+    again = Queued.from_json(json.loads(json.dumps(message.to_json())), config)
+
+    assert [each.envelope for each in again.transactions] == [
+        each.envelope for each in message.transactions
+    ]
+
+
+# -- giving up -------------------------------------------------------------------------
+
+
+def test_a_message_is_not_put_back_beyond_its_time(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("mail", reply(451, "later")))
+    queueing(give_up_after=2).send_messages([mail()])
+
+    assert queue.run()["outcome"] == "not_sent"
+    assert queue.tasks == []
+    assert len(heard.failed) == 1
+
+
+def test_a_message_that_waited_too_long_is_not_sent(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    queueing().send_messages([mail()])
+    queue.form["give_up_at"] = time.time() - 1
+
+    assert queue.run()["outcome"] == "not_sent"
+
+    [(_, _, error)] = heard.failed
+    assert isinstance(error, ConnectionLost)
+    assert "give_up_after" in str(error)
+    assert server.connections == 0
+
+
+def test_waiting_too_long_keeps_what_is_done(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("rcpt", reply(451, "later"), match="b@"))
+    queueing().send_messages([mail("a@x.test", "b@x.test")])
+    queue.run()
+    queue.form["give_up_at"] = time.time() - 1
+
+    assert queue.run()["outcome"] == "sent"
+
+    [(_, result)] = heard.sent
+    assert result.recipients["a@x.test"].status == "queued"
+    assert result.recipients["b@x.test"].status == "failed"
+
+
+def test_the_last_attempt_ends_before_the_relay_forgets_the_key(
+    server: FaultServer, queue: Queue
+) -> None:
+    with settings_for(server, deadline=3600):
+        queueing().send_messages([mail()])
+
+    left = queue.form["give_up_at"] - time.time()
+    assert left == pytest.approx(23 * 3600, abs=60)
+
+
+def test_a_task_backend_that_cannot_defer_does_not_retry_and_says_so(
+    server: FaultServer, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script.append(On("mail", reply(451, "later"), times=1))
+    with caplog.at_level(logging.WARNING, "django_lettermint"):
+        tasks.EmailBackend().send_messages([mail()])
+
+    assert "its queue has no run_after" in caplog.text
+    [(_, _, error)] = heard.failed
+    assert isinstance(error, SenderRefused)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"transactions": None}, "not a queued message"),
+        ({"transactions": [{}]}, "not a queued message"),
+    ],
+)
+def test_a_form_of_another_release_is_refused_and_stays(
+    server: FaultServer,
+    queue: Queue,
+    heard: Heard,
+    change: dict[str, Any],
+    problem: str,
+) -> None:
+    queueing().send_messages([mail()])
+    queue.form.update(change)
+
+    with pytest.raises(ValueError, match=problem):
+        queue.run()
+    assert heard.failed == []
+
+
+def test_a_form_written_by_the_first_release_is_read(server: FaultServer) -> None:
+    form = {
+        "version": 1,
+        "using": None,
+        "give_up_at": 1.0,
+        "tries": 1,
+        "key_given": True,
+        "content": "U3ViamVjdDogaGkNCg0KaGkNCg==",
+        "transactions": [
+            {
+                "envelope": {
+                    "version": 1,
+                    "mail_from": "ann@example.org",
+                    "recipients": ["bob@example.org"],
+                    "message_id": "id",
+                    "idempotency_key": "key",
+                    "smtputf8": False,
+                },
+                "attempts": 2,
+                "outcome": "unknown",
+                "recipients": ["bob@example.org", "carol@example.org"],
+                "phase": "commit",
+                "replies": {
+                    "bob@example.org": [250, "ok"],
+                    "carol@example.org": [550, "5.1.1 unknown"],
+                },
+                "reply": None,
+                "failure": "timed out",
+            }
+        ],
+    }
+    message = Queued.from_json(form, sending.EmailBackend().config)
+
+    assert message.to_json() == form
+    assert message.transactions[0].envelope.content == b"Subject: hi\r\n\r\nhi\r\n"
+
+
+# -- the sending backend ---------------------------------------------------------------
+
+
+def test_without_a_sending_token_the_queue_cannot_be_made() -> None:
+    with pytest.raises(ImproperlyConfigured, match="LETTERMINT_API_TOKEN"):
+        queueing()
+
+
+def test_relay_options_are_refused(server: FaultServer) -> None:
+    with pytest.raises(ImproperlyConfigured, match="host is not an option"):
+        queueing(host="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"task_backend": "none"}, "`task_backend`"),
+        ({"queue_name": "none"}, "`queue_name`"),
+        ({"priority": 101}, "from -100 to 100"),
+        ({"give_up_after": 86_401}, "at most 86400"),
+        ({"give_up_after": 0}, "at most 86400"),
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"on_commit": "yes"}, "on_commit"),
+        ({"using": "away"}, "'away', which is not in MAILERS"),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    server: FaultServer, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ImproperlyConfigured, match=problem):
+        queueing(**options)
+
+
+def test_options_are_found_in_settings() -> None:
+    with override_settings(
+        ANYMAIL={"LETTERMINT_QUEUE_NAME": "mail"}, LETTERMINT_GIVE_UP_AFTER=60
+    ):
+        config = queue_config({})
+
+    assert (config.queue_name, config.give_up_after) == ("mail", 60.0)
+
+
+def test_a_mailer_that_queues_must_name_the_one_that_sends(server: FaultServer) -> None:
+    with pytest.raises(ImproperlyConfigured, match="needs the option `using`"):
+        queueing(alias="default")
+
+
+def test_a_mailer_that_queues_must_not_name_itself(server: FaultServer) -> None:
+    with pytest.raises(ImproperlyConfigured, match="this mailer itself"):
+        queueing(alias="default", using="default")
+
+
+if MAILERS_EXIST:
+    from django.core.mail import mailers
+
+    @pytest.fixture
+    def mailers_in_use(server: FaultServer) -> Iterator[None]:
+        options = {"using": "relay", "task_backend": "dummy"}
+        in_use = {
+            "default": {"BACKEND": QUEUES, "OPTIONS": options},
+            "relay": {"BACKEND": SENDS, "OPTIONS": server.options()},
+            "circle": {"BACKEND": QUEUES, "OPTIONS": {"using": "default"}},
+            "other": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"},
+        }
+        with override_settings(MAILERS=in_use):
+            yield
+
+    @pytest.mark.usefixtures("mailers_in_use")
+    def test_the_worker_sends_by_the_mailer_that_using_names(
+        server: FaultServer, queue: Queue
+    ) -> None:
+        message = mail("bob@example.org")
+        message.send()
+
+        assert queue.form["using"] == "relay"
+        queue.run()
+        assert server.delivered == {"bob@example.org": 1}
+
+    @pytest.mark.usefixtures("mailers_in_use")
+    def test_a_queue_behind_a_queue_is_refused(server: FaultServer) -> None:
+        with pytest.raises(ImproperlyConfigured, match=f"must be {SENDS}"):
+            mailers["circle"]
+
+    @pytest.mark.usefixtures("mailers_in_use")
+    def test_a_mailer_of_another_kind_is_refused(server: FaultServer) -> None:
+        with pytest.raises(ImproperlyConfigured, match=f"must be {SENDS}"):
+            queueing(using="other")
+
+
+# -- the message of the signals --------------------------------------------------------
+
+
+def rebuilt(message: EmailMessage, queue: Queue, heard: Heard) -> LettermintMessage:
+    queueing().send_messages([message])
+    queue.run()
+    [(found, _)] = heard.sent
+    assert isinstance(found, LettermintMessage)
+    return found
+
+
+def test_receivers_get_the_message_as_its_bytes_tell_it(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    message = EmailMultiAlternatives(
+        "Grüße",
+        "Wie geht's, Bob?\nAnn",
+        "Ännchen <ann@example.org>",
+        ["Bob <bob@example.org>"],
+        cc=["carol@example.org"],
+        bcc=["dan@example.org"],
+        reply_to=["Eve <eve@example.org>"],
+        headers={"X-Campaign": "frühling"},
+    )
+    message.attach_alternative("<p>Wie geht's?</p>", "text/html")
+    message.attach("notes.txt", "not the body", "text/plain")
+
+    found = rebuilt(message, queue, heard)
+
+    assert found.subject == "Grüße"
+    assert found.body.strip() == "Wie geht's, Bob?\nAnn"
+    assert found.from_email == "Ännchen <ann@example.org>"
+    assert found.to == ["bob@example.org"]
+    assert found.cc == ["carol@example.org"]
+    assert found.bcc == ["dan@example.org"]
+    assert found.reply_to == ["eve@example.org"]
+    assert found.extra_headers["X-Campaign"] == "frühling"
+    assert "Message-ID" in found.extra_headers
+    assert [mimetype for _, mimetype in found.alternatives] == ["text/html"]
+    assert found.attachments == []
+
+
+def test_a_message_without_text_or_subject_has_an_empty_body() -> None:
+    found = rebuild(b"Content-Type: text/html\r\n\r\n<p>Hi</p>\r\n", ["a@x.test"])
+
+    assert (found.subject, found.body, found.bcc) == ("", "", ["a@x.test"])
+    assert found.alternatives[0][0] == "<p>Hi</p>\n"
+
+
+def test_words_in_an_unknown_charset_stay_as_they_are() -> None:
+    found = rebuild(
+        b"Subject: =?x-klingon?q?hi?=\r\n"
+        b"Content-Type: text/plain; charset=x-klingon\r\n\r\nh\xc3\xa9\r\n",
+        [],
+    )
+
+    assert found.subject == "=?x-klingon?q?hi?="
+    assert found.body == "hé\n"
+
+
+def test_raw_utf8_and_controls_in_headers_are_made_readable() -> None:
+    found = rebuild("Subject: Grüße,\r\n\tBob\x07\r\n\r\n".encode(), [])
+
+    assert found.subject == "Grüße, Bob "
+
+
+def test_headers_that_we_would_not_write_do_not_stop_a_signal() -> None:
+    found = rebuild(b"Subject: Hi\r\nX-LM-Metadata-: x\r\n\r\nHi\r\n", [])
+
+    assert found.subject == "Hi"
+    assert found.extra_headers == {"X-LM-Metadata-": "x"}
+
+
+def test_a_message_without_connection_has_failed_for_a_given_time(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    queueing(give_up_after=1).send_messages([mail()])
+    server.close_door()
+
+    assert queue.run()["outcome"] == "not_sent"
+    [(_, _, error)] = heard.failed
+    assert isinstance(error, ConnectFailed)
