@@ -32,8 +32,8 @@ class Lanes:
         self._land = land
         self._width = config.batch_connections
         self._executor: ThreadPoolExecutor | None = None
-        #: Runs that have not landed, oldest first.
-        self._flying: deque[tuple[Run, Future[None]]] = deque()
+        #: Runs that have not landed, oldest first; None stands for this thread.
+        self._flying: deque[tuple[Run, Future[None] | None]] = deque()
         #: The latest run. It may be the only one, which takes no thread.
         self._latest: Run = []
         #: What meets every message from now on: no TLS, no login, no connection.
@@ -75,28 +75,30 @@ class Lanes:
         # With a single lane, nothing remains in the air.
         self._land_all_but(self._width if self._width > 1 else 0)
 
-    def _lane_for(self, run: Run) -> Future[None]:
+    def _lane_for(self, run: Run) -> Future[None] | None:
         self._executor = self._executor or ThreadPoolExecutor(self._width)
         try:
             return self._executor.submit(self._deliver, run)
         except RuntimeError:  # no new threads while Python exits
             self._deliver(run)
-            return _landed()
+            return None
 
     def _send_here(self) -> None:
         """Send the latest run in this thread."""
         run, self._latest = self._latest, []
         if run:
-            self._flying.append((run, _landed()))
+            self._flying.append((run, None))
             self._deliver(run)
 
     def _land_all_but(self, number: int) -> None:
         while len(self._flying) > number:
             run, future = self._flying[0]
-            wait([future])
+            if future:
+                wait([future])
             self._flying.popleft()
             self._land(run)
-            future.result()
+            if future:
+                future.result()
 
     def _deliver(self, run: Run) -> None:
         messages = [job.transactions for job in run]
@@ -111,9 +113,3 @@ class Lanes:
             messages, self._config, stop=self._stop, patient=patient
         )
         self._fatal = self._fatal or fatal
-
-
-def _landed() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
