@@ -134,6 +134,7 @@ def test_the_tests_that_a_page_shows_pass(page: Path, tmp_path: Path) -> None:
         env=os.environ
         | {
             "DJANGO_SETTINGS_MODULE": "project",
+            "PYTEST_ADDOPTS": "",  # may name options of plugins that are not there
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTHONPATH": str(package),
         },
