@@ -15,20 +15,22 @@ from django.conf import settings
 
 from .options import OPTIONS
 from .queue_options import QUEUE_OPTIONS
-from .rules import Invalid
+from .rules import Invalid, Option, flag
 from .suggestions import suggest
 
 _PREFIX = "LETTERMINT_"
-_UNSET = object()
 
 #: Options of Anymail's own backend class, left to it.
-_ANYMAIL_OPTIONS = (
-    "ignore_unsupported_features",
-    "ignore_recipient_status",
-    "debug_api_requests",
-    "idna_encoder",
-)
-_NAMES = (*OPTIONS, *QUEUE_OPTIONS, *_ANYMAIL_OPTIONS)
+_ANYMAIL_OPTIONS = {
+    name: Option(name, rule, default=default, doc="Anymail's.")
+    for name, rule, default in (
+        ("ignore_unsupported_features", flag, False),
+        ("ignore_recipient_status", flag, False),
+        ("debug_api_requests", flag, False),
+        ("idna_encoder", lambda value: value, "idna2008"),
+    )
+}
+_OPTIONS = {**OPTIONS, **QUEUE_OPTIONS, **_ANYMAIL_OPTIONS}
 
 
 def setting_name(option: str) -> str:
@@ -36,13 +38,13 @@ def setting_name(option: str) -> str:
     return _PREFIX + option.upper()
 
 
-_KNOWN_SETTINGS = frozenset(map(setting_name, _NAMES))
+_KNOWN_SETTINGS = frozenset(map(setting_name, _OPTIONS))
 
 
 def unknown_settings(names: Iterable[object]) -> dict[str, str]:
     """Return those of `names` that look like ours but are not, with a suggestion each."""
     return {
-        name: suggest(name.removeprefix(_PREFIX).lower(), _NAMES, spell=setting_name)
+        name: suggest(name.removeprefix(_PREFIX).lower(), _OPTIONS, spell=setting_name)
         for name in names
         if isinstance(name, str)
         and name.startswith(_PREFIX)
@@ -65,12 +67,16 @@ class Source:
         if self.alias is None and kwargs.get("fail_silently") is False:
             del kwargs["fail_silently"]
         self.given = frozenset(kwargs)
+        self._anymail = getattr(settings, "ANYMAIL", {})
+        # Asking Django for settings that are not there, one by one, takes it longer
+        # than a mail takes us.
+        self._names = frozenset(dir(settings))
         if "password" in kwargs:
             kwargs["api_token"] = kwargs.pop("password")
 
     def take(self, name: str) -> Any:
         """Return an option, validated, and remove it from the keywords."""
-        option = OPTIONS.get(name) or QUEUE_OPTIONS[name]
+        option = _OPTIONS[name]
         try:
             # Not through a variable: debug pages show those, and this may be the token.
             return option.rule(self._find(name, option.default))
@@ -85,12 +91,12 @@ class Source:
 
     def take_for_anymail(self) -> None:
         """Leave Anymail's options in the keywords, also if they are set for us alone."""
-        for name in _ANYMAIL_OPTIONS:
-            value = self._find(name, _UNSET)
-            if value is not _UNSET:
-                self.kwargs[name] = value
+        for name in filter(self.where, _ANYMAIL_OPTIONS):
+            self.kwargs[name] = self.take(name)
 
     def _find(self, name: str, default: object) -> object:
+        if not self.where(name):
+            return default
         return get_anymail_setting(
             name, default, esp_name="Lettermint", kwargs=self.kwargs, allow_bare=True
         )
@@ -104,17 +110,17 @@ class Source:
             if self.alias is None or name in self.ignored:
                 return f"the constructor keyword {name}"
             return f"MAILERS[{self.alias!r}]['OPTIONS'][{name!r}]"
-        if setting in getattr(settings, "ANYMAIL", {}):
+        if setting in self._anymail:
             return f"ANYMAIL[{setting!r}]"
         names = (f"ANYMAIL_{setting}", setting)
-        return next((name for name in names if hasattr(settings, name)), "")
+        return next((name for name in names if name in self._names), "")
 
     def refuse_unknown(self, options: Iterable[str] = OPTIONS) -> None:
         """Raise for a keyword or an ANYMAIL setting that would have no effect."""
         known = {"alias", "_ignore_unknown_kwargs", *_ANYMAIL_OPTIONS, *self.ignored}
         for name in self.kwargs.keys() - known:
             raise self.error(name, f"is not an option. {suggest(name, options)}")
-        unknown = unknown_settings(getattr(settings, "ANYMAIL", {}))
+        unknown = unknown_settings(self._anymail)
         for name, suggestion in unknown.items():
             raise self._error(f"ANYMAIL[{name!r}] is not an option. {suggestion}")
 

@@ -392,6 +392,15 @@ def test_the_names_of_others_and_of_webhooks_are_fine_in_anymail() -> None:
     assert config().send_defaults == {"tag": "a"}
 
 
+@pytest.mark.parametrize(
+    "name", ["ignore_unsupported_features", "ignore_recipient_status"]
+)
+def test_the_flags_of_anymail_are_checked_like_ours(name: str) -> None:
+    assert refusal(**{name: "false"}).startswith(
+        f"the constructor keyword {name} must be True or False, not 'false'."
+    )
+
+
 @override_settings(LETTERMINT_SIGNING_SECRET=7)
 def test_a_wrong_secret_of_webhooks_stops_no_mail() -> None:
     assert relay().token == Secret(TOKEN)
