@@ -37,12 +37,11 @@ class EmailBackend(AnymailBaseBackend):
 
     def __init__(self, **kwargs: Any) -> None:
         config = backend_config(kwargs)
-        super().__init__(**kwargs)
+        super().__init__(**kwargs, send_defaults=config.send_defaults)
         # Before 6.1, Django's base class drops the alias. It warns about fail_silently
         # since 6.1, as Anymail's does: ours is an option like any other.
         self.alias = kwargs.get("alias")
         self.fail_silently = config.fail_silently
-        self.send_defaults = {**self.send_defaults, **config.send_defaults}
         self.correlation_key = config.correlation_key
         self._config = config.relay
         #: Seconds for connecting and for each reply; django-health-check sets it.

@@ -48,6 +48,26 @@ def without(*features: str) -> FaultServer:
     )
 
 
+# -- Defaults ----------------------------------------------------------------------------
+
+
+@override_settings(
+    ANYMAIL={
+        "SEND_DEFAULTS": {"tag": "site", "esp_extra": {}},
+        "LETTERMINT_SEND_DEFAULTS": {"tag": "ours", "route": "ours"},
+    }
+)
+def test_the_send_defaults_of_a_mailer_replace_ours_and_go_above_anymails() -> None:
+    from_settings = EmailBackend(api_token=TOKEN)
+    assert from_settings.send_defaults == {
+        "tag": "ours",
+        "route": "ours",
+        "esp_extra": {},
+    }
+    own = EmailBackend(api_token=TOKEN, send_defaults={"route": "own"})
+    assert own.send_defaults == {"tag": "site", "route": "own", "esp_extra": {}}
+
+
 # -- Lists -------------------------------------------------------------------------------
 
 
