@@ -62,7 +62,7 @@ class SendResult:
     code: int | None = None
     text: str = ""
     phase: Phase = Phase.MESSAGE
-    #: Transactions begun or connections tried for this message.
+    #: Transactions begun for this message; 0 if there never was a connection.
     attempts: int = 0
     #: Seconds from the first attempt to the last reply.
     elapsed: float = 0.0

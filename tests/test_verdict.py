@@ -129,6 +129,20 @@ def test_an_answer_to_a_repeat_does_not_decide_but_is_told() -> None:
     assert "(gone; a repeat was answered by 554 no)" in str(error)
 
 
+def test_a_refusal_before_the_transaction_decides_as_well() -> None:
+    (part,) = transactions("a")
+    part.fail(AuthenticationFailed("no").with_reply(535, "5.7.8 wrong"))
+    result = verdict.result_of([part])
+    assert (result.code, result.text, result.attempts) == (535, "5.7.8 wrong", 0)
+
+
+def test_no_connection_has_no_reply() -> None:
+    (part,) = transactions("a")
+    part.fail(ConnectFailed("timed out"))
+    result = verdict.result_of([part])
+    assert (result.code, result.text) == (None, "")
+
+
 def test_an_unknown_delivery_names_the_envelopes_that_are() -> None:
     parts = transactions("a", "b", "c")
     for part, end in zip(parts, (unknown, sent, unknown), strict=True):
@@ -136,14 +150,18 @@ def test_an_unknown_delivery_names_the_envelopes_that_are() -> None:
     error = verdict.error_of(parts)
     assert isinstance(error, DeliveryUnknown)
     assert [each.recipients for each in error.envelopes] == [("a@x.test",), ("c@x.test",)]  # fmt: skip
-    assert "repeat `error.envelope`" in str(error)
+    assert error.repeatable
+    assert "EmailBackend.repeat(error.envelopes)" in str(error)
 
 
 def test_an_unknown_delivery_without_idempotency_says_to_look_first() -> None:
     (part,) = transactions("a", config=OFF)
     lost(part)
     assert part.done
-    assert "look it up in the dashboard" in str(verdict.error_of([part]))
+    error = verdict.error_of([part])
+    assert isinstance(error, DeliveryUnknown)
+    assert not error.repeatable
+    assert "look it up in the dashboard" in str(error)
 
 
 @pytest.mark.parametrize(
