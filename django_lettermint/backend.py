@@ -20,9 +20,12 @@ from .lanes import Lanes, Run
 from .payload import LettermintPayload
 from .report import Job, report
 from .results import Outcome, Phase, SendResult
+from .verdict import error_of, result_of
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
+
+    from .envelope import Envelope
 
 #: Messages that are rendered before, and reported after, they go out together; a run
 #: also ends with this many octets, so that memory does not grow with the list.
@@ -99,6 +102,27 @@ class EmailBackend(AnymailBaseBackend):
             errors[0].results = tuple(results)  # type: ignore[attr-defined]
             raise errors[0]
         return sum(result.outcome is Outcome.SENT for result in results)
+
+    def repeat(self, envelopes: Iterable[Envelope]) -> SendResult:
+        """Send the `envelopes` of a `repeatable` DeliveryUnknown once more, as they are.
+
+        Within 24 hours, for which Lettermint knows their keys. There is no signal: the
+        message has had its own. Raises DeliveryUnknown if it is still unknown.
+        """
+        transactions = delivery.transactions(envelopes, self.config)
+        for transaction in transactions:
+            transaction.resume()
+            if not transaction.repeatable:
+                raise LettermintInvalidMessage(
+                    "an envelope without idempotency key, or for a relay that would not "
+                    "heed it, is not repeated: it could be delivered twice"
+                )
+        delivery.deliver([transactions], self.config)
+        result, error = result_of(transactions), error_of(transactions)
+        if error:
+            error.result = result  # type: ignore[attr-defined]
+            raise error
+        return result
 
     def _runs(self, messages: Iterable[EmailMessage]) -> Iterator[Run]:
         """Prepare messages as they are taken; what breaks that off comes after them."""

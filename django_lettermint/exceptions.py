@@ -103,18 +103,22 @@ class ConnectFailed(LettermintError, smtplib.SMTPConnectError):
     redial: bool = True
     #: The step that failed, if it was a later one: TLS or AUTH.
     phase: Phase | None = None
+    #: The same by its name: DNS, TCP, greeting, EHLO, STARTTLS, TLS or AUTH.
+    step: str = ""
 
 
 class TLSFailed(LettermintError, smtplib.SMTPConnectError):
     """No verified TLS, so nothing was sent, not even the login."""
 
     transient = False
+    step: str = "TLS"
 
 
 class AuthenticationFailed(LettermintError, smtplib.SMTPAuthenticationError):
     """The relay did not accept the token."""
 
     transient = False
+    step: str = "AUTH"
 
 
 class SenderRefused(LettermintError, smtplib.SMTPSenderRefused):
@@ -143,12 +147,14 @@ class ConnectionLost(LettermintError, smtplib.SMTPServerDisconnected):
 class DeliveryUnknown(LettermintError, smtplib.SMTPServerDisconnected):
     """The end of the message was written, but no complete reply came back.
 
-    `envelopes` are the frozen messages: sent again byte for byte with the same
-    idempotency key, they cannot duplicate.
+    `envelopes` are the frozen messages whose delivery is unknown, to be kept (their
+    `to_json()`) and repeated later.
     """
 
     retry_safe = False
     envelopes: Sequence[Envelope] = ()
+    #: `EmailBackend.repeat(error.envelopes)` cannot duplicate.
+    repeatable: bool = False
 
     @property
     def envelope(self) -> Envelope | None:
@@ -157,7 +163,7 @@ class DeliveryUnknown(LettermintError, smtplib.SMTPServerDisconnected):
 
     @property
     def idempotency_key(self) -> str | None:
-        """Return the key that makes repeating `envelope` safe, if it has one."""
+        """Return the idempotency key of `envelope`, if it has one."""
         return self.envelope.idempotency_key if self.envelope else None
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .attempt import Attempt
-from .results import Outcome
+from .replies import Reply
+from .results import Outcome, Phase
 
 if TYPE_CHECKING:
     from .conf import RelayConfig
     from .envelope import Envelope
-    from .replies import Reply
 
 #: Repeats of one unconfirmed message.
 MAX_REPEATS = 10
@@ -84,6 +84,16 @@ class Transaction:
             # What several recipients were told may be lost, and then no repeat is safe.
             repeatable=self.repeatable and len(self.envelope.recipients) == 1,
         )
+
+    def resume(self) -> None:
+        """Go on with an envelope that was left unconfirmed earlier, perhaps elsewhere.
+
+        Its recipients are those that were accepted then.
+        """
+        self.unconfirmed = self.attempt()
+        self.unconfirmed.phase = Phase.COMMIT
+        accepted = dict.fromkeys(self.envelope.recipients, Reply(250))
+        self.unconfirmed.replies = accepted
 
     def record(self, attempt: Attempt) -> None:
         """Take in how an attempt ended; if not done after it, try again."""

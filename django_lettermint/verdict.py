@@ -20,12 +20,11 @@ from .exceptions import (
     SenderRefused,
     TLSFailed,
 )
-from .replies import MAX_TEXT
+from .replies import MAX_TEXT, Reply
 from .results import Outcome, Phase, RecipientResult, SendResult
 
 if TYPE_CHECKING:
     from .attempt import Attempt
-    from .replies import Reply
     from .transaction import Transaction
 
 #: Reply codes that speak of the address itself (RFC 5321 section 4.2.2).
@@ -36,9 +35,7 @@ def result_of(transactions: Sequence[Transaction]) -> SendResult:
     """Sum up: UNKNOWN if any transaction is, else SENT if any is."""
     first = transactions[0]
     deciding = _deciding(transactions)
-    # What a repeat was told does not decide: the outcome is still unknown.
-    unknown = deciding.outcome is Outcome.UNKNOWN
-    reply = deciding.last.reply if deciding.last and not unknown else None
+    reply = _deciding_reply(deciding)
     return SendResult(
         outcome=deciding.outcome,
         message_id=first.envelope.message_id,
@@ -74,6 +71,18 @@ def error_of(
 def _deciding(transactions: Sequence[Transaction]) -> Transaction:
     order = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
     return min(transactions, key=lambda each: order.index(each.outcome))
+
+
+def _deciding_reply(transaction: Transaction) -> Reply | None:
+    if transaction.outcome is Outcome.UNKNOWN:
+        return None  # whatever a repeat was told
+    error = transaction.error
+    if error is None:
+        return transaction.last.reply if transaction.last else None
+    # Refused before there was a transaction, at the greeting or the login.
+    if isinstance(error, LettermintError) and error.smtp_code:
+        return Reply(error.smtp_code, (error.smtp_error.decode(),))
+    return None
 
 
 def _elapsed(transactions: Sequence[Transaction]) -> float:
@@ -156,9 +165,10 @@ def _unknown(transactions: Sequence[Transaction]) -> DeliveryUnknown:
     reason = _why(first.unconfirmed.failure if first.unconfirmed else None)
     if first.last and first.last.reply:
         reason += f"; a repeat was answered by {first.last.reply}"
+    repeatable = all(each.repeatable for each in unknown)
     advice = (
-        "repeat `error.envelope` as it is, under its key, within 24 hours"
-        if first.repeatable
+        "EmailBackend.repeat(error.envelopes) is safe within 24 hours"
+        if repeatable
         else "look it up in the dashboard before you send it again"
     )
     error = DeliveryUnknown(
@@ -166,6 +176,7 @@ def _unknown(transactions: Sequence[Transaction]) -> DeliveryUnknown:
         f"({reason}): it may or may not have been delivered; {advice}"
     )
     error.envelopes = [each.envelope for each in unknown]
+    error.repeatable = repeatable
     return error
 
 
