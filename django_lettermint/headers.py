@@ -21,7 +21,7 @@ METADATA_PREFIX = "X-LM-Metadata-"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
 #: RFC 5322 section 2.1.1: octets in a line, CRLF not counted.
-LINE_LIMIT = 998
+MAX_LINE = 998
 
 _FIELDS = {ROUTE: "route", TAG: "tag", IDEMPOTENCY_KEY: "idempotency_key"}
 _CANONICAL = {name.lower(): name for name in _FIELDS}
@@ -162,16 +162,16 @@ def _chunks(value: str) -> Iterator[bytes]:
 
 
 def _line(name: str, text: str) -> bytes:
-    if len(name) + 2 + len(text) <= LINE_LIMIT:
+    if len(name) + 2 + len(text) <= MAX_LINE:
         return f"{name}: {text}\r\n".encode("ascii")
     lines = [f"{name}: "]
     # Each piece takes the spaces before its word along, so that no line ends in blanks
     # or has nothing else, and unfolding (dropping the CRLF) gives the text back.
     for piece in re.findall(" *[^ ]+", text):
-        if len(lines[-1]) + len(piece) > LINE_LIMIT and piece.startswith(" "):
+        if len(lines[-1]) + len(piece) > MAX_LINE and piece.startswith(" "):
             lines.append("")
         lines[-1] += piece
-    if max(map(len, lines)) > LINE_LIMIT:
-        rule = f"its line is over {LINE_LIMIT} octets and has no space to fold it at"
+    if max(map(len, lines)) > MAX_LINE:
+        rule = f"its line is over {MAX_LINE} octets and has no space to fold it at"
         raise invalid(f"header {shown(name)}", text, rule)
     return "\r\n".join([*lines, ""]).encode("ascii")

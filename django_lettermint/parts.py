@@ -17,13 +17,14 @@ from django.core.mail import EmailAlternative, EmailMessage
 
 from .exceptions import LettermintInvalidMessage
 from .extras import CONTROL, invalid, shown
+from .header_policy import ADDRESS_LISTS
 
 if TYPE_CHECKING:
     from .addresses import Mailbox
 
 #: Headers that Django looks up under exactly these names.
-_LOOKED_UP = {"from": "From", "to": "To", "cc": "Cc", "reply-to": "Reply-To"}
-ADDRESS_HEADERS = {*_LOOKED_UP, "sender", "resent-from", "resent-sender", "resent-to"}
+_LOOKED_UP = {name: name.title() for name in ADDRESS_LISTS}
+ADDRESS_HEADERS = {*ADDRESS_LISTS, "sender", "resent-from", "resent-sender", "resent-to"}
 #: Headers that must not be given, and what does their job.
 _REFUSED = {
     "bcc": "it would show the hidden recipients; use the message's `bcc`",

@@ -18,6 +18,7 @@ from django.utils.timezone import get_current_timezone
 
 from . import mime
 from .extras import FIELD_NAME
+from .header_policy import ADDRESS_LISTS
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
@@ -30,7 +31,6 @@ _DJANGOS = {
     "mime-version",
     "subject",
 }
-_ADDRESSES = {"from", "to", "cc", "reply-to"}
 
 
 def write(message: EmailMessage) -> list[mime.Piece] | None:
@@ -78,7 +78,7 @@ def _headers(message: EmailMessage, names: set[str]) -> Iterator[tuple[str, obje
     if "message-id" not in names:
         yield "Message-ID", make_msgid(domain=str(DNS_NAME))
     for name, value in own.items():
-        if name.lower() not in _ADDRESSES:
+        if name.lower() not in ADDRESS_LISTS:
             yield name, value
 
 

@@ -18,11 +18,9 @@ from django.core.mail import EmailMessage
 
 from . import mime, plain_text
 from .exceptions import LettermintInvalidMessage
-from .extras import shown
+from .extras import FIELD_NAME, shown
+from .headers import MAX_LINE
 from .parts import ADDRESS_HEADERS
-
-#: Octets of a line without its end (RFC 5322 section 2.1.1).
-MAX_LINE = 998
 
 #: Headers pass through untouched; only the bodies' encodings are at stake.
 _AS_IT_IS = email.policy.compat32.clone(linesep="\r\n", max_line_length=0)
@@ -46,7 +44,6 @@ _BUILDERS = {
     "_idna_encode_address_header_domains",
 }
 
-_NO_NAME = re.compile("[^!-9;-~]")
 #: A line end that no blank follows.
 _HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
 
@@ -58,7 +55,7 @@ def render(message: EmailMessage, *, utf8: bool = False) -> bytes:
     for what cannot be sent correctly.
     """
     try:
-        pieces = None if utf8 else _text(message)
+        pieces = None if utf8 else _plain_text(message)
         if pieces is None:
             part = _mime(message, utf8=utf8)
             _check_headers(part)
@@ -83,7 +80,7 @@ def render(message: EmailMessage, *, utf8: bool = False) -> bytes:
     return content
 
 
-def _text(message: EmailMessage) -> list[mime.Piece] | None:
+def _plain_text(message: EmailMessage) -> list[mime.Piece] | None:
     own = _takes_policy(EmailMessage.message) and _is_djangos(message)
     return plain_text.write(message) if own else None
 
@@ -166,7 +163,7 @@ def _check_headers(message: Message) -> None:
     """Look for what would end a header early: not every Python's generators do."""
     for part in message.walk():
         for name, value in part.raw_items():
-            if _NO_NAME.search(name) or _HEADER_END.search(str(value)):
+            if not FIELD_NAME.fullmatch(name) or _HEADER_END.search(str(value)):
                 raise LettermintInvalidMessage(
                     f"header {shown(name)}: {shown(value)} is refused: it has a line "
                     "break that begins another header, or no proper name"
