@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 #: Headers that Django looks up under exactly these names.
 _LOOKED_UP = {name: name.title() for name in ADDRESS_LISTS}
-ADDRESS_HEADERS = {*ADDRESS_LISTS, "sender", "resent-from", "resent-sender", "resent-to"}
+ADDRESS_HEADERS = {
+    *ADDRESS_LISTS,
+    "sender",
+    "resent-from",
+    "resent-sender",
+    "resent-to",
+}
 #: Headers that must not be given, and what does their job.
 _REFUSED = {
     "bcc": "it would show the hidden recipients; use the message's `bcc`",
