@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +13,9 @@ from .results import Outcome, Phase
 if TYPE_CHECKING:
     from .envelope import Envelope
     from .replies import Reply
+
+#: RFC 1870 section 4; Python refuses to read numbers of thousands of digits.
+_NUMBER = re.compile(r"[0-9]{1,20}")
 
 #: Commands are written in groups of at most this size before their replies are read:
 #: small enough that neither side can block on a full buffer (RFC 2920 section 3.1).
@@ -96,14 +100,13 @@ class Attempt:
             self.phase, self.reply = phase, reply
 
     def refuse_without_recipients(self) -> None:
-        """Take the message as refused if no recipient was accepted.
+        """Take the message as refused if every recipient is.
 
         One refusal for now (4yz) decides for all: trying again may help.
         """
-        if self.replies and not self.accepted:
-            self.refuse(
-                Phase.RCPT, min(self.replies.values(), key=lambda reply: reply.code)
-            )
+        replies = self.replies.values()
+        if len(replies) == len(self.envelope.recipients) and not self.accepted:
+            self.refuse(Phase.RCPT, min(replies, key=lambda reply: reply.code))
 
 
 class Command(NamedTuple):
@@ -138,7 +141,7 @@ def fit(attempt: Attempt, features: Mapping[str, str]) -> Envelope:
             )
         envelope = envelope.seven_bit()
     limit = features.get("SIZE", "")
-    if limit.isdecimal() and 0 < int(limit) < envelope.size:
+    if _NUMBER.fullmatch(limit) and 0 < int(limit) < envelope.size:
         raise LettermintInvalidMessage(
             f"the message has {envelope.size} octets, the relay takes {limit} "
             "(RFC 1870): send large files as links"

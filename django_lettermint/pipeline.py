@@ -125,17 +125,16 @@ class Pipeline:
             # After a refused MAIL, the 503 to what follows says nothing of recipients.
             if reply.positive or not attempt.refused:
                 attempt.replies[command.recipient] = reply
+            # Now: the server may hang up instead of answering what follows.
+            attempt.refuse_without_recipients()
             return
         if command is DATA:
-            # The reason is what RCPT was told, not the 503 that DATA gets for it.
-            attempt.refuse_without_recipients()
             attempt.awaited = agreed
         if reply.negative:
             attempt.refuse(command.phase, reply)
 
     def _conclude(self, attempt: Attempt, reply: Reply) -> None:
         """Take the reply to the end of the content."""
-        attempt.refuse_without_recipients()
         if attempt.phase is not Phase.COMMIT and not attempt.refused:
             self._interrupted(attempt, reply)
         if reply.negative:

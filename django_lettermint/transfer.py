@@ -70,8 +70,6 @@ class _Transfer:
         self, attempt: Attempt, last: Command
     ) -> Iterator[list[Command]]:
         for group in self.groups(attempt, last):
-            if group[0] is last:
-                attempt.refuse_without_recipients()
             if attempt.refused:
                 return
             yield group

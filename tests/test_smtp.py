@@ -152,7 +152,7 @@ def test_a_message_beyond_the_size_limit_is_not_begun() -> None:
         assert two.outcome is SENT
 
 
-@pytest.mark.parametrize("limit", ["SIZE", "SIZE 0", "SIZE many"])
+@pytest.mark.parametrize("limit", ["SIZE", "SIZE 0", "SIZE many", f"SIZE {'9' * 5000}"])
 def test_a_size_limit_that_is_none_limits_nothing(limit: str) -> None:
     with FaultServer(features=(limit,)) as server:
         assert send_one(server, attempt()).outcome is SENT
