@@ -96,7 +96,7 @@ class _Run:
                 if not error.redial or self.failures > self.config.retries:
                     self._fail_all(error)
                 else:
-                    time.sleep(pause(self.failures))
+                    time.sleep(pause(self.failures, most=todo[0].seconds_left()))
             except LettermintError as error:
                 for transaction in todo:
                     transaction.fail(error)

@@ -183,6 +183,7 @@ def _too_many(reply: Reply) -> bool:
     }
 
 
-def pause(tries: int) -> float:
+def pause(tries: int, *, most: float = float("inf")) -> float:
     """Return the seconds to wait, jittered so that processes do not act in step."""
-    return min(MAX_PAUSE, PAUSE * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+    seconds = min(MAX_PAUSE, PAUSE * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+    return max(0.0, min(seconds, most))

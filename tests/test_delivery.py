@@ -165,6 +165,19 @@ def test_a_recipient_that_is_refused_among_others_raises_nothing(code: int) -> N
         assert spoken(server).count("MAIL") == 1
 
 
+@pytest.mark.parametrize("chunking", [False, True])
+def test_refusals_of_all_recipients_hold_though_the_server_hangs_up_then(
+    chunking: bool,  # noqa: FBT001
+) -> None:
+    script = [On("rcpt", do=reply(550)), On("data", do=drop()), On("bdat", do=drop())]
+    with FaultServer(script, features=[*FEATURES, "CHUNKING"]) as server:
+        message, error = fail(server, mail("1@x.test", "2@x.test"), chunking=chunking)
+        assert isinstance(error, RecipientsRefused)
+        assert not error.transient
+        assert {each.code for each in result(message).recipients.values()} == {550}
+        assert server.connections == 1
+
+
 @pytest.mark.parametrize(
     ("codes", "transient"),
     [((550, 550), False), ((450, 550), True), ((550, 450), True), ((451, 452), True)],
@@ -658,7 +671,7 @@ def test_an_unknown_delivery_can_be_repeated_elsewhere_by_its_envelope() -> None
     with FaultServer([On("dot", do=drop(deliver=True), times=1), On("mail", connection=2, times=1, do=reply(550))], idempotency=True) as server:  # fmt: skip
         message, error = fail(server)
         assert isinstance(error, DeliveryUnknown)
-        assert "repeat `error.envelope` as it is, under its key" in str(error)
+        assert "EmailBackend.repeat(error.envelopes) is safe" in str(error)
         copied = pickle.loads(pickle.dumps(error))
         assert TOKEN.encode() not in pickle.dumps(error)
         assert copied.envelope == error.envelopes[0]
@@ -671,6 +684,13 @@ def test_an_unknown_delivery_can_be_repeated_elsewhere_by_its_envelope() -> None
         assert transaction.outcome is SENT
         assert server.delivered == ONCE
         assert server.replays == 1
+
+
+def test_a_pause_grows_and_ends_with_the_deadline() -> None:
+    assert transaction.pause(1) <= 1.5 * transaction.PAUSE
+    assert transaction.pause(20) >= 0.5 * transaction.MAX_PAUSE
+    assert transaction.pause(20, most=0.25) == 0.25
+    assert transaction.pause(1, most=-1.0) == 0.0
 
 
 def test_a_confirmation_is_enough_though_the_connection_is_lost_behind_it() -> None:
