@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,10 @@ class EmailBackend(AnymailBaseBackend):
         errors: list[Exception] = []
 
         def land(run: Run) -> None:
+            with ExitStack() as reports:  # also after a receiver was interrupted
+                for job in reversed(run):
+                    reports.callback(report, type(self), job)
             for job in run:
-                report(type(self), job)
                 results.append(job.result)
                 if job.error and not errors:
                     errors.append(job.error)

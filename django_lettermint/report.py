@@ -59,6 +59,7 @@ class Job:
         """End before the start, for a reason that is nobody's failure."""
         self.silent = True
         self.result = SendResult(outcome=Outcome.NOT_SENT, phase=phase)
+        self.message.anymail_status.esp_response = self.result  # type: ignore[attr-defined]
 
 
 def report(sender: type[AnymailBaseBackend], job: Job) -> None:

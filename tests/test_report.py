@@ -276,6 +276,7 @@ def test_a_cancelled_message_fires_nothing(relay: Relay) -> None:
         assert send(relay.options(), mail) == 0
     assert heard == []
     assert mail.anymail_status.status is None
+    assert mail.anymail_status.esp_response.phase is Phase.CANCELLED
     assert relay.statistics.connections == 0
 
 
@@ -284,6 +285,24 @@ def test_a_message_to_nobody_fires_nothing(relay: Relay) -> None:
     with listening() as heard:
         assert send(relay.options(), mail) == 0
     assert heard == []
+    assert mail.anymail_status.esp_response.phase is Phase.NO_RECIPIENTS
+
+
+def test_a_receiver_that_is_interrupted_keeps_no_signal_from_the_others(
+    relay: Relay,
+) -> None:
+    def interrupt(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    mails = [message(), message("no"), message()]
+    with (
+        listening() as heard,
+        receiver(message_sent, interrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        EmailBackend(**relay.options()).send_messages(mails)
+    ends = [name for name in names(heard) if name != "post_send"]
+    assert ends == ["message_sent", "message_failed", "message_sent"]
 
 
 @pytest.mark.parametrize("signal", [post_send, message_sent], ids=["post", "sent"])
