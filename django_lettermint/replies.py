@@ -9,6 +9,8 @@ from dataclasses import dataclass
 #: is broken or hostile.
 MAX_LINE = 8 * 1024
 MAX_REPLY = 64 * 1024
+#: Lines of a reply.
+MAX_LINES = 100
 #: Characters of a server's text that go into errors and logs.
 MAX_TEXT = 500
 

@@ -87,9 +87,12 @@ class Wire:
         while True:
             line = self._read_line(until)
             size += len(line)
-            if size > replies.MAX_REPLY:
-                raise ProtocolError(f"a reply of more than {replies.MAX_REPLY} octets")
             lines.append(line)
+            if size > replies.MAX_REPLY or len(lines) > replies.MAX_LINES:
+                raise ProtocolError(
+                    f"a reply of more than {replies.MAX_REPLY} octets or "
+                    f"{replies.MAX_LINES} lines"
+                )
             if replies.is_last(line):
                 return self._parsed(tuple(lines))
 

@@ -15,7 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from django_lettermint.replies import MAX_LINE, MAX_REPLY, ProtocolError, Reply
+from django_lettermint.replies import (
+    MAX_LINE,
+    MAX_LINES,
+    MAX_REPLY,
+    ProtocolError,
+    Reply,
+)
 from django_lettermint.secret import Secret
 from django_lettermint.wire import Wire
 from tests.certificates import ca_file, server_context
@@ -130,14 +136,16 @@ def test_a_line_up_to_the_limit_is_read() -> None:
 
 def test_a_reply_without_end_is_cut_at_its_limit() -> None:
     with connected() as (wire, server):
-        thread = threading.Thread(
-            target=server.sendall, args=(b"250-" + b"x" * 96 + b"\r\n",)
-        )
-        line = b"250-" + b"x" * 96 + b"\r\n"
-        server.sendall(line * (MAX_REPLY // 100))
-        thread.start()
-        thread.join(5)
+        line = b"250-" + b"x" * 1996 + b"\r\n"
+        server.sendall(line * (MAX_REPLY // 2000 + 1))
         with pytest.raises(ProtocolError, match=f"reply of more than {MAX_REPLY}"):
+            wire.read_reply(soon())
+
+
+def test_a_reply_of_too_many_lines_is_refused_however_short_they_are() -> None:
+    with connected() as (wire, server):
+        server.sendall(b"250-x\r\n" * MAX_LINES + b"250 x\r\n")
+        with pytest.raises(ProtocolError, match=f"{MAX_LINES} lines"):
             wire.read_reply(soon())
 
 
