@@ -193,32 +193,38 @@ def _lost(transaction: Transaction) -> Exception:
 
 
 def _refused(attempt: Attempt, reply: Reply, *, key_given: bool) -> LettermintError:
+    what = f"{reply}; {_advice(attempt, reply, key_given=key_given)}"
     error: LettermintError
     if attempt.phase is Phase.MAIL:
-        error = SenderRefused(
-            f"the relay refused the sender at MAIL: {reply}; is the domain verified in "
-            "the Lettermint dashboard?"
-        )
+        error = SenderRefused(f"the relay refused the sender at MAIL: {what}")
         error.sender = attempt.envelope.mail_from
     elif attempt.phase is Phase.RCPT:
         count = len(attempt.replies)
         everybody = f"all {count} recipients" if count > 1 else "the recipient"
-        error = RecipientsRefused(
-            f"the relay refused {everybody} at RCPT: {reply}; see `error.recipients`"
-        )
+        error = RecipientsRefused(f"the relay refused {everybody} at RCPT: {what}")
         error.recipients = {
             who: (answer.code, answer.text.encode())
             for who, answer in attempt.replies.items()
         }
     else:
-        text = f"the relay refused the message at {_STEPS[attempt.phase]}: {reply}"
-        if key_given and reply.code >= 500:
-            text += (
-                ". Its idempotency key is your own: if it was used before, the message "
-                "may have been sent then"
-            )
-        error = MessageRefused(text)
+        step = _STEPS[attempt.phase]
+        error = MessageRefused(f"the relay refused the message at {step}: {what}")
     return error.with_reply(reply.code, reply.text)
+
+
+def _advice(attempt: Attempt, reply: Reply, *, key_given: bool) -> str:
+    if reply.code < 500:
+        return "send it again later"
+    if attempt.phase is Phase.MAIL:
+        return "is the domain verified in the Lettermint dashboard?"
+    if attempt.phase is Phase.RCPT:
+        return "correct the address"
+    if key_given:
+        return (
+            "its idempotency key is your own: if it was used before, the message may "
+            "have been sent then"
+        )
+    return "correct the message, sending it as it is will not help"
 
 
 def _why(failure: BaseException | None) -> str:
