@@ -22,7 +22,8 @@ UNSET: Any = ANYMAIL_UNSET
 _Message = TypeVar("_Message", bound=EmailMessage)
 
 _ATTRIBUTES = ("route", "tag", "metadata", "idempotency_key")
-_SOURCES = (*_ATTRIBUTES, "tags", "esp_extra")
+#: Attributes of a message that hold extras, in our own terms and in Anymail's.
+SOURCES = (*_ATTRIBUTES, "tags", "esp_extra")
 _ESP_EXTRA = ("route", "tag", "idempotency_key")
 #: One value for each recipient: a header has one for all.
 _NOT_HEADERS = ("merge_metadata", "merge_headers")
@@ -70,7 +71,7 @@ def extras(
     for several messages would lose all but the first.
     """
     values = {"route": route, "tag": tag, "metadata": metadata}
-    layer = _given((name, _text(value)) for name, value in values.items())
+    layer = _given((name, _non_lazy(value)) for name, value in values.items())
     render(resolve(layer))  # a bad value fails here, where it is written
     token = _active.set(merge(_active.get(), layer))
     try:
@@ -97,14 +98,9 @@ def attribute_layer(
     `unsupported` is told what Lettermint has no header for; if it returns, that is left out.
     """
     layer: dict[str, object] = {}
-    if all(_attribute(message, name) is UNSET for name in _SOURCES):
-        return layer
-    for source in (
-        {name: _text(_attribute(message, name)) for name in _ATTRIBUTES},
-        _from_tags(_attribute(message, "tags"), unsupported),
-        _from_esp_extra(_attribute(message, "esp_extra"), unsupported),
-    ):
-        for name, value in _given(source.items()).items():
+    values = _given((name, _attribute(message, name)) for name in SOURCES)
+    for spelling in _spellings(values, unsupported):
+        for name, value in spelling.items():
             # A value hides the lower layers as None does, so the two do not conflict.
             if layer.get(name) is None:
                 layer[name] = value
@@ -112,6 +108,20 @@ def attribute_layer(
                 rule = f"the message also says {shown(layer[name])}; say it once"
                 raise invalid(name, value, rule)
     return layer
+
+
+def default_layer(
+    defaults: Mapping[str, object], unsupported: Callable[[str], None] = _refuse
+) -> dict[str, object]:
+    """Read the extras in send defaults, of which those in our own words win.
+
+    Defaults for Lettermint and for all of Anymail's backends arrive merged: no message
+    can help it if they differ.
+    """
+    if "tag" in defaults:
+        defaults = {**defaults, "tags": []}
+    own, esp_extra, tags = _spellings(defaults, unsupported)
+    return {**tags, **esp_extra, **own}
 
 
 def freeze(message: _Message) -> _Message:
@@ -123,7 +133,7 @@ def freeze(message: _Message) -> _Message:
     for name in _NOT_HEADERS:
         if _attribute(message, name) not in (UNSET, None):
             _refuse(f"{name} in freeze(): freeze one message for each recipient")
-    found, headers = split(message.extra_headers)
+    found, headers = split(message.extra_headers or {})
     layer = merge(active_extras(), found, attribute_layer(message))
     frozen = resolve(layer)
     render(frozen)  # a line that cannot be folded fails now, not in the queue
@@ -134,7 +144,7 @@ def freeze(message: _Message) -> _Message:
         message.from_email = str(sender)
     message.extra_headers = headers | fields(frozen)
     attributes = vars(message)
-    for name in (*_ATTRIBUTES, "tags", "esp_extra", "envelope_sender"):
+    for name in (*SOURCES, "envelope_sender"):
         if attributes.get(name) is not None:
             del attributes[name]
     attributes.update(
@@ -151,7 +161,7 @@ def _given(values: Any) -> dict[str, Any]:
     return {name: value for name, value in values if value is not UNSET}
 
 
-def _text(value: Any) -> Any:
+def _non_lazy(value: Any) -> Any:
     """Turn lazy text into text, in a mapping too."""
     if isinstance(value, Mapping):
         return {_forced(key): _forced(entry) for key, entry in value.items()}
@@ -162,24 +172,35 @@ def _forced(value: Any) -> Any:
     return str(value) if isinstance(value, Promise | LazyObject) else value
 
 
+def _spellings(
+    values: Mapping[str, Any], unsupported: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the layers that our own names, `esp_extra` and `tags` make."""
+    return (
+        {name: _non_lazy(values[name]) for name in _ATTRIBUTES if name in values},
+        _from_esp_extra(values.get("esp_extra"), unsupported),
+        _from_tags(values.get("tags", []), unsupported),
+    )
+
+
 def _from_tags(tags: Any, unsupported: Callable[[str], None]) -> dict[str, Any]:
-    if tags is None or tags is UNSET:
-        return {"tag": tags}
+    if tags is None:
+        return {"tag": None}
     # Lazy text is a Collection too.
     is_text = isinstance(tags, str | bytes | Promise)
     if is_text or not isinstance(tags, Collection) or isinstance(tags, Mapping):
         raise invalid("tags", tags, "use a list with one tag")
     if len(tags) > 1:
         unsupported(f"multiple tags ({shown(tags)}): its SMTP relay reads one")
-    return {"tag": _text(next(iter(tags), UNSET))}
+    return {"tag": _non_lazy(next(iter(tags)))} if tags else {}
 
 
 def _from_esp_extra(extra: Any, unsupported: Callable[[str], None]) -> dict[str, Any]:
-    if extra is None or extra is UNSET:
+    if extra is None:
         return {}
     if not isinstance(extra, Mapping):
         raise invalid("esp_extra", extra, f"use a mapping with any of {_ESP_EXTRA}")
     for key in extra:
         if key not in _ESP_EXTRA:
             unsupported(f"esp_extra[{shown(key)}]; it takes {', '.join(_ESP_EXTRA)}")
-    return {key: _text(value) for key, value in extra.items() if key in _ESP_EXTRA}
+    return {key: _non_lazy(value) for key, value in extra.items() if key in _ESP_EXTRA}

@@ -25,6 +25,7 @@ from django_lettermint.message import (
     LettermintMessage,
     active_extras,
     attribute_layer,
+    default_layer,
     extras,
     freeze,
 )
@@ -326,6 +327,31 @@ def test_bad_attributes_are_refused_by_name(attributes: dict[str, Any]) -> None:
     (name,) = attributes
     with pytest.raises(LettermintInvalidMessage, match=f"^{name}: "):
         effective(make(**attributes))
+
+
+# What `default_layer` does
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"tag": "ours", "tags": ["site"]},
+        {"tag": "ours", "esp_extra": {"tag": "site"}},
+        {"esp_extra": {"tag": "ours"}, "tags": ["site"]},
+        {"tag": "ours", "tags": ["several", "others"]},
+    ],
+)
+def test_defaults_in_our_own_words_win(defaults: dict[str, Any]) -> None:
+    assert default_layer(defaults) == {"tag": "ours"}
+
+
+def test_a_default_of_none_wins_too() -> None:
+    assert default_layer({"tag": None, "tags": ["site"]}) == {"tag": None}
+
+
+def test_several_default_tags_are_not_supported() -> None:
+    with pytest.raises(AnymailUnsupportedFeature, match="multiple tags"):
+        default_layer({"tags": ["a", "b"]})
 
 
 # Precedence
