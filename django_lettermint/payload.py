@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from anymail.backends.base import BasePayload
 from anymail.exceptions import AnymailUnsupportedFeature
-from anymail.utils import (
-    UNSET,
-    concat_lists,
-    force_non_lazy,
-    last,
-    merge_dicts_one_level,
-)
+from anymail.utils import concat_lists, force_non_lazy, last, merge_dicts_one_level
 
 from . import headers, parts
 from .addresses import Mailbox, parse, parse_header, parse_one
-from .envelope import MAX_RECIPIENTS, MAX_SIZE, Envelope, numbered
+from .draft import Draft
+from .envelope import MAX_RECIPIENTS, Envelope, numbered
 from .exceptions import LettermintInvalidMessage
-from .extras import Extras, Layer, merge, resolve
-from .message import active_extras, attribute_layer
-from .rendering import render
+from .extras import Layer, merge, resolve
+from .message import SOURCES, active_extras, attribute_layer, default_layer
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
     from .backend import EmailBackend
-
-_EXTRAS = ("route", "tag", "tags", "metadata", "idempotency_key", "esp_extra")
-#: Under which an idempotency key gives the same message id in every process.
-_NAMESPACE = uuid.UUID("6c5f0e0c-9f0c-5d59-9d67-2f1f3a3b8a56")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +63,7 @@ class LettermintPayload(BasePayload):
         }.get(name, (name, combine, convert))
         for name, combine, convert in BasePayload.anymail_message_attrs
         # Anymail merges the defaults in before we could tell who said what.
-        if name not in _EXTRAS
+        if name not in SOURCES
     )
 
     def init_payload(self) -> None:
@@ -86,46 +75,47 @@ class LettermintPayload(BasePayload):
         self.recipients: dict[str, list[Mailbox]] = {"to": [], "cc": [], "bcc": []}
         self.merge_metadata: Mapping[str, Mapping[str, object]] = {}
         self.merge_headers: Mapping[str, Mapping[str, object]] = {}
-        #: Who is named in any header or command, apart from those in `to`.
-        self.mailboxes: list[Mailbox] = []
-        self.key_given = False
+        #: Who is named in a header, apart from recipients.
+        self.named: list[Mailbox] = []
 
     def prepare(self) -> Prepared:
         """Render the message into one envelope, or with merge_* into one per `to`."""
         if self.sender is None:
             raise LettermintInvalidMessage("from_email: a message needs a sender")
-        to = self.recipients["to"]
-        batches = [to]
-        if to and self.is_batch():
-            batches = [[each] for each in {each.wire: each for each in to}.values()]
         layers = self._layers()
         envelopes: list[Envelope] = []
+        key_given = False
         number = 1
-        for batch in batches:
-            envelopes.append(self._envelope(layers, self.sender, batch, number))
+        for to in self._batches():
+            draft = self._draft(layers, self.sender, to, number)
+            envelope = draft.envelope(
+                correlation_key=self.backend.correlation_key,
+                idempotency=self.backend.config.idempotency,
+            )
+            envelopes.append(envelope)
+            key_given = key_given or draft.extras.idempotency_key is not None
             # One with many recipients takes several transactions and their keys.
-            number += -(-len(envelopes[-1].recipients) // MAX_RECIPIENTS)
+            number += -(-len(envelope.recipients) // MAX_RECIPIENTS)
         mailboxes = [each for kind in self.recipients.values() for each in kind]
         return Prepared(
             envelopes=envelopes,
             given={each.wire: each.given for each in mailboxes},
-            key_given=self.key_given,
+            key_given=key_given,
         )
 
     # -- Anymail calls these, in the order of the attributes ---------------------------
 
     def set_from_email_list(self, value: object) -> None:
-        self.sender = self._parse_sender("from_email", value)
+        self.sender = parse_one("from_email", value, self.backend.idna_encode)
+        self.named.append(self.sender)
         self.copy.from_email = self.sender.header
 
     def set_envelope_sender(self, value: object) -> None:
-        self.sender = self._parse_sender("envelope_sender", value)
+        self.sender = parse_one("envelope_sender", value, self.backend.idna_encode)
 
     def set_recipients(self, recipient_type: str, emails: Sequence[object]) -> None:
         mailboxes = parse(recipient_type, emails, self.backend.idna_encode)
         self.recipients[recipient_type] = mailboxes
-        if recipient_type != "to":
-            self.mailboxes += mailboxes
         if recipient_type != "bcc":
             setattr(self.copy, recipient_type, [each.header for each in mailboxes])
 
@@ -134,7 +124,7 @@ class LettermintPayload(BasePayload):
 
     def set_reply_to(self, emails: Sequence[object]) -> None:
         mailboxes = parse("reply_to", emails, self.backend.idna_encode)
-        self.mailboxes += mailboxes
+        self.named += mailboxes
         self.copy.reply_to = [each.header for each in mailboxes]
 
     def process_extra_headers(self, headers_: Mapping[str, object]) -> None:
@@ -142,8 +132,9 @@ class LettermintPayload(BasePayload):
         default = cast("dict[str, object]", self.defaults.get("extra_headers") or {})
         self.default_extras, below = headers.split(default)
         self.raw_extras, own = headers.split(headers_ or {})
-        merged = parts.overlay({}, below, self._parse_header)
-        self.copy.extra_headers = parts.overlay(merged, own, self._parse_header)
+        parse_named = partial(self._parse_header, self.named)
+        merged = parts.overlay({}, below, parse_named)
+        self.copy.extra_headers = parts.overlay(merged, own, parse_named)
 
     def set_body(self, body: object) -> None:
         self.copy.body = body
@@ -177,85 +168,62 @@ class LettermintPayload(BasePayload):
 
     # -- our own -----------------------------------------------------------------------
 
-    def _parse_sender(self, field: str, value: object) -> Mailbox:
-        mailbox = parse_one(field, value, self.backend.idna_encode)
-        self.mailboxes.append(mailbox)
-        return mailbox
-
-    def _parse_header(self, field: str, value: str) -> list[Mailbox]:
+    def _parse_header(
+        self, named: list[Mailbox], field: str, value: str
+    ) -> list[Mailbox]:
         mailboxes = parse_header(field, value, self.backend.idna_encode)
-        self.mailboxes += mailboxes
+        named += mailboxes
         return mailboxes
 
     def _layers(self) -> list[Layer]:
         """Return the sources of extras, lowest precedence first."""
-        own = attribute_layer(self.message, self.unsupported_feature)
-        layers = [self.default_extras, active_extras(), self.raw_extras, own]
-        if self.defaults:
-            names = {name: self.defaults.get(name, UNSET) for name in _EXTRAS}
-            default = cast("EmailMessage", SimpleNamespace(**names))
-            layers.insert(0, attribute_layer(default, self.unsupported_feature))
-        return layers
+        return [
+            default_layer(self.defaults, self.unsupported_feature),
+            self.default_extras,
+            active_extras(),
+            self.raw_extras,
+            attribute_layer(self.message, self.unsupported_feature),
+        ]
 
-    def _envelope(
-        self,
-        layers: list[Layer],
-        sender: Mailbox,
-        to: Sequence[Mailbox],
-        number: int,
-    ) -> Envelope:
-        message = self.copy
+    def _batches(self) -> list[list[Mailbox]]:
+        """Return who in `to` shares a copy of the message."""
+        to = self.recipients["to"]
+        if to and self.is_batch():
+            return [[each] for each in {each.wire: each for each in to}.values()]
+        return [to]
+
+    def _draft(
+        self, layers: list[Layer], sender: Mailbox, to: list[Mailbox], number: int
+    ) -> Draft:
+        message, named = self.copy, self.named
         own: Layer = {}
         if self.is_batch():
-            message, own = self._merged(to)
+            message, own, named = self._merged(to)
         extras = resolve(*layers, own)
-        given_key = extras.idempotency_key
-        if given_key and not own.get("idempotency_key"):
-            given_key = numbered(given_key, number)
-        self.key_given = self.key_given or bool(given_key)
-        lines, message_id = self._lines(extras, given_key)
-        smtputf8 = any(each.smtputf8 for each in (*to, *self.mailboxes))
-        content = lines + render(message, utf8=smtputf8)
-        if len(content) > MAX_SIZE:
-            raise LettermintInvalidMessage(
-                f"the message has {len(content)} octets, Lettermint takes {MAX_SIZE} "
-                "(25 MB): send large files as links"
-            )
-        everybody = [*to, *self.recipients["cc"], *self.recipients["bcc"]]
-        return Envelope(
-            mail_from=sender.wire,
-            # An address named twice is sent once.
-            recipients=tuple(dict.fromkeys(each.wire for each in everybody)),
-            content=content,
-            message_id=message_id,
-            idempotency_key=given_key or self._new_key(),
-            smtputf8=smtputf8,
+        if extras.idempotency_key and not own.get("idempotency_key"):
+            key = numbered(extras.idempotency_key, number)
+            extras = replace(extras, idempotency_key=key)
+        return Draft(
+            message=message,
+            extras=extras,
+            sender=sender,
+            recipients=[*to, *self.recipients["cc"], *self.recipients["bcc"]],
+            named=named,
         )
 
-    def _merged(self, to: Sequence[Mailbox]) -> tuple[EmailMessage, Layer]:
-        """Return the message as one recipient gets it, and that one's extras."""
+    def _merged(
+        self, to: Sequence[Mailbox]
+    ) -> tuple[EmailMessage, Layer, list[Mailbox]]:
+        """Return one recipient's message, extras, and who is named in the headers."""
         message = copy.copy(self.copy)
         message.to = [each.header for each in to]
+        named = list(self.named)
         layers: list[Layer] = []
         for mailbox in to:
             found, own = headers.split(self.merge_headers.get(mailbox.given, {}))
             message.extra_headers = parts.overlay(
-                message.extra_headers, own, self._parse_header
+                message.extra_headers, own, partial(self._parse_header, named)
             )
             metadata = self.merge_metadata.get(mailbox.given, {})
             layers += [found, {"metadata": metadata}]
-        return message, merge(*layers)
-
-    def _lines(self, extras: Extras, key: str | None) -> tuple[bytes, str]:
-        """Return our header lines, and the message id that they carry."""
-        name = self.backend.correlation_key
-        message_id = extras.metadata.get(name) if name else None
-        if message_id is None:
-            message_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
-            if name:
-                line = headers.metadata_line(name, message_id)
-                return headers.render(extras) + line, message_id
-        return headers.render(extras), message_id
-
-    def _new_key(self) -> str | None:
-        return str(uuid.uuid4()) if self.backend.config.idempotency else None
+        return message, merge(*layers), named

@@ -11,6 +11,7 @@ import pytest
 from anymail.exceptions import AnymailUnsupportedFeature
 from anymail.message import AnymailMessage
 from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.test import override_settings
 from django.utils.translation import gettext_lazy
 
 from django_lettermint.envelope import MAX_SIZE, Envelope
@@ -346,6 +347,27 @@ def test_every_other_default_holds_too() -> None:
     ]
 
 
+@override_settings(
+    ANYMAIL={
+        "SEND_DEFAULTS": {"tags": ["site"], "esp_extra": {"route": "site"}},
+        "LETTERMINT_SEND_DEFAULTS": {"tag": "ours", "route": "ours"},
+    }
+)
+def test_defaults_for_lettermint_replace_those_for_all_of_anymail() -> None:
+    assert reading(message()) == Reading(route="ours", tag="ours")
+    assert reading(message(tag="own", route="own")) == Reading(route="own", tag="own")
+
+
+@override_settings(
+    ANYMAIL={
+        "SEND_DEFAULTS": {"tags": ["one", "two"]},
+        "LETTERMINT_SEND_DEFAULTS": {"tag": None},
+    }
+)
+def test_a_default_tag_of_none_replaces_tags_that_lettermint_does_not_support() -> None:
+    assert reading(message()).tag is None
+
+
 def test_a_message_adds_to_default_lists() -> None:
     mail = message(cc=["own@example.com"])
     made = envelope(mail, send_defaults={"cc": ["cc@example.com"]})
@@ -442,6 +464,12 @@ def test_without_to_the_others_get_one_message() -> None:
 
 def test_only_the_recipient_who_needs_smtputf8_asks_for_it() -> None:
     ann, bob = batch(to=["nø@example.com", "bob@example.com"], merge_metadata={})
+    assert (ann.smtputf8, bob.smtputf8) == (True, False)
+
+
+def test_a_header_of_one_recipient_asks_smtputf8_for_nobody_else() -> None:
+    own = {"ann@example.com": {"Reply-To": "nø@example.com"}}
+    ann, bob = batch(merge_headers=own)
     assert (ann.smtputf8, bob.smtputf8) == (True, False)
 
 
