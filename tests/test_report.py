@@ -281,7 +281,7 @@ def test_a_cancelled_message_fires_nothing(relay: Relay) -> None:
 
 
 def test_a_message_to_nobody_fires_nothing(relay: Relay) -> None:
-    mail = EmailMessage("Hi", "Hello", "shop@example.com", [])
+    mail: Any = EmailMessage("Hi", "Hello", "shop@example.com", [])
     with listening() as heard:
         assert send(relay.options(), mail) == 0
     assert heard == []
