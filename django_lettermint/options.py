@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from anymail.backends.base import BasePayload
-
 from . import rules
 from .rules import Option
-from .suggestions import suggest
-
-#: What messages can take from `send_defaults`. An idempotency key is not among them:
-#: shared by all messages, it would make the relay drop every one but the first.
-DEFAULTABLE = frozenset(
-    name
-    for name, *_ in BasePayload.base_message_attrs + BasePayload.anymail_message_attrs
-) | {"route", "tag"}
+from .send_defaults import send_defaults
+from .suggestions import unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +34,7 @@ def _pool(value: object) -> PoolConfig | None:
     parsed = {}
     for name, item in value.items():
         if name not in POOL_OPTIONS:
-            raise _unknown(name, POOL_OPTIONS)
+            raise unknown(name, POOL_OPTIONS)
         option = POOL_OPTIONS[name]
         try:
             parsed[name] = option.rule(item)
@@ -50,21 +42,6 @@ def _pool(value: object) -> PoolConfig | None:
             key = f"[{name!r}]"
             raise rules.Invalid(str(invalid), key=key, remedy=option.remedy) from None
     return PoolConfig(**parsed)
-
-
-def _send_defaults(value: object) -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        raise rules.wrong("a dict of message attributes", value)
-    for name in value:
-        if name not in DEFAULTABLE:
-            raise _unknown(name, sorted(DEFAULTABLE))
-    return dict(value)
-
-
-def _unknown(name: object, known: Iterable[str]) -> rules.Invalid:
-    return rules.Invalid(
-        "is not an option here", key=f"[{name!r}]", remedy=suggest(name, known)
-    )
 
 
 def _table(*options: Option) -> Mapping[str, Option]:
@@ -177,7 +154,7 @@ OPTIONS = _table(
     ),
     Option(
         "send_defaults",
-        _send_defaults,
+        send_defaults,
         default={},
         doc="What messages have that say nothing else: route, tag, metadata, …",
     ),

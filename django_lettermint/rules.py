@@ -21,6 +21,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import idna
 
+from .extras import FIELD_NAME
 from .secret import Secret
 
 T = TypeVar("T")
@@ -29,7 +30,6 @@ T = TypeVar("T")
 _MAX_SECONDS = 1_000_000
 _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 _PRINTABLE = re.compile(r"[!-~]+")  # ASCII without the space
-_FIELD_NAME = re.compile(r"[!-9;-~]+")  # RFC 5322 ftext: no colon
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")  # container names have underscores
 _EHLO_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
@@ -65,9 +65,9 @@ class Option:
         return f"Correct it, or remove it for the default, {self.default!r}."
 
 
-def wrong(rule: str, value: object) -> Invalid:
+def wrong(rule: str, value: object, *, key: str = "") -> Invalid:
     """Build the error for a value that is not secret."""
-    return Invalid(f"must be {rule}, not {reprlib.repr(value)}")
+    return Invalid(f"must be {rule}, not {reprlib.repr(value)}", key=key)
 
 
 def optional(rule: Callable[[object], T]) -> Callable[[object], T | None]:
@@ -110,7 +110,7 @@ def word(value: object) -> str:
 
 def field_name(value: object) -> str:
     """Accept what RFC 5322 section 3.6.8 allows in the name of a header."""
-    if isinstance(value, str) and _FIELD_NAME.fullmatch(value):
+    if isinstance(value, str) and FIELD_NAME.fullmatch(value):
         return value
     raise wrong("a metadata key: printable ASCII without spaces and colons", value)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+from .rules import Invalid
+
 #: What people write who come from Django's SMTP backend or another package.
 _SYNONYMS = {
     "use_tls": "security",
@@ -27,3 +29,10 @@ def suggest(
     if close:
         return f"Did you mean {spell(close[0])!r}?"
     return f"Known are {', '.join(map(spell, names))}."
+
+
+def unknown(name: object, known: Iterable[str]) -> Invalid:
+    """Build the error for a key that a dict of options does not know."""
+    return Invalid(
+        "is not an option here", key=f"[{name!r}]", remedy=suggest(name, known)
+    )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import traceback
+from email.headerregistry import Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from anymail.exceptions import AnymailConfigurationError
+from django.test import override_settings
+from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -345,3 +348,83 @@ def test_other_send_defaults_are_refused(key: object) -> None:
     problem = refusal(send_defaults={key: "x"})
 
     assert f"send_defaults[{key!r}] is not an option here" in problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("route", "a.b", "a route slug has at most 255 ASCII letters"),
+        ("tag", "user@example.com", "a tag has at most 255 ASCII letters"),
+        ("tag", 5, "it must be a str"),
+        ("tags", "news", "use a list with one tag"),
+        ("tags", ["a.b"], "a tag has at most 255 ASCII letters"),
+        ("metadata", ["k"], "use a mapping"),
+        ("metadata", {"k": None}, "use str, int, float"),
+        ("metadata", {"k": "x" * 1000}, "no space to fold it at"),
+        ("esp_extra", {"route": "a.b"}, "a route slug has"),
+        ("extra_headers", {"X-LM-Tag": "a.b"}, "a tag has at most 255 ASCII letters"),
+        ("extra_headers", {"X A": "b"}, "printable ASCII characters without space"),
+    ],
+)
+def test_a_send_default_that_no_message_could_have_is_refused(
+    key: str, value: object, rule: str
+) -> None:
+    problem = refusal(send_defaults={key: value})
+
+    assert f"keyword send_defaults[{key!r}] breaks a rule. " in problem
+    assert rule in problem
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"esp_extra": {"idempotency_key": "k"}},
+        {"extra_headers": {"Idempotency-Key": "k"}},
+    ],
+)
+def test_a_key_that_would_make_the_relay_drop_mail_is_no_send_default(
+    defaults: dict[str, Any],
+) -> None:
+    assert "would drop every message but the first" in refusal(send_defaults=defaults)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("cc", "a@b.c", "a list"),
+        ("reply_to", {"a@b.c"}, "a list"),
+        ("attachments", b"data", "a list"),
+        ("extra_headers", [("X-A", "b")], "a dict"),
+        ("merge_metadata", "a@b.c", "a dict"),
+        ("subject", 5, "a string"),
+        ("envelope_sender", ["a@b.c"], "a string"),
+    ],
+)
+def test_a_send_default_of_another_type_is_refused(
+    key: str, value: object, rule: str
+) -> None:
+    problem = refusal(send_defaults={key: value})
+
+    assert f"send_defaults[{key!r}] must be {rule}, not {value!r}" in problem
+
+
+@override_settings(ANYMAIL={"LETTERMINT_SEND_DEFAULTS": {"tag": "a.b"}})
+def test_a_refused_send_default_is_found_where_it_was_set() -> None:
+    assert "ANYMAIL['LETTERMINT_SEND_DEFAULTS']['tag'] breaks a rule." in refusal()
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"tag": gettext_lazy("a"), "metadata": {"k": gettext_lazy("v")}},
+        {"subject": gettext_lazy("Hi"), "envelope_sender": Address("", "a", "b.c")},
+        {"cc": ("a@b.c",), "tags": ["a"], "extra_headers": {"X-A": 1}},
+        {"tags": ["several", "if unsupported features are ignored"]},
+        dict.fromkeys(["tag", "tags", "metadata", "cc", "extra_headers", "subject"]),
+        {"send_at": 1_900_000_000},
+    ],
+)
+def test_what_a_message_could_have_is_taken_as_a_send_default(
+    defaults: dict[str, Any],
+) -> None:
+    assert config(send_defaults=defaults).send_defaults == defaults
