@@ -40,26 +40,25 @@ def _choose(talk: Talk, features: Mapping[str, str]) -> str:
             return name
     raise AuthenticationFailed(
         f"{talk.steps.where} offers AUTH {' '.join(offered) or '(nothing)'}, not "
-        f"{' or '.join(candidates)}: check `host`, `port` and `auth_mechanism`"
+        f"{' or '.join(candidates)}. Nothing was sent; check `host`, `port` and "
+        "`auth_mechanism`"
     )
 
 
 def _plain(talk: Talk) -> Reply:
     config = talk.steps.config
-
-    def respond() -> bytes:
-        return f"\0{config.username}\0{config.token.reveal()}".encode()
-
-    return _ask_secret(talk, "AUTH PLAIN ", respond)
+    before = f"\0{config.username}\0"
+    return _ask_secret(talk, "AUTH PLAIN ", lambda: config.token.encoded(before))
 
 
 def _login(talk: Talk) -> Reply:
     config = talk.steps.config
     reply = talk.ask("AUTH", "AUTH LOGIN")
     if reply.code == 334:
-        reply = talk.ask("AUTH", _b64(config.username.encode()))
+        username = base64.b64encode(config.username.encode()).decode("ascii")
+        reply = talk.ask("AUTH", username)
     if reply.code == 334:
-        reply = _ask_secret(talk, "", lambda: config.token.reveal().encode())
+        reply = _ask_secret(talk, "", config.token.encoded)
     return reply
 
 
@@ -75,27 +74,22 @@ def _cram_md5(talk: Talk) -> Reply:
     if not challenge:
         talk.steps.fail("AUTH", "the CRAM-MD5 challenge is not base64")
 
-    def respond() -> bytes:
+    def respond() -> Secret:
         digest = hmac.new(config.token.reveal().encode(), challenge, "md5").hexdigest()
-        return f"{config.username} {digest}".encode()
+        return Secret(digest).encoded(f"{config.username} ")
 
     return _ask_secret(talk, "", respond)
 
 
-def _ask_secret(talk: Talk, command: str, respond: Callable[[], bytes]) -> Reply:
+def _ask_secret(talk: Talk, command: str, respond: Callable[[], Secret]) -> Reply:
     # Made where it is written, inside `Steps.take()`: no frame that an error carries
     # along has ever held it.
     def line() -> str:
-        response = _b64(respond())
-        token = _b64(talk.steps.config.token.reveal().encode())
-        talk.wire.hide(Secret(response), Secret(token))
-        return command + response
+        response = respond()
+        talk.wire.hide(response)
+        return command + response.reveal()
 
     return talk.ask("AUTH", line)
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 #: In the order of preference. CRAM-MD5 comes last: it costs a round trip more, and a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any, NoReturn
 
 
@@ -16,6 +17,10 @@ class Secret:
     def reveal(self) -> str:
         """Return the token; call it only where AUTH or a signature needs it."""
         return self._value
+
+    def encoded(self, before: str = "") -> Secret:
+        """Return it as logins say it: in base64, behind some other text."""
+        return Secret(b64encode(f"{before}{self._value}".encode()).decode("ascii"))
 
     def __repr__(self) -> str:
         return "Secret('***')"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 #: Steps that are more than connecting.
-_PHASES = {"TLS handshake": Phase.TLS, "STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}
+_PHASES = {"TLS": Phase.TLS, "STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Steps:
 
     def _named(self, step: str, what: str) -> ConnectFailed:
         error = ConnectFailed(f"{step} on {self.where} {what}")
-        error.phase = _PHASES.get(step, Phase.CONNECT)
+        error.step, error.phase = step, _PHASES.get(step, Phase.CONNECT)
         return error
 
 
@@ -77,8 +77,9 @@ class Talk:
     def __init__(self, steps: Steps, wire: Wire) -> None:
         self.steps = steps
         self.wire = wire
-        # A relay may know the token from an earlier connection, and greet with it.
-        wire.hide(steps.config.token)
+        # A relay may know the login from an earlier connection, and greet with it.
+        token, username = steps.config.token, steps.config.username
+        wire.hide(token.encoded(f"\0{username}\0"), token.encoded(), token)
 
     def ask(self, step: str, line: str | Callable[[], str]) -> Reply:
         """Say a line and return the reply; a secret line is made at the last moment."""

@@ -259,7 +259,10 @@ def test_a_relay_that_knows_the_token_before_shows_nothing(
     phase: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with FaultServer([On(phase, do=reply(550, TOKEN))]) as server, configured(server):
+    with (
+        FaultServer([On(phase, do=reply(550, echo("PLAIN")))]) as server,
+        configured(server),
+    ):
         error, heard = fail(LettermintError)
         check(error, heard, caplog.text)
 
