@@ -57,7 +57,7 @@ def _reach(steps: Steps) -> Talk:
     )
     steps.trace("DNS", ", ".join(str(info[4][0]) for info in addresses))
     sock, address = steps.take(
-        "TCP connect",
+        "TCP",
         lambda until: _first_to_answer(addresses, until),
         "is the port blocked? `manage.py test_lettermint --scan-ports` tries all",
     )
@@ -86,14 +86,18 @@ def _hear_greeting(talk: Talk) -> None:
 
 
 def _say_ehlo(talk: Talk) -> dict[str, str]:
-    name = talk.steps.config.local_hostname or resolver.fqdn()
+    steps = talk.steps
+    name = steps.config.local_hostname or resolver.fqdn(steps.until)
     reply = talk.ask("EHLO", f"EHLO {name}")
+    clear = steps.config.security == "starttls" and not talk.wire.encrypted
+    if reply.code >= 500 and clear:
+        _no_starttls(talk, f"is not offered (EHLO was refused: {reply})")
     if not reply.positive:
         # HELO would do for mail, but offers neither STARTTLS nor AUTH.
-        talk.steps.refused("EHLO", reply)
+        steps.refused("EHLO", reply)
     words = (line.split(None, 1) for line in reply.lines[1:] if line)
     features = {keyword.upper(): "".join(rest) for keyword, *rest in words}
-    talk.steps.trace("EHLO", " ".join(features))
+    steps.trace("EHLO", " ".join(features))
     return features
 
 
@@ -112,10 +116,12 @@ def _upgrade(talk: Talk, features: dict[str, str]) -> None:
 
 
 def _no_starttls(talk: Talk, what: str) -> NoReturn:
-    raise TLSFailed(
-        f"STARTTLS on {talk.steps.where} {what}: nothing was sent. Is somebody between "
+    error = TLSFailed(
+        f"STARTTLS on {talk.steps.where} {what}. Nothing was sent; is somebody between "
         "this machine and the relay? Port 465 with security='tls' is safer"
     )
+    error.step = "STARTTLS"
+    raise error
 
 
 def _start_tls(talk: Talk) -> None:
@@ -139,7 +145,7 @@ def _start_tls(talk: Talk) -> None:
                 "ports STARTTLS), and `ca_file` for a private relay"
             ) from None
 
-    sock = steps.take("TLS handshake", shake_hands, "check `port` and `security`")
+    sock = steps.take("TLS", shake_hands, "check `port` and `security`")
     certificate = sock.getpeercert() or {}
     version, end = sock.version(), certificate["notAfter"]
     steps.trace("TLS", f"{version}, certificate valid until {end}")
@@ -147,7 +153,8 @@ def _start_tls(talk: Talk) -> None:
 
 def _reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {error.verify_message}"
+        # OpenSSL ends some of these with a full stop, and our sentence goes on.
+        return f"certificate not accepted: {error.verify_message.rstrip('.')}"
     return error.strerror or str(error)
 
 

@@ -16,6 +16,9 @@ _T = TypeVar("_T")
 _FQDN_TIMEOUT = 2.0
 _EHLO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 
+#: The name, once it is known.
+_own_name: list[str] = []
+
 #: family, socket type, protocol, canonical name, address: as `getaddrinfo` gives them.
 AddressInfo = tuple[Any, Any, int, str, Any]
 
@@ -29,10 +32,17 @@ def resolve(host: str, port: int, until: float) -> list[AddressInfo]:
         return _before(until, look_up)
 
 
-@functools.cache
-def fqdn() -> str:
-    """Return this machine's name for EHLO (RFC 5321 section 4.1.3), looked up once."""
-    return _ehlo_name(time.monotonic() + _FQDN_TIMEOUT, socket.getfqdn)
+def fqdn(until: float) -> str:
+    """Return this machine's name for EHLO (RFC 5321 section 4.1.3), looked up once.
+
+    Answers before `until` (monotonic), by an address literal if need be.
+    """
+    if not _own_name:
+        name = _ehlo_name(min(until, time.monotonic() + _FQDN_TIMEOUT), socket.getfqdn)
+        if time.monotonic() >= until:
+            return name  # cut short: not for good
+        _own_name.append(name)
+    return _own_name[0]
 
 
 def _ehlo_name(until: float, look_up: Callable[[], str]) -> str:

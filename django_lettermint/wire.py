@@ -42,6 +42,11 @@ class Wire:
         self._known: dict[tuple[bytes, ...], Reply] = {}
         self._poll = _poller(sock)
 
+    @property
+    def encrypted(self) -> bool:
+        """Return whether TLS was begun; nothing is said in clear from then on."""
+        return isinstance(self.socket, ssl.SSLSocket)
+
     def start_tls(
         self, context: ssl.SSLContext, host: str, until: float
     ) -> ssl.SSLSocket:

@@ -92,7 +92,7 @@ def test_a_port_that_refuses_is_tried_so_often_and_no_more() -> None:
         error = fail_to_send(sender)
     assert isinstance(error, ConnectFailed)
     assert error.transient
-    assert "TCP connect on 127.0.0.1" in str(error)
+    assert "TCP on 127.0.0.1" in str(error)
     assert "refused" in str(error)
     assert "--scan-ports" in str(error)
     (stats,) = (each for each in get_stats() if each["port"] == port)
@@ -235,8 +235,20 @@ def test_helo_is_no_substitute_for_ehlo(tls: str) -> None:
         error = failure(server)
         assert [line[:4] for _, line in server.commands] == [b"EHLO"]
         assert server.logins == []
+    if tls == "starttls":
+        assert isinstance(error, TLSFailed)
+    else:
+        assert isinstance(error, ConnectFailed)
+        assert not error.redial
+
+
+def test_ehlo_refused_behind_starttls_is_no_failure_of_tls() -> None:
+    first = On("ehlo", times=1, do=reply(250, "relay\nSTARTTLS"))
+    script = [first, On("ehlo", do=reply(502))]
+    with FaultServer(script, tls="starttls") as server:
+        error = failure(server)
+        assert server.logins == []
     assert isinstance(error, ConnectFailed)
-    assert not error.redial
 
 
 def test_a_server_that_hangs_up_at_ehlo_is_tried_so_often_and_no_more() -> None:
@@ -293,6 +305,12 @@ def test_a_server_that_cannot_be_verified_gets_neither_login_nor_mail(
         assert server.logins == []
         assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
         assert server.violations == []
+
+
+def test_a_reason_that_ends_with_a_full_stop_gets_no_second_one() -> None:
+    with FaultServer(cert="wrong_host") as server:
+        error = failure(server)
+    assert "not valid for '127.0.0.1'. Nothing was sent" in str(error)
 
 
 def test_without_the_ca_file_a_private_relay_is_not_trusted() -> None:
