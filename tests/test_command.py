@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from django.test import override_settings
 import django_lettermint
 from django_lettermint.checks import BACKEND
 from django_lettermint.conf import SECURITY_BY_PORT, backend_config
+from django_lettermint.exceptions import RecipientsRefused
 from django_lettermint.management import ports
 from django_lettermint.management.commands.test_lettermint import Command
 from django_lettermint.management.next_steps import Failed, advise
@@ -237,7 +239,8 @@ def test_the_signal_of_a_failure_has_its_error() -> None:
     finally:
         message_failed.disconnect(receive)
 
-    assert [str(error) for error in errors] == [ran.err.partition("\n")[0]]
+    [error] = errors
+    assert str(error).startswith(ran.err.partition("\n")[0])
 
 
 # Several.
@@ -249,7 +252,7 @@ def test_all_mails_but_the_first_go_through_the_pool(relay: Relay) -> None:
     assert len(relay.wait_for(4)) == 4
     assert re.search(r"  3 more through the pool: \d+\.\d to \d+\.\d ms each", out)
     place = f"pool 127.0.0.1:{relay.port('tls')}"
-    assert f"{place}: 3 mails over 1 connection, 2 times reused, 0 retried" in out
+    assert f"{place}: 3 mails over 1 connection, reused 2 times, 0 retried" in out
     assert "✓ The relay took 4 mails for " in out
     assert relay.statistics.connections == 2
 
@@ -298,7 +301,15 @@ def test_check_wants_an_answer_to_noop(action: Action) -> None:
 
     assert ran.code == 1
     assert ran.steps == [*TLS_STEPS, "NOOP"]
+    assert ran.document["steps"][-1]["detail"] == "no 250"
     assert ran.error["step"] == "NOOP"
+
+
+def test_the_time_of_noop_is_its_own_and_not_that_of_the_goodbye() -> None:
+    with fault(On("quit", hang())):
+        ran = run("--check", "--json")
+
+    assert ran.document["steps"][-1]["seconds"] < 0.9  # QUIT is given a second
 
 
 def test_check_says_what_failed() -> None:
@@ -306,7 +317,7 @@ def test_check_says_what_failed() -> None:
         ran = run("--check")
 
     assert ran.code == 1
-    assert re.search(r"✗ AUTH +\d+\.\d ms  535 ", ran.out)
+    assert re.search(r"✗ AUTH +\d+\.\d ms  535 5\.7\.8 ", ran.out)
     assert "Next step: " in ran.err
 
 
@@ -400,18 +411,23 @@ FAILURES: list[tuple[str, dict[str, Any], list[On], str, str]] = [
     ("untrusted", {"cert": "untrusted"}, [], "TLS", "`ca_file`"),
     ("self-signed", {"cert": "self_signed"}, [], "TLS", "`ca_file`"),
     ("old TLS", {"cert": "tls1.1"}, [], "TLS", "no TLS 1.2"),
-    ("starttls refused", {"tls": "starttls"}, [On("starttls", reply(454))], "TLS", "the default, 465"),
-    ("no starttls", {"tls": None, "changed": {"security": "starttls"}}, [], "TLS", "the default, 465"),
+    ("starttls refused", {"tls": "starttls"}, [On("starttls", reply(454))], "STARTTLS", "the default, 465"),
+    ("no starttls", {"tls": None, "changed": {"security": "starttls"}}, [], "STARTTLS", "the default, 465"),
+    ("starttls unanswered", {"tls": "starttls"}, [On("starttls", drop())], "STARTTLS", "an SMTP relay"),
     ("no tls", {"tls": None, "changed": {"security": "tls"}}, [], "TLS", "speak TLS in this way"),
     ("hang-up in tls", {}, [On("tls", drop())], "TLS", "an SMTP relay"),
-    ("silence", {"changed": {"timeout": 0.3}}, [On("banner", hang())], "EHLO", "`timeout`"),
-    ("no service", {}, [On("banner", reply(554, "not you"))], "EHLO", "Lettermint's support"),
-    ("no smtp", {}, [On("banner", raw(b"hello\r\n"))], "EHLO", "an SMTP relay"),
+    ("silence", {"changed": {"timeout": 0.3}}, [On("banner", hang())], "greeting", "`timeout`"),
+    ("no service", {}, [On("banner", reply(554, "not you"))], "greeting", "Lettermint's support"),
+    ("no smtp", {}, [On("banner", raw(b"hello\r\n"))], "greeting", "an SMTP relay"),
+    ("no ehlo", {}, [On("ehlo", reply(502, "what"))], "EHLO", "Lettermint's support"),
     ("sender", {}, [On("mail", reply(550, "5.7.1 unverified"))], "MAIL", "Verify"),
     ("recipient", {}, [On("rcpt", reply(550, "5.1.1 unknown"))], "RCPT", "suppression list"),
     ("data", {}, [On("data", reply(554, "5.3.0 no"))], "DATA", "--route"),
     ("content", {}, [On("dot", reply(554, "5.6.0 tag"))], "reply", "--route"),
-    ("closing", {}, [On("mail", reply(421, "bye", close=True))], "MAIL", "run it again"),
+    ("sender later", {}, [On("mail", reply(450, "4.7.1 later"))], "MAIL", "Wait some minutes"),
+    ("recipient later", {}, [On("rcpt", reply(450, "4.2.1 later"))], "RCPT", "Wait some minutes"),
+    ("content later", {}, [On("dot", reply(451, "4.3.0 later"))], "reply", "Wait some minutes"),
+    ("closing", {}, [On("mail", reply(421, "bye", close=True))], "MAIL", "Wait some minutes"),
     ("loss", {}, [On("data", drop())], "DATA", "run it again"),
     ("stall", {"changed": {"timeout": 0.3}}, [On("data", hang())], "DATA", "raise `timeout`"),
     ("maybe", {}, [On("dot", drop())], "reply", "before you send it again"),
@@ -447,6 +463,7 @@ def test_a_name_that_does_not_resolve_is_a_matter_of_dns() -> None:
 
     assert (ran.code, ran.steps) == (1, ["DNS"])
     assert "getent hosts" in ran.error["next_step"]
+    assert "DNS on relay.invalid:465 failed: " in ran.document["steps"][0]["detail"]
 
 
 def test_a_port_that_nobody_listens_on_is_a_matter_of_tcp() -> None:
@@ -455,6 +472,8 @@ def test_a_port_that_nobody_listens_on_is_a_matter_of_tcp() -> None:
 
     assert ran.steps == ["DNS", "TCP"]
     assert "--scan-ports" in ran.error["next_step"]
+    reason = f"TCP on 127.0.0.1:{port} failed: Connection refused"
+    assert ran.document["steps"][1]["detail"] == reason
 
 
 def test_a_port_that_is_blocked_is_a_matter_of_tcp() -> None:
@@ -479,6 +498,40 @@ def test_the_replys_code_is_in_the_document() -> None:
     assert "5.1.1 unknown" in ran.document["steps"][-1]["detail"]
     (message,) = ran.document["messages"]
     assert (message["outcome"], message["phase"]) == ("not_sent", "rcpt")
+
+
+@pytest.mark.parametrize(
+    ("script", "traits", "detail"),
+    [
+        ([], {"cert": "expired"}, r"TLS with \S+ failed: certificate .* has expired"),
+        ([On("ehlo", drop())], {}, r"EHLO on \S+ failed: the server closed .*"),
+        ([On("auth", drop())], {}, r"AUTH on \S+ failed: the server closed .*"),
+        ([On("banner", reply(554, "5.7.1 no"))], {}, r"554 5\.7\.1 no"),
+        ([], {"auth": ()}, r"\S+ offers AUTH \(nothing\), not PLAIN or .*MD5"),
+    ],
+)
+def test_the_row_of_a_failed_connection_says_why(
+    script: list[On], traits: dict[str, Any], detail: str
+) -> None:
+    with fault(*script, **traits):
+        ran = run("--json")
+
+    assert re.fullmatch(detail, ran.document["steps"][-1]["detail"])
+
+
+def test_a_port_that_is_tried_shows_the_reason_of_the_step_that_failed() -> None:
+    with fault(On("banner", reply(554, "5.7.1 no"))) as server:
+        config = backend_config(server.options()).relay
+        (port,) = ports.scan(config, {server.port: "tls"})
+        step = run("--json").document["steps"][-1]
+
+    assert port.detail == step["detail"] == "554 5.7.1 no"
+
+
+@pytest.mark.parametrize("script", [On("rcpt", reply(550)), On("dot", drop())])
+def test_no_attribute_of_an_error_is_mentioned_on_the_command_line(script: On) -> None:
+    with fault(script):
+        assert not re.search(r"\berror\.\w", run().err)
 
 
 def test_an_unconfirmed_mail_is_said_to_be_unknown() -> None:
@@ -595,6 +648,36 @@ def test_a_cancelled_mail_is_a_failure(relay: Relay, number: int) -> None:
     assert len(relay.messages) == number - 1
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_error_of_a_pre_send_receiver_is_a_failure_like_any_other(
+    relay: Relay, number: int
+) -> None:
+    def break_off(message: EmailMessage, **_: object) -> None:
+        if f"test {number} of" in message.subject:
+            raise RuntimeError("no template")
+
+    pre_send.connect(break_off)
+    try:
+        ran = run("--count=2", "--json")
+    finally:
+        pre_send.disconnect(break_off)
+
+    assert ran.code == 1
+    assert ran.error["type"] == "RuntimeError"
+    assert ran.error["message"] == "RuntimeError: no template"
+    assert ran.error["step"] == "message"
+    assert "pre_send" in ran.error["next_step"]
+    assert "--traceback" in ran.error["next_step"]
+    assert len(relay.messages) == number - 1
+
+
+def test_a_traceback_shows_the_cause() -> None:
+    with fault(On("rcpt", reply(550))), pytest.raises(CommandError) as raised:
+        call_command("test_lettermint", stdout=io.StringIO())
+
+    assert isinstance(raised.value.__cause__, RecipientsRefused)
+
+
 # Settings.
 
 
@@ -641,11 +724,14 @@ def test_using_names_a_mailer_where_there_are_mailers(relay: Relay) -> None:
         assert default.code == 0
 
 
+@pytest.mark.skipif(not HAS_MAILERS, reason="Django 6.1 has MAILERS")
 def test_using_an_unknown_mailer_lists_those_that_exist(relay: Relay) -> None:
-    ran = run("--using=nobody")
+    ran = run("--using=nobody", "--json")
 
     assert ran.code == 1
-    assert ("MAILERS has 'default', not 'nobody'" in ran.err) is HAS_MAILERS
+    assert ran.error["step"] == "options"
+    assert ran.error["message"] == "--using nobody: MAILERS has 'default'"
+    assert ran.error["next_step"] == "Take one of these, or leave --using out."
 
 
 def test_without_mailers_email_backend_is_tested_on_every_django() -> None:
@@ -662,7 +748,11 @@ def test_without_mailers_email_backend_is_tested_on_every_django() -> None:
 
 def test_without_mailers_there_is_no_alias_to_use() -> None:
     with override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN):
-        assert run("--using=relay").code == 1
+        ran = run("--using=default", "--json")
+
+    assert ran.code == 1
+    assert "there are no MAILERS" in ran.error["message"]
+    assert ran.error["next_step"].startswith("Leave --using out")
 
 
 # How it looks.
@@ -730,6 +820,17 @@ def test_the_token_is_shown_at_no_verbosity(
             ran = run(*arguments, f"--from={TOKEN}@x.test", verbosity=verbosity)
 
         assert TOKEN not in ran.out + ran.err
+
+
+def test_a_traceback_shows_no_token() -> None:
+    echo = reply(550, f"5.7.1 {TOKEN}")
+    with (
+        fault(On("auth", echo), changed={"username": TOKEN}),
+        pytest.raises(CommandError) as raised,
+    ):
+        call_command("test_lettermint", stdout=io.StringIO())
+
+    assert TOKEN not in "".join(traceback.format_exception(raised.value))
 
 
 # As a user runs it.

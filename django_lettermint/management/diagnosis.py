@@ -11,29 +11,28 @@ from anymail.exceptions import AnymailCancelSend, AnymailError
 
 from django_lettermint.connect import connect
 from django_lettermint.exceptions import (
+    AuthenticationFailed,
+    ConnectFailed,
     ConnectionLost,
     LettermintError,
     LettermintInvalidMessage,
+    TLSFailed,
 )
 from django_lettermint.report import report
 from django_lettermint.results import Phase
 
-from .next_steps import Failed
+from .next_steps import Failed, brief
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
     from django_lettermint.backend import EmailBackend
     from django_lettermint.conf import RelayConfig
+    from django_lettermint.report import Job
     from django_lettermint.results import SendResult
     from django_lettermint.smtp import Session
     from django_lettermint.transaction import Transaction
 
-_WAY = {
-    "tls": ("DNS", "TCP", "TLS", "EHLO", "AUTH"),
-    "starttls": ("DNS", "TCP", "EHLO", "TLS", "EHLO", "AUTH"),
-    "plaintext": ("DNS", "TCP", "EHLO", "AUTH"),
-}
 _PHASES = {
     Phase.MESSAGE: "message",
     Phase.MAIL: "MAIL",
@@ -73,16 +72,17 @@ class Diagnosis:
             session = self._connect()
         except LettermintError as error:
             raise Failed(error, self._taken[-1].name) from None
-        alive = session.ping(self._config.timeout)
-        self._leave(session)
+        try:
+            alive = session.ping(self._config.timeout)
+            self._take("NOOP", "250" if alive else "no 250", ok=alive)
+        finally:
+            self._leave(session)
         if not alive:
-            self._take("NOOP", "no 250 in time", ok=False)
             raise Failed(ConnectionLost("NOOP was not answered by 250"), "NOOP")
-        self._take("NOOP", "250")
 
     def send(self, backend: EmailBackend, message: EmailMessage) -> SendResult:
         """Send a message and report it like any other: log, status, signals."""
-        job = backend.prepare(message)
+        job = _prepare(backend, message)
         try:
             if job.transactions:
                 self._send(job.transactions)
@@ -122,10 +122,8 @@ class Diagnosis:
         until = self._since + self._config.deadline
         try:
             return connect(self._config, until=until, trace=self._trace)
-        except LettermintError as error:
-            reply = f"{error.smtp_code or 'failed'} {error.smtp_error.decode()}"
-            step = _WAY[self._config.security][len(self._taken)]
-            self._take(step, reply.strip(), ok=False)
+        except (ConnectFailed, TLSFailed, AuthenticationFailed) as error:
+            self._take(error.step, brief(error), ok=False)
             raise
 
     def _leave(self, session: Session) -> None:
@@ -161,17 +159,26 @@ def send_through_pool(
     for message in messages:
         try:
             backend.send_messages([message])
-        except AnymailError as error:
-            raise Failed(error, _result(message).phase) from None
+        except Exception as error:  # noqa: BLE001 - a receiver's, if not ours
+            result: SendResult | None = getattr(error, "result", None)
+            raise Failed(error, result.phase if result else "message") from None
         yield _result(message)
 
 
+def _prepare(backend: EmailBackend, message: EmailMessage) -> Job:
+    try:
+        return backend.prepare(message)
+    except Exception as error:  # noqa: BLE001 - a pre_send receiver's
+        raise Failed(error, "message") from None
+
+
 def _result(message: EmailMessage) -> SendResult:
-    """Return the result of a message; it has none if nothing was even tried."""
-    result: SendResult | None = message.anymail_status.esp_response  # type: ignore[attr-defined]
-    if result:
-        return result
-    error: AnymailError = LettermintInvalidMessage("the mail has no recipient")
-    if message.recipients():
-        error = AnymailCancelSend("a pre_send receiver cancelled the mail")
-    raise Failed(error, "message")
+    """Return the result of a message; raise Failed if nothing was even tried."""
+    result: SendResult = message.anymail_status.esp_response  # type: ignore[attr-defined]
+    reasons: dict[Phase, AnymailError] = {
+        Phase.NO_RECIPIENTS: LettermintInvalidMessage("the mail has no recipient"),
+        Phase.CANCELLED: AnymailCancelSend("a pre_send receiver cancelled the mail"),
+    }
+    if result.phase in reasons:
+        raise Failed(reasons[result.phase], "message")
+    return result

@@ -25,18 +25,39 @@ def find_backend(alias: str | None) -> EmailBackend:
 
     Raises Failed if that is impossible or another package's.
     """
+    if alias is not None and alias not in _mailers():
+        raise _unknown(alias)
     try:
-        backend = _make(alias)
+        backend = _MAILERS[alias or "default"] if _MAILERS else mail.get_connection()
     except (ImproperlyConfigured, ImportError) as error:
         raise Failed(error, "settings") from None
     if isinstance(backend, EmailBackend):
         return backend
+    raise _foreign(backend, alias)
+
+
+def _unknown(alias: str) -> Failed:
+    if known := ", ".join(map(repr, _mailers())):
+        what = f"--using {alias}: MAILERS has {known}"
+        return Failed(
+            LookupError(what), "options", "Take one of these, or leave --using out."
+        )
+    what = (
+        f"--using {alias}: there are no MAILERS, a setting of Django 6.1 and later (this "
+        f"is Django {django.get_version()})"
+    )
+    return Failed(
+        LookupError(what), "options", "Leave --using out: then EMAIL_BACKEND is tested."
+    )
+
+
+def _foreign(backend: BaseEmailBackend, alias: str | None) -> Failed:
     mailers = _mailers()
     place = (
         f"MAILERS[{alias or 'default'!r}]['BACKEND']" if mailers else "EMAIL_BACKEND"
     )
     kind = type(backend)
-    foreign = ImproperlyConfigured(
+    error = ImproperlyConfigured(
         f"{place} is {kind.__module__}.{kind.__qualname__}: this mail does not go "
         "through Lettermint. Nothing was sent"
     )
@@ -46,23 +67,7 @@ def find_backend(alias: str | None) -> EmailBackend:
     ]
     if ours:
         remedy += f", or test a mailer that does: --using {ours[0]}"
-    raise Failed(foreign, "settings", f"{remedy}.")
-
-
-def _make(alias: str | None) -> BaseEmailBackend:
-    if _MAILERS is None:
-        if alias is not None:
-            raise ImproperlyConfigured(
-                "--using names one of Django 6.1's MAILERS, and this is Django "
-                f"{django.get_version()}. Leave it out to test EMAIL_BACKEND"
-            )
-        return mail.get_connection()
-    known = _mailers()
-    if alias is not None and alias not in known:
-        names = ", ".join(map(repr, known)) or "no mailers"
-        raise ImproperlyConfigured(f"MAILERS has {names}, not {alias!r}")
-    backend: BaseEmailBackend = _MAILERS[alias or "default"]
-    return backend
+    return Failed(error, "settings", f"{remedy}.")
 
 
 def _mailers() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from anymail.exceptions import AnymailCancelSend, AnymailError
@@ -47,6 +48,9 @@ _BY_MEANING = {
     "old": "The server knows no TLS 1.2, so it is not Lettermint's: check `host`.",
 }
 
+#: An error's last clause, if it names attributes: for those who catch it.
+_FOR_CODE = re.compile(r"; [^;]*\berror\.\w[^;]*$")
+
 _BY_STEP = {
     "DNS": "Check the spelling of `host`; if it is right, this machine (or container) "
     "cannot resolve names: try `getent hosts smtp.lettermint.co` on it.",
@@ -59,10 +63,12 @@ class Failed(Exception):
     """A step did not succeed; `next_step` says what to do about it."""
 
     def __init__(self, error: Exception, step: str, next_step: str = "") -> None:
-        super().__init__(str(error))
         self.error = error
         self.step = step
         self.next_step = next_step or advise(error, step)
+        foreign = self.next_step == _OTHERWISE
+        text = f"{type(error).__name__}: {error}" if foreign else str(error)
+        super().__init__(_FOR_CODE.sub("", text))
 
     def to_json(self) -> dict[str, object]:
         """Return it as plain data."""
@@ -75,8 +81,17 @@ class Failed(Exception):
         }
 
 
+def brief(error: LettermintError) -> str:
+    """Return why there is no connection: what the relay said, or else what happened."""
+    if error.smtp_code:
+        return f"{error.smtp_code} {error.smtp_error.decode()}"
+    return str(error).partition(". Nothing was sent")[0]
+
+
 def advise(error: Exception, step: str) -> str:
     """Return what to do about an error that came at a step."""
+    if isinstance(error, LettermintError) and error.smtp_code and error.transient:
+        return _LATER
     for kind, advice in _ADVICE.items():
         if isinstance(error, kind):
             return advice(error, step) if callable(advice) else advice
@@ -86,11 +101,6 @@ def advise(error: Exception, step: str) -> str:
 def _connect(error: Exception, step: str) -> str:
     if step in _BY_STEP:
         return _BY_STEP[step]
-    if getattr(error, "smtp_code", 0):
-        return (
-            "The relay does not serve this machine now; its reply says why. Wait and try "
-            "again; if it stays so, show the reply to Lettermint's support."
-        )
     if "timed out" in str(error):
         return (
             "The server is silent. A port with TLS from the first byte (465) needs "
@@ -126,6 +136,8 @@ def _login(error: Exception, step: str) -> str:
 
 
 def _lost(error: Exception, step: str) -> str:
+    if "the server is closing" in str(error):
+        return _LATER
     advice = "Nothing was sent: run it again."
     if "timed out" in str(error):
         return (
@@ -134,7 +146,14 @@ def _lost(error: Exception, step: str) -> str:
     return f"{advice} If it stays so, something between cuts connections: {_SCAN}."
 
 
-_OTHERWISE = "Run it again; with --traceback, it says where this happened."
+_LATER = (
+    "The relay says no for now, and its reply says why. Wait some minutes and try again; "
+    "if it stays so, show the reply to Lettermint's support."
+)
+_OTHERWISE = (
+    "This comes from the project, most likely from a receiver of "
+    "anymail.signals.pre_send: --traceback shows the line."
+)
 
 _ADVICE: dict[
     type[Exception] | tuple[type[Exception], ...], str | Callable[[Exception, str], str]

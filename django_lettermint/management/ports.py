@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from django_lettermint.conf import SECURITY_BY_PORT
 from django_lettermint.connect import probe
 from django_lettermint.exceptions import LettermintError
 
-from .next_steps import Failed
+from .next_steps import Failed, brief
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +80,7 @@ def _try(config: RelayConfig, until: float) -> Port:
         probe(config, until=until, trace=details.__setitem__)
     except LettermintError as error:
         # What to do about it stands below the table, once.
-        ok, detail = False, re.split(r"(?i)[.:] nothing was sent", str(error))[0]
+        ok, detail = False, brief(error)
     else:
         ok, detail = True, details.get("TLS", "without TLS")
     return Port(

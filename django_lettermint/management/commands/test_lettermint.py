@@ -78,7 +78,7 @@ class Command(BaseCommand):
             self.stdout.write(self._without_token(document))
         if failure:
             text = f"{failure}\nNext step: {failure.next_step}"
-            raise CommandError(self._without_token(text))
+            raise CommandError(self._without_token(text)) from failure.error
 
     def _failure(self, options: Mapping[str, Any]) -> Failed | None:
         """Run; return what failed, if anything did."""
@@ -160,7 +160,7 @@ class Command(BaseCommand):
                 f"  pool {each['host']}:{each['port']}: "
                 f"{_count(each['messages'], 'mail')} over "
                 f"{_count(each['opened'], 'connection')}, "
-                f"{each['reused']} times reused, {each['retries']} retried"
+                f"reused {_count(each['reused'], 'time')}, {each['retries']} retried"
             )
 
     def _row(self, name: str, row: Step | ports.Port) -> None:
