@@ -94,6 +94,7 @@ def test_only_the_header_section_counts() -> None:
     [
         ["X-LM-Tag: a.b"],
         ["X-LM-Tag: a  b"],
+        ["X-LM-Tag: a\u00a0b"],
         ["X-LM-Tag:"],
         ["X-Tag: " + "a" * 256],
         ["X-LM-Tag: a", "x-lm-tag: b"],

@@ -32,8 +32,9 @@ class Relay:
       SIZE or found in the content), 550 5.6.0 after the content for a header that breaks
       a rule, 250 2.0.0 with an id of the relay's own for a message that is accepted.
     - Any route slug is taken: letters, digits, `_` and `-`, at most 255.
-    - A header that occurs twice is refused, as is a metadata header without a key.
-      X-Tag next to X-LM-Tag is not looked at. Empty metadata values are taken.
+    - A header that occurs twice is refused, as is a metadata header without a key. One
+      whose key has a blank in it is no header line, and is ignored. X-Tag next to
+      X-LM-Tag is not looked at. Empty metadata values are taken.
     - Header values are unfolded and RFC 2047 words decoded.
     - Idempotency keys are kept per token for the life of the relay, with a hash of the
       content as received; recipients do not count. Same key and content: the first
