@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import email
 import email.policy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message
 from email.utils import getaddresses
 from typing import Any
 
+from anymail.exceptions import AnymailInvalidAddress
 from anymail.message import AnymailStatus
+from anymail.utils import EmailAddress
 
 from . import headers
 from .exceptions import LettermintInvalidMessage
@@ -36,7 +38,7 @@ def rebuild(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
     message = LettermintMessage(
         subject=_decoded(others.get("Subject", "")),
         body=_text(parsed, "plain") or "",
-        from_email=_decoded(others.get("From", "")),
+        from_email=_sender(others.get("From", "")),
         to=to,
         cc=cc,
         bcc=sorted({*recipients} - {*to, *cc}),
@@ -72,13 +74,24 @@ def _line(raw: Any) -> str:
 def _decoded(text: str) -> str:
     try:
         return str(make_header(decode_header(text)))
-    except (HeaderParseError, LookupError, UnicodeError):
+    except (HeaderParseError, LookupError, ValueError):
         return text
+
+
+def _sender(text: str) -> str:
+    """Decode the names, and quote those that need it, as a `from_email` wants them."""
+    try:
+        return ", ".join(
+            str(EmailAddress(_decoded(name), address))
+            for name, address in getaddresses([text])
+        )
+    except AnymailInvalidAddress:
+        return _decoded(text)
 
 
 def _text(parsed: Message, subtype: str) -> str | None:
     """Return the first body of this kind, lines ending in LF."""
-    for part in parsed.walk():
+    for part in _leaves(parsed):
         if (
             part.get_content_type() == f"text/{subtype}"
             and part.get_content_disposition() != "attachment"
@@ -87,7 +100,17 @@ def _text(parsed: Message, subtype: str) -> str | None:
             assert isinstance(octets, bytes)  # noqa: S101 - a leaf's payload, decoded
             try:
                 text = octets.decode(part.get_content_charset("utf-8"), "replace")
-            except LookupError:
+            except (LookupError, ValueError):  # no charset, or one that cannot replace
                 text = octets.decode("utf-8", "replace")
             return text.replace("\r\n", "\n")
     return None
+
+
+def _leaves(part: Message) -> Iterator[Message]:
+    """Find the parts that hold content, but none of an attached message."""
+    if not part.is_multipart():
+        yield part
+    elif part.get_content_maintype() == "multipart":
+        parts: Any = part.get_payload()
+        for each in parts:
+            yield from _leaves(each)

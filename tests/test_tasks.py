@@ -38,7 +38,7 @@ from django_lettermint.rebuilt import rebuild
 from django_lettermint.results import Outcome
 from tests.faultserver import TOKEN, FaultServer, On, drop, reply
 from tests.queueing import BrokenBackend, Queue, queueing, settings_for
-from tests.sending import Heard, listening, mail
+from tests.sending import Heard, backend, listening, mail
 
 MAILERS_EXIST = django.VERSION >= (6, 1)
 SENDS = "django_lettermint.backend.EmailBackend"
@@ -759,6 +759,56 @@ def test_words_in_an_unknown_charset_stay_as_they_are() -> None:
 
     assert found.subject == "=?x-klingon?q?hi?="
     assert found.body == "hé\n"
+
+
+@pytest.mark.parametrize("charset", ["idna", "undefined", "\x00a"])
+def test_a_body_in_what_is_no_charset_is_read_as_utf8(charset: str) -> None:
+    head = f"Content-Type: text/plain; charset={charset}\r\n\r\n"
+    found = rebuild(head.encode() + b"h\xc3\xa9\r\n", [])
+
+    assert found.body == "hé\n"
+
+
+def test_an_attached_message_is_not_taken_for_the_body() -> None:
+    attached = "Subject: Forwarded\r\n\r\nnot the body\r\n"
+    found = rebuild(
+        (
+            'Content-Type: multipart/mixed; boundary="-"\r\n\r\n'
+            "---\r\nContent-Type: message/rfc822\r\n\r\n" + attached + "\r\n"
+            "---\r\nContent-Type: text/html\r\n\r\n<p>Hi</p>\r\n"
+            "-----\r\n"
+        ).encode(),
+        [],
+    )
+
+    assert found.body == ""
+    assert [html for html, _ in found.alternatives] == ["<p>Hi</p>"]
+
+
+@pytest.mark.parametrize(
+    ("written", "sender"),
+    [
+        (
+            "=?utf-8?q?=C3=84nnchen=2C_B=2E?= <ann@x.test>",
+            '"Ännchen, B." <ann@x.test>',
+        ),
+        ('"B., Ann" <ann@x.test>', '"B., Ann" <ann@x.test>'),
+        ("ann@x.test", "ann@x.test"),
+        ("=?utf-8?q?=C3=84nnchen?=", "Ännchen"),
+    ],
+)
+def test_the_sender_keeps_its_name(written: str, sender: str) -> None:
+    assert rebuild(f"From: {written}\r\n\r\n".encode(), []).from_email == sender
+
+
+def test_the_message_of_a_signal_can_be_sent_again(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    message = mail()
+    message.from_email = '"Ännchen, B." <ann@example.org>'
+    again = rebuilt(message, queue, heard)
+
+    assert backend(server).send_messages([again]) == 1
 
 
 def test_raw_utf8_and_controls_in_headers_are_made_readable() -> None:
