@@ -47,11 +47,11 @@ def manage(database: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
-def run(database: Path, *arguments: str) -> str:
+def run(database: Path, *arguments: str, code: int = 0) -> str:
     """Run a command to its end, and return what it wrote to stderr."""
     with manage(database, *arguments) as process:
         errors = process.communicate()[1].decode()
-    assert process.returncode == 0, errors
+    assert process.returncode == code, errors
     return errors
 
 
@@ -96,3 +96,28 @@ def test_a_mailing_that_is_complete_queues_nothing(database: Path) -> None:
     run(database, "send_newsletter", "summer")
 
     assert len(queued(database)) == 6
+
+
+def test_a_wrong_address_keeps_nobody_else_from_getting_the_issue(
+    database: Path,
+) -> None:
+    run(database, "migrate", "-v0")
+    run(database, "send_newsletter", "spring", "--subscribers=5")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("update newsletter_subscriber set email='x' where id=2")
+
+    progress = run(database, "send_newsletter", "summer", "--chunk=2")
+
+    assert "subscriber 2: to: 'x' is refused" in progress
+    assert progress.endswith("] 5/5\n")
+    assert sum('"newsletter/summer/' in form for form in queued(database)) == 4
+    assert "refused" not in run(database, "send_newsletter", "summer")
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_chunk_of_nobody_is_refused(database: Path, chunk: int) -> None:
+    run(database, "migrate", "-v0")
+
+    errors = run(database, "send_newsletter", "spring", f"--chunk={chunk}", code=1)
+
+    assert errors == "CommandError: --chunk must be 1 or more\n"

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from django.core import mail
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.utils.text import slugify
 
+from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.message import LettermintMessage
 from newsletter.models import Letter, Subscriber
 
@@ -38,10 +39,12 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Queue chunk after chunk until nobody is left."""
+        if options["chunk"] < 1:
+            raise CommandError("--chunk must be 1 or more")
         make_subscribers(options["subscribers"])
         issue, total = options["issue"], Subscriber.objects.count()
         self.show(done := Letter.objects.filter(issue=issue).count(), total)
-        while chunk := queue_chunk(issue, options["chunk"]):
+        while chunk := self.queue_chunk(issue, options["chunk"]):
             self.show(done := done + chunk, total)
         self.stderr.write("")
 
@@ -52,21 +55,26 @@ class Command(BaseCommand):
         self.stderr.write(f"\r[{bar}] {done}/{total}", ending="")
         self.stderr.flush()
 
-
-@transaction.atomic
-def queue_chunk(issue: str, size: int) -> int:
-    """Queue the issue for some who have not got it; return how many."""
-    waiting = Subscriber.objects.exclude(letters__issue=issue).order_by("pk")
-    subscribers = list(waiting[:size])
-    # Two commands at once: the second one fails here, and nothing of its chunk is queued.
-    Letter.objects.bulk_create(
-        Letter(issue=issue, subscriber=subscriber) for subscriber in subscribers
-    )
-    # Django 6.1 has mailers; a project of your own needs one of the two only.
-    mailers = getattr(mail, "mailers", None)
-    backend = mailers.default if mailers else mail.get_connection()
-    backend.send_messages([letter_for(each, issue) for each in subscribers])
-    return len(subscribers)
+    @transaction.atomic
+    def queue_chunk(self, issue: str, size: int) -> int:
+        """Queue the issue for some who have not got it; return how many."""
+        waiting = Subscriber.objects.exclude(letters__issue=issue).order_by("pk")
+        subscribers = list(waiting[:size])
+        # Two commands at once: the second one fails here, with nothing of its chunk queued.
+        Letter.objects.bulk_create(
+            Letter(issue=issue, subscriber=subscriber) for subscriber in subscribers
+        )
+        # Django 6.1 has mailers; a project of your own needs one of the two only.
+        mailers = getattr(mail, "mailers", None)
+        backend = mailers.default if mailers else mail.get_connection()
+        for subscriber in subscribers:
+            try:
+                backend.send_messages([letter_for(subscriber, issue)])
+            except LettermintInvalidMessage as error:
+                # A wrong address stays wrong: the Letter is there, so that it is not tried
+                # again. All other errors stop the command, and undo this chunk.
+                self.stderr.write(f"\nsubscriber {subscriber.pk}: {error}")
+        return len(subscribers)
 
 
 def letter_for(subscriber: Subscriber, issue: str) -> LettermintMessage:
