@@ -46,12 +46,6 @@ class Setup:
         return self.workers * self.max_size
 
 
-def formula(setup: Setup, rtt: float) -> float:
-    """Return mails a second: what the connections let through, or what the processes do."""
-    by_connections = setup.connections / (setup.trips * rtt + setup.relay + setup.cpu)
-    return min(by_connections, setup.workers / setup.cpu)
-
-
 def simulate(setup: Setup, rtt: float, *, mails: int = 4000, seed: int = 1) -> float:
     """Return mails a second, with the relay's time spread exponentially."""
     dice = random.Random(seed)
