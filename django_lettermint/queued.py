@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
+def check_version(form: object) -> None:
+    """Raise ValueError unless this release can read the form."""
+    version = form.get("version") if isinstance(form, dict) else None
+    if version != VERSION:
+        raise ValueError(
+            f"a queued message of version {version!r}: this release of "
+            f"django-lettermint-smtp reads version {VERSION}; update the workers first, "
+            "then requeue the task"
+        )
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Queued:
     """One message with all its transactions, those that have ended included."""
@@ -55,12 +66,7 @@ class Queued:
     @classmethod
     def from_json(cls, form: Mapping[str, Any], config: RelayConfig) -> Self:
         """Read the form that `to_json()` made; raise ValueError for any other."""
-        if form.get("version") != VERSION:
-            raise ValueError(
-                f"a queued message of version {form.get('version')!r}: this release of "
-                f"django-lettermint-smtp reads version {VERSION}; update the workers "
-                "first, then requeue the task"
-            )
+        check_version(form)
         transactions: list[Transaction] = []
         deadline = Deadline(config.deadline)
         try:
@@ -70,18 +76,20 @@ class Queued:
                     config=config,
                     deadline=deadline,
                     siblings=transactions,
-                    attempts=each["attempts"],
+                    attempts=int(each["attempts"]),
                 )
                 if "outcome" in each:
                     _restore(transaction, each)
+            if not transactions:
+                raise LookupError("no transactions")
             return cls(
                 transactions=transactions,
                 using=form["using"],
-                give_up_at=form["give_up_at"],
-                tries=form["tries"],
+                give_up_at=float(form["give_up_at"]),
+                tries=int(form["tries"]),
                 key_given=form["key_given"],
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"not a queued message: {error!r}") from error
 
     @property
@@ -89,33 +97,44 @@ class Queued:
         """Return whether another try may change what became of the message."""
         return any(map(self._may_change, self.transactions))
 
-    def reopen(self) -> None:
-        """Prepare another try, of nothing but what is undone."""
-        self.tries += 1
-        for each in list(self.transactions):
-            undone = self._undone(each)
+    def next_try(self) -> Self:
+        """Return what to send next time: nothing but what is undone."""
+        transactions: list[Transaction] = []
+        copies = [replace(each, siblings=transactions) for each in self.transactions]
+        for each, copied in zip(self.transactions, copies, strict=True):
             if each.outcome is Outcome.UNKNOWN:
-                each.done = not each.repeatable
-            elif undone == each.envelope.recipients:
-                each.last = each.error = None
+                continue
+            undone = self._undone(each)
+            if undone == each.envelope.recipients:
+                copied.last = copied.error = None
             elif self._may_change(each):
                 # A subset of the recipients: a transaction with a key of its own.
-                number = len(self.transactions) + 1
+                number = len(transactions) + 1
                 Transaction(
                     envelope=each.envelope.part(number, undone),
                     config=each.config,
                     deadline=each.deadline,
-                    siblings=self.transactions,
+                    siblings=transactions,
                 )
+        return replace(self, transactions=transactions, tries=self.tries + 1)
 
-    def expire(self) -> None:
-        """End what is undone because its time is over."""
+    def expire(self, *, begun: bool) -> None:
+        """End what is undone because its time is over.
+
+        What was `begun`, by a worker that did not come to its end, may be out.
+        """
+        late = "the message was in the queue for longer than `give_up_after`"
         for each in self.transactions:
-            if not each.done:
-                problem = "the message was in the queue for longer than `give_up_after`"
-                each.fail(
-                    ConnectionLost(f"{problem}: it was not sent; see the workers")
+            if each.done:
+                continue
+            if begun and each.unconfirmed is None:
+                each.unconfirmed = Attempt(
+                    envelope=each.envelope,
+                    seconds=0,
+                    phase=Phase.COMMIT,
+                    failure=OSError(f"a worker did not come back from it, and {late}"),
                 )
+            each.fail(ConnectionLost(f"{late}: it was not sent; see the workers"))
 
     def _may_change(self, transaction: Transaction) -> bool:
         if transaction.outcome is Outcome.UNKNOWN:
@@ -193,4 +212,4 @@ def _reply_form(reply: Reply) -> list[Any]:
 
 def _reply(form: list[Any]) -> Reply:
     code, text = form
-    return Reply(code, (text,))
+    return Reply(int(code), (text,))

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from anymail.exceptions import AnymailConfigurationError
 from django.core import mail
 
 from . import delivery
 from .backend import EmailBackend
-from .queued import Queued
+from .queued import Queued, check_version
 from .rebuilt import rebuild
 from .report import Job, report
+from .results import Outcome
 from .verdict import recipients_of
 
 logger = logging.getLogger("django_lettermint")
@@ -25,20 +27,25 @@ MAX_PAUSE = 60 * 60.0
 
 
 def run(
-    form: dict[str, Any], later: Callable[[dict[str, Any], float], object] | None
+    form: dict[str, Any],
+    later: Callable[[dict[str, Any], float], object] | None,
+    *,
+    again: bool = False,
 ) -> dict[str, str | None]:
     """Send what `tasks.EmailBackend` has queued, and tell how it ended by one signal.
 
     If another try may help, there is no signal, and `later(form, seconds)` is to run the
-    new form after a pause; with None there is no other try. Raises only if it could not
-    decide on the message, so that any failed or abandoned run may be repeated.
+    new form after a pause; with None there is no other try. `again` tells that a worker
+    has begun this very form before. Raises only if it could not decide on the message, so
+    that any failed or abandoned run may be repeated.
     """
+    check_version(form)
     sender = sending_backend(form.get("using"))
     queued = Queued.from_json(form, sender.config)
     transactions = queued.transactions
     first = transactions[0].envelope
     if time.time() >= queued.give_up_at:
-        queued.expire()
+        queued.expire(begun=again)
     else:
         delivery.deliver([transactions], sender.config)
         if _put_back(queued, later):
@@ -57,8 +64,13 @@ def sending_backend(using: str | None) -> EmailBackend:
     """Return the backend that sends: a mailer, or what the settings make."""
     if using is None:
         return EmailBackend()
-    # The name exists from Django 6.1 on, and so do aliases.
-    backend: EmailBackend = getattr(mail, "mailers")[using]  # noqa: B009
+    mailers: Any = getattr(mail, "mailers", {})  # Django 6.1
+    if using not in mailers:
+        raise AnymailConfigurationError(
+            f"queued mail is to be sent by the mailer {using!r}, which is not in MAILERS: "
+            "workers need the settings of those who queue"
+        )
+    backend: EmailBackend = mailers[using]
     return backend
 
 
@@ -77,7 +89,18 @@ def _put_back(
             "Message %s: not tried again, as its queue has no run_after", message_id
         )
         return False
-    queued.reopen()
-    later(queued.to_json(), pause)
+    try:
+        later(queued.next_try().to_json(), pause)
+    except Exception as error:
+        if all(each.outcome is Outcome.NOT_SENT for each in queued.transactions):
+            raise
+        # The old form must not run again: the relay would answer its key as if it had
+        # taken the message for all recipients.
+        logger.error(
+            "Message %s: not tried again, as its queue did not take it back (%s)",
+            message_id,
+            type(error).__name__,
+        )
+        return False
     logger.info("Message %s: not sent yet, next try in %.0f s", message_id, pause)
     return True

@@ -22,7 +22,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from django_lettermint import backend as sending
-from django_lettermint import tasks
+from django_lettermint import tasks, worker
 from django_lettermint.conf import queue_config
 from django_lettermint.exceptions import (
     ConnectFailed,
@@ -487,6 +487,43 @@ def test_contents_that_differ_travel_both(server: FaultServer, queue: Queue) -> 
     ]
 
 
+def broker_is_away(form: dict[str, Any], seconds: float) -> None:
+    raise ConnectionError
+
+
+def test_what_some_have_got_ends_when_it_cannot_be_put_back(
+    server: FaultServer,
+    queue: Queue,
+    heard: Heard,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server.script.append(On("rcpt", reply(451, "4.2.1 later"), match="b@"))
+    queueing().send_messages([mail("a@x.test", "b@x.test")])
+
+    assert worker.run(queue.form, broker_is_away)["outcome"] == "sent"
+
+    [(_, result)] = heard.sent
+    assert {who: at.status for who, at in result.recipients.items()} == {
+        "a@x.test": "queued",
+        "b@x.test": "failed",
+    }
+    assert result.recipients["b@x.test"].code == 451
+    assert "did not take it back (ConnectionError)" in caplog.text
+
+
+def test_what_nobody_has_got_stays_with_its_task_when_it_cannot_be_put_back(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    server.script.append(On("mail", reply(451, "later"), times=1))
+    queueing().send_messages([mail()])
+
+    with pytest.raises(ConnectionError):
+        worker.run(queue.form, broker_is_away)
+
+    assert (heard.sent, heard.failed) == ([], [])
+    assert queue.run()["outcome"] == "sent"
+
+
 # -- giving up -------------------------------------------------------------------------
 
 
@@ -558,6 +595,10 @@ def test_a_task_backend_that_cannot_defer_does_not_retry_and_says_so(
         ({"version": 2}, "version 2"),
         ({"transactions": None}, "not a queued message"),
         ({"transactions": [{}]}, "not a queued message"),
+        ({"transactions": []}, "no transactions"),
+        ({"transactions": ["x"]}, "not a queued message"),
+        ({"give_up_at": "x"}, "'x'"),
+        ({"tries": "x"}, "'x'"),
     ],
 )
 def test_a_form_of_another_release_is_refused_and_stays(
@@ -571,6 +612,23 @@ def test_a_form_of_another_release_is_refused_and_stays(
     queue.form.update(change)
 
     with pytest.raises(ValueError, match=problem):
+        queue.run()
+    assert heard.failed == []
+
+
+@pytest.mark.parametrize("form", [None, [1], {}])
+def test_what_is_no_form_is_refused(form: Any) -> None:
+    with pytest.raises(ValueError, match="version None"):
+        worker.run(form, None)
+
+
+def test_a_form_for_a_mailer_that_workers_do_not_know_stays(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    queueing().send_messages([mail()])
+    queue.form["using"] = "away"
+
+    with pytest.raises(ImproperlyConfigured, match="'away', which is not in MAILERS"):
         queue.run()
     assert heard.failed == []
 

@@ -23,10 +23,14 @@ app = Celery(
 )
 
 
-@app.task  # type: ignore[untyped-decorator]
-def send_later(form: dict[str, Any]) -> None:
+@app.task(bind=True)  # type: ignore[untyped-decorator]
+def send_later(task: Any, form: dict[str, Any]) -> None:
     """Send what is queued; queue it again if another try may help."""
-    run(form, lambda form, pause: send_later.apply_async([form], countdown=pause))
+
+    def later(form: dict[str, Any], pause: float) -> None:
+        send_later.apply_async([form], countdown=pause)
+
+    run(form, later, again=task.request.delivery_info.get("redelivered", False))
 
 
 class EmailBackend(tasks.EmailBackend):
