@@ -1,4 +1,4 @@
-"""The queueing backend, and the task that sends what it has queued.
+"""The queueing backend: messages in, tasks out.
 
 We keep no queue: each rendered, frozen message is one task of Django's task framework,
 whose backends store and run it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from anymail.message import AnymailRecipientStatus, AnymailStatus
 from django.core import mail
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import transaction
-from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from .backend import EmailBackend as SendingBackend
@@ -27,16 +25,12 @@ from .exceptions import EnqueueFailed, LettermintInvalidMessage
 from .queue_options import KEY_LIFE
 from .queued import Queued
 from .report import Job, report
-from .worker import run, sending_backend
-
-try:
-    from django.tasks import task
-except ImportError:  # Django < 6.0
-    from django_tasks import task  # type: ignore[no-redef]
+from .results import Outcome, RecipientResult, SendResult
+from .worker import sending_backend
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
-    from django.tasks import Task, TaskContext
+    from django.tasks import Task
 
     from .transaction import Transaction
 
@@ -52,22 +46,30 @@ class EmailBackend(BaseEmailBackend):
         self.fail_silently = self._config.fail_silently
         self._check_using()
         self._sender = sending_backend(self._config.using)
+        self._give_up_after = self._safe_give_up_after()
         self._task = self._configured_task()
+
+    # Django <= 6.0 leaves this backend, too, on each message.
+    __reduce__ = SendingBackend.__reduce__
 
     def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
         """Queue each message, whatever becomes of the others; return how many it took.
 
         What cannot be queued ends here, by `message_failed`; all else ends in a worker.
-        Raises the first error, unless the option `fail_silently` is set.
+        Raises the first error, with one SendResult per message in its `results`, unless
+        the option `fail_silently` is set.
         """
         count = 0
+        results: list[SendResult] = []
         error: Exception | None = None
         for message in email_messages or ():
             job = self._prepare(message)
             count += self._queue(job)
             report(type(self._sender), job)
+            results.append(job.result)
             error = error or job.error
         if error and not self.fail_silently:
+            error.results = tuple(results)  # type: ignore[attr-defined]
             raise error
         return count
 
@@ -90,40 +92,64 @@ class EmailBackend(BaseEmailBackend):
     def _queue(self, job: Job) -> bool:
         """Make a task of each envelope; return whether there is one."""
         transactions, job.transactions = job.transactions, []
-        any_queued = False
+        queued: list[Transaction] = []
         # An envelope's parts share its content.
         for _, group in groupby(transactions, key=lambda each: each.envelope.content):
             envelope = list(group)
             try:
-                self._hand_over(envelope, key_given=job.key_given)
+                self._hand_over(job, envelope)
             except Exception as error:  # noqa: BLE001 - the task backend's, any kind
-                job.error = EnqueueFailed(
-                    f"the task backend {self._config.task_backend!r} did not take the "
-                    f"message ({type(error).__name__}): it is not queued; see that its "
-                    "database or broker works"
-                )
-                job.error.__cause__ = error
-                return any_queued
-            any_queued = True
-            _set_queued(job, envelope)
-        # The worker tells how it ends.
-        job.silent = job.silent or any_queued
-        return any_queued
+                job.error = self._failure(error)
+                return bool(queued)
+            queued += envelope
+            _set_status(job, envelope, "queued")
+        if queued:
+            # The worker tells how it ends.
+            job.silent, job.result = True, _queued_result(queued)
+        return bool(queued)
 
-    def _hand_over(self, transactions: list[Transaction], *, key_given: bool) -> None:
-        # The last attempt, too, has to be over before the relay forgets the key.
-        safe = KEY_LIFE - self._sender.config.deadline
+    def _hand_over(self, job: Job, transactions: list[Transaction]) -> None:
         queued = Queued(
             transactions=transactions,
             using=self._config.using,
-            give_up_at=time.time() + min(self._config.give_up_after, safe),
-            key_given=key_given,
+            give_up_at=time.time() + self._give_up_after,
+            key_given=job.key_given,
         )
-        enqueue = partial(self.enqueue, queued.to_json())
-        if self._config.on_commit:
-            transaction.on_commit(enqueue)
+        if not self._config.on_commit:
+            self.enqueue(queued.to_json())
+        elif transaction.get_connection().in_atomic_block:
+            after = partial(self._enqueue_after_commit, job, queued)
+            transaction.on_commit(after, robust=True)
         else:
-            enqueue()
+            transaction.on_commit(partial(self.enqueue, queued.to_json()))
+
+    def _enqueue_after_commit(self, job: Job, queued: Queued) -> None:
+        """Queue a message, or report that it failed: nobody is left to raise it to."""
+        try:
+            self.enqueue(queued.to_json())
+        except Exception as error:  # noqa: BLE001 - the task backend's, any kind
+            _set_status(job, queued.transactions, "failed")
+            failed = Job(job.message, error=self._failure(error))
+            report(type(self._sender), failed)
+
+    def _failure(self, error: Exception) -> EnqueueFailed:
+        failure = EnqueueFailed(
+            f"the task backend {self._config.task_backend!r} did not take the message "
+            f"({type(error).__name__}): it is not queued; see that its database or broker "
+            "works"
+        )
+        failure.__cause__ = error
+        return failure
+
+    def _safe_give_up_after(self) -> float:
+        # The last attempt, too, has to be over before the relay forgets the key.
+        deadline = self._sender.config.deadline
+        if deadline >= KEY_LIFE:
+            raise self._wrong(
+                f"the mailer that sends has a `deadline` of {deadline:g} s: it must be "
+                "less than a day, for which the relay remembers an idempotency key."
+            )
+        return min(self._config.give_up_after, KEY_LIFE - deadline)
 
     def _check_using(self) -> None:
         using = self._config.using
@@ -136,23 +162,35 @@ class EmailBackend(BaseEmailBackend):
         elif using not in mailers:
             raise self._wrong(f"`using` is {using!r}, which is not in MAILERS.")
         else:
-            path = mailers.settings[using].get("BACKEND", "")
-            if not issubclass(import_string(path), SendingBackend):
+            try:
+                found = import_string(mailers.settings[using].get("BACKEND", ""))
+            except ImportError:
+                found = None
+            if not (isinstance(found, type) and issubclass(found, SendingBackend)):
                 ours = f"{SendingBackend.__module__}.{SendingBackend.__qualname__}"
                 raise self._wrong(f"`using` is {using!r}: its BACKEND must be {ours}.")
 
     def _configured_task(self) -> Task[..., Any]:
         config = self._config
         try:
+            # Late: Django judges it by TASKS as it is imported.
+            from .send_task import send
+
             return send.using(
                 backend=config.task_backend,
                 queue_name=config.queue_name,
                 priority=config.priority,
             )
+        except ImportError as error:
+            raise self._wrong(
+                "Django has tasks since 6.0 only: "
+                'pip install "django-lettermint-smtp[tasks]"'
+            ) from error
         except Exception as error:
             raise self._wrong(
                 "`task_backend`, `queue_name` and `priority` do not fit the setting "
-                f"TASKS: {error}"
+                "TASKS, or that has no backend 'default' with a queue 'default', which "
+                f"must exist in any case: {error}"
             ) from error
 
     def _wrong(self, problem: str) -> AnymailConfigurationError:
@@ -161,25 +199,28 @@ class EmailBackend(BaseEmailBackend):
         return AnymailInvalidMailer(problem, alias=self.alias)
 
 
-@task(takes_context=True)
-def send(context: TaskContext[..., Any], form: dict[str, Any]) -> dict[str, str | None]:
-    """Send what the backend has queued; put it back if another try may help."""
-    own = context.task_result.task
-
-    def later(form: dict[str, Any], seconds: float) -> None:
-        moment = timezone.now() + timedelta(seconds=seconds)
-        own.using(run_after=moment).enqueue(form)
-
-    return run(form, later if own.get_backend().supports_defer else None)
-
-
-def _set_queued(job: Job, transactions: list[Transaction]) -> None:
-    status: AnymailStatus = job.message.anymail_status  # type: ignore[attr-defined]
-    queued = AnymailRecipientStatus(transactions[0].envelope.message_id, "queued")
-    status.set_recipient_status(
+def _set_status(job: Job, transactions: list[Transaction], status: str) -> None:
+    found: AnymailStatus = job.message.anymail_status  # type: ignore[attr-defined]
+    common = AnymailRecipientStatus(transactions[0].envelope.message_id, status)
+    found.set_recipient_status(
         {
-            job.given.get(who, who): queued
+            job.given.get(who, who): common
             for each in transactions
             for who in each.envelope.recipients
         }
+    )
+
+
+def _queued_result(transactions: list[Transaction]) -> SendResult:
+    first = transactions[0].envelope
+    return SendResult(
+        # Only the worker will know, and to send it again would duplicate it.
+        outcome=Outcome.UNKNOWN,
+        message_id=first.message_id,
+        idempotency_key=first.idempotency_key,
+        recipients={
+            who: RecipientResult(status="queued")
+            for each in transactions
+            for who in each.envelope.recipients
+        },
     )

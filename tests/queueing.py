@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from django.test import override_settings
 
-from django_lettermint.tasks import EmailBackend, send
+from django_lettermint.send_task import send
+from django_lettermint.tasks import EmailBackend
 
 if TYPE_CHECKING:
     from django.tasks import TaskContext, TaskResult, task_backends
@@ -54,9 +55,10 @@ class Queue:
         form: dict[str, Any] = only.args[0]
         return form
 
-    def run(self) -> Any:
+    def run(self, *, attempt: int = 1) -> Any:
         """Run the oldest task, and return what it returns."""
         result = self.tasks.pop(0)
+        result.worker_ids.extend(f"worker-{number}" for number in range(attempt))
         return send.func(TaskContext(task_result=result), *result.args)
 
     def run_to_the_end(self) -> list[str]:

@@ -68,6 +68,7 @@ ORDER = (
     "queued",
     "rebuilt",
     "worker",
+    "send_task",
     "tasks",
     "testing",
     "management",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -288,3 +290,74 @@ def test_a_queue_that_works_is_none() -> None:
     mail_settings = {"MAILERS": mailers} if MAILERS_DECIDE else {"EMAIL_BACKEND": QUEUE}
     with override_settings(**mail_settings):
         assert checks.check_queues() == []
+
+
+#: Django reads TASKS once, so each of these is a process of its own.
+PROJECT = """
+import sys
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+tasks = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
+immediate = tasks + ".backends.immediate.ImmediateBackend"
+settings.configure(
+    SECRET_KEY="tests",
+    USE_TZ=True,
+    INSTALLED_APPS=["django_lettermint"],
+    LETTERMINT_API_TOKEN="lm_unused",
+    TASKS={"default": {"BACKEND": immediate, "QUEUES": ["reports"]}},
+    EMAIL_BACKEND=sys.argv[1],
+)
+django.setup()
+"""
+NO_TASKS = "import sys; sys.modules |= {'django.tasks': None, 'django_tasks': None}"
+CHECK = "call_command('check')"
+
+
+def project(*lines: str, backend: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a project whose TASKS have no place for mail."""
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), backend],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("before", ["", NO_TASKS])
+def test_projects_that_never_queue_need_no_tasks(before: str) -> None:
+    lines = (before, PROJECT, "import django_lettermint.tasks", CHECK)
+
+    done = project(*lines, backend=BACKEND)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_tasks_without_a_default_queue_are_an_error_of_those_who_queue() -> None:
+    done = project(PROJECT, CHECK, backend=QUEUE)
+
+    assert "lettermint_smtp.E001" in done.stderr
+    assert "no backend 'default' with a queue 'default'" in done.stderr
+
+
+def test_without_the_task_framework_the_error_names_the_extra() -> None:
+    done = project(NO_TASKS, PROJECT, CHECK, backend=QUEUE)
+
+    assert "lettermint_smtp.E001" in done.stderr
+    assert 'pip install "django-lettermint-smtp[tasks]"' in done.stderr
+
+
+if MAILERS_DECIDE:
+
+    def test_a_queue_whose_sender_is_mistyped_is_an_error() -> None:
+        mailers = {
+            "default": mailer(QUEUE, using="relay"),
+            "relay": mailer("django_lettermint.backnd.EmailBackend"),
+        }
+        with override_settings(MAILERS=mailers):
+            [found] = checks.check_queues()
+
+        assert found.id == checks.Id.INVALID_BACKEND
+        assert "`using` is 'relay'" in found.msg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,11 @@ pytestmark = pytest.mark.django_db
 
 
 def task(
-    status: str, *, minutes: float = 60, path: str = "django_lettermint.tasks.send"
+    status: str,
+    *,
+    minutes: float = 60,
+    path: str = "django_lettermint.send_task.send",
+    worker_ids: Sequence[str] = (),
 ) -> DBTaskResult[..., Any]:
     """Store a task that began so many minutes ago."""
     from django_tasks_db.models import DBTaskResult
@@ -30,6 +35,7 @@ def task(
         args_kwargs={"args": [{}], "kwargs": {}},
         run_after=timezone.now(),
         backend_name="default",
+        worker_ids=worker_ids,
     )
 
 
@@ -46,6 +52,17 @@ def test_a_task_that_has_been_running_for_long_is_ready_again() -> None:
 
     left_behind.refresh_from_db()
     assert (left_behind.status, left_behind.started_at) == ("READY", None)
+
+
+def test_another_attempt_is_known_as_one() -> None:
+    left_behind = task("RUNNING", worker_ids=["killed"])
+
+    requeue()
+
+    left_behind.refresh_from_db()
+    left_behind.claim("another")
+    left_behind.backend_name = "dummy"  # which has run_after, as the real one has
+    assert left_behind.task_result.attempts == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -245,6 +246,31 @@ def test_a_task_backend_that_fails_in_the_middle_leaves_what_it_took(
     assert len(heard.failed) == 1
 
 
+def test_an_error_has_a_result_for_each_message(
+    server: FaultServer, queue: Queue
+) -> None:
+    bad, good = mail("a@x.test"), mail("b@x.test")
+    bad.tag = "not\na tag"  # type: ignore[attr-defined]
+
+    with pytest.raises(LettermintInvalidMessage) as caught:
+        queueing().send_messages([bad, good])
+
+    failed, queued = caught.value.results
+    assert failed.outcome is Outcome.NOT_SENT
+    assert queued.outcome is Outcome.UNKNOWN
+    assert queued.message_id == status_of(good).message_id
+    assert queued.recipients["b@x.test"].status == "queued"
+    envelope = queue.form["transactions"][0]["envelope"]
+    assert queued.idempotency_key == envelope["idempotency_key"]
+
+
+def test_the_backend_can_be_pickled_without_the_token(server: FaultServer) -> None:
+    pickled = pickle.dumps(queueing())
+
+    assert TOKEN.encode() not in pickled
+    assert type(pickle.loads(pickled)) is tasks.EmailBackend
+
+
 @pytest.mark.django_db(transaction=True)
 def test_on_commit_waits_for_the_transaction(server: FaultServer, queue: Queue) -> None:
     with transaction.atomic():
@@ -263,6 +289,51 @@ def test_on_commit_forgets_what_is_rolled_back(
         transaction.set_rollback(True)
 
     assert queue.tasks == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_on_commit_reports_what_the_queue_does_not_take_and_goes_on(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    class FailsOnce(tasks.EmailBackend):
+        failed = False
+
+        def enqueue(self, form: dict[str, Any]) -> None:
+            if not self.failed:
+                self.failed = True
+                raise ConnectionError
+            super().enqueue(form)
+
+    first, second = mail("a@x.test"), mail("b@x.test")
+    others: list[str] = []
+    with transaction.atomic():
+        sender = FailsOnce(task_backend="dummy", on_commit=True)
+        assert sender.send_messages([first, second]) == 2
+        transaction.on_commit(lambda: others.append("ran"))
+        assert heard.failed == []
+
+    [(message, result, error)] = heard.failed
+    assert message is first
+    assert isinstance(error, EnqueueFailed)
+    assert error.result is result
+    assert status_of(first).status == {"failed"}
+    assert status_of(second).status == {"queued"}
+    assert len(queue.tasks) == 1
+    assert others == ["ran"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_on_commit_without_a_transaction_raises_at_once(
+    server: FaultServer, heard: Heard
+) -> None:
+    Queue("broken")
+
+    with pytest.raises(EnqueueFailed):
+        tasks.EmailBackend(task_backend="broken", on_commit=True).send_messages(
+            [mail()]
+        )
+
+    assert len(heard.failed) == 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -567,6 +638,22 @@ def test_waiting_too_long_keeps_what_is_done(
     assert result.recipients["b@x.test"].status == "failed"
 
 
+def test_a_message_that_another_worker_had_begun_is_unknown_when_its_time_is_over(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    queueing().send_messages([mail()])
+    queue.form["give_up_at"] = time.time() - 1
+
+    assert queue.run(attempt=2)["outcome"] == "unknown"
+
+    [(_, result, error)] = heard.failed
+    assert result.recipients["bob@example.org"].status == "unknown"
+    assert isinstance(error, DeliveryUnknown)
+    assert not error.retry_safe
+    assert "give_up_after" in str(error)
+    assert server.connections == 0
+
+
 def test_the_last_attempt_ends_before_the_relay_forgets_the_key(
     server: FaultServer, queue: Queue
 ) -> None:
@@ -575,6 +662,14 @@ def test_the_last_attempt_ends_before_the_relay_forgets_the_key(
 
     left = queue.form["give_up_at"] - time.time()
     assert left == pytest.approx(23 * 3600, abs=60)
+
+
+def test_a_deadline_that_outlives_the_key_is_refused(server: FaultServer) -> None:
+    with (
+        settings_for(server, deadline=86_400),
+        pytest.raises(ImproperlyConfigured, match="`deadline` of 86400 s"),
+    ):
+        queueing()
 
 
 def test_a_task_backend_that_cannot_defer_does_not_retry_and_says_so(
@@ -723,7 +818,7 @@ def test_a_mailer_that_queues_must_not_name_itself(server: FaultServer) -> None:
 
 
 if MAILERS_EXIST:
-    from django.core.mail import mailers
+    from django.core.mail import InvalidMailer, mailers
 
     @pytest.fixture
     def mailers_in_use(server: FaultServer) -> Iterator[None]:
@@ -733,6 +828,9 @@ if MAILERS_EXIST:
             "relay": {"BACKEND": SENDS, "OPTIONS": server.options()},
             "circle": {"BACKEND": QUEUES, "OPTIONS": {"using": "default"}},
             "other": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"},
+            "missing": {},
+            "mistyped": {"BACKEND": "django_lettermint.backnd.EmailBackend"},
+            "function": {"BACKEND": "django_lettermint.pool.get_stats"},
         }
         with override_settings(MAILERS=in_use):
             yield
@@ -754,9 +852,17 @@ if MAILERS_EXIST:
             mailers["circle"]
 
     @pytest.mark.usefixtures("mailers_in_use")
-    def test_a_mailer_of_another_kind_is_refused(server: FaultServer) -> None:
-        with pytest.raises(ImproperlyConfigured, match=f"must be {SENDS}"):
-            queueing(using="other")
+    @pytest.mark.parametrize("using", ["other", "missing", "mistyped", "function"])
+    def test_a_mailer_of_another_kind_is_refused(
+        server: FaultServer, using: str
+    ) -> None:
+        problem = f"`using` is '{using}': its BACKEND must be {SENDS}"
+        with pytest.raises(InvalidMailer, match=problem):
+            queueing(using=using, alias="queue")
+
+    @pytest.mark.usefixtures("mailers_in_use")
+    def test_a_pickled_mailer_is_found_by_its_alias(server: FaultServer) -> None:
+        assert pickle.loads(pickle.dumps(mailers["default"])).alias == "default"
 
 
 # -- the message of the signals --------------------------------------------------------

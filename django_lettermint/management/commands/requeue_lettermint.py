@@ -10,8 +10,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Q
 from django.utils import timezone
 
-from django_lettermint.tasks import send
-
 
 class Command(BaseCommand):
     """Sets abandoned mail of django-tasks-db back to ready.
@@ -48,6 +46,8 @@ class Command(BaseCommand):
                 "task backends repeat tasks"
             )
         from django_tasks_db.models import DBTaskResult
+
+        from django_lettermint.send_task import send
 
         begun = timezone.now() - timedelta(seconds=options["older_than"])
         left_behind = Q(status="RUNNING", started_at__lt=begun)
