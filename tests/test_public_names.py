@@ -14,9 +14,10 @@ from django.urls import reverse
 
 import django_lettermint.testing
 from django_lettermint import exceptions, headers
+from django_lettermint.backend import EmailBackend
 from django_lettermint.checks import Id
 from django_lettermint.conf import OPTIONS, POOL_OPTIONS, QUEUE_OPTIONS
-from django_lettermint.results import SendResult
+from django_lettermint.results import RecipientResult, SendResult
 
 from .snippets import DOCS
 
@@ -28,6 +29,8 @@ TABLES = {
         part.partition("\n") for part in re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]
     )
 }
+#: Attributes of errors that tell this package's own code what to do.
+INTERNAL = {"with_reply", "redial", "phase", "step"}
 #: Of Django's own commands, which ours inherit.
 INHERITED = {
     "help",
@@ -103,10 +106,11 @@ def test_every_option_is_listed(title: str, options: dict[str, object]) -> None:
     assert names(title) == list(options)
 
 
-def test_every_field_of_a_result_is_listed() -> None:
-    assert names("Fields of `SendResult`") == list(
-        inspect.signature(SendResult).parameters
-    )
+@pytest.mark.parametrize("kind", [SendResult, RecipientResult])
+def test_every_field_of_a_result_is_listed(kind: type[object]) -> None:
+    listed = names(f"Fields of `{kind.__name__}`")
+
+    assert listed == list(inspect.signature(kind).parameters)
 
 
 def test_every_header_is_listed() -> None:
@@ -132,8 +136,33 @@ def test_every_error_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", names("Attributes of errors"))
-def test_every_error_has_the_attribute(name: str) -> None:
-    assert hasattr(exceptions.LettermintError, name)
+def test_the_error_has_the_attribute(name: str) -> None:
+    kind, _, attribute = name.rpartition(".")
+
+    assert hasattr(getattr(exceptions, kind or "LettermintError"), attribute)
+
+
+def test_every_attribute_of_an_error_is_listed() -> None:
+    listed = {name.rpartition(".")[2] for name in names("Attributes of errors")}
+    found = {
+        attribute
+        for kind in names("Errors")
+        for attribute in vars(getattr(exceptions, kind))
+        if not attribute.startswith("_")
+    }
+
+    assert found - listed == INTERNAL
+
+
+@pytest.mark.parametrize("name", names("Attributes of a backend"))
+def test_the_backend_has_the_attribute(name: str) -> None:
+    assert hasattr(EmailBackend(api_token="lm_test_token"), name)
+
+
+@pytest.mark.parametrize("name", names("Keywords that are no settings"))
+def test_the_keyword_is_understood_and_is_no_setting(name: str) -> None:
+    assert name not in OPTIONS
+    assert EmailBackend(api_token="lm_test_token", **{name: "another"})
 
 
 def test_every_command_and_argument_is_listed() -> None:

@@ -167,6 +167,7 @@ def test_a_partial_refusal_is_sent_and_warned_about(
     assert "1 of 2 recipients were refused" in record.getMessage()
     refused = heard[1][1]["result"].recipients["bob@example.com"]
     assert (refused.code, refused.enhanced_code) == (550, "5.1.1")
+    assert refused.text == "5.1.1 bob@example.com who?"
 
 
 def test_an_invalid_message_never_reached_the_provider(relay: Relay) -> None:
