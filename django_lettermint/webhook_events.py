@@ -72,8 +72,9 @@ def read_event(payload: Mapping[str, Any]) -> WebhookEvent:
     data = {} if payload.get("data") == [] else payload.get("data")
     if not isinstance(data, dict):
         raise ValueError("data_invalid")
+    stamp = payload.get("timestamp")
     # `created_at` is the older name.
-    timestamp = _timestamp(payload.get("timestamp", payload.get("created_at")))
+    timestamp = moment(payload.get("created_at") if stamp is None else stamp)
     return WebhookEvent(
         id=event_id, type=event_type, timestamp=timestamp, data=data, payload=payload
     )
@@ -121,17 +122,18 @@ def items(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def moment(value: object) -> datetime:
+    """Return an ISO 8601 time in UTC, which it is in if it does not say."""
+    try:
+        stamp = datetime.fromisoformat(value if isinstance(value, str) else "")
+        aware = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
+        return aware.astimezone(UTC)
+    except (ValueError, OverflowError):  # OverflowError: year 1 or 9999 with an offset
+        raise ValueError("timestamp_invalid") from None
+
+
 def _tags(data: Mapping[str, Any]) -> list[str]:
     # `tag` is the one a mail can carry over SMTP; newer payloads repeat it in `tags`,
     # next to named tags, which are objects.
     tags = [data.get("tag"), *items(data.get("tags"))]
     return list(dict.fromkeys(tag for tag in map(text, tags) if tag))
-
-
-def _timestamp(value: object) -> datetime:
-    try:
-        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return aware.astimezone(UTC)
-    except (ValueError, OverflowError):  # OverflowError: year 1 or 9999 with an offset
-        raise ValueError("timestamp_invalid") from None

@@ -7,25 +7,41 @@ the webhook fail, or one odd mail would be delivered again for hours and then be
 from __future__ import annotations
 
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
-from email.header import Header
-from email.utils import quote
+from email.utils import format_datetime, quote
 from typing import Any
 
 from anymail.inbound import AnymailInboundMessage
 from anymail.signals import AnymailInboundEvent, EventType
 
-from .webhook_events import WebhookEvent, items, mapping, text
+from .webhook_events import WebhookEvent, items, mapping, moment, text
 
 # RFC 5322 section 3.6.8, and a bound: longer names are no headers.
 _HEADER_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")
 # What ends a line for any of Python's parsers, and what no header may hold.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# Words outside of ASCII, as many as stand together; addresses' punctuation stays out.
-_WORD = r'[^\s"<>(),;:@]*[^\x00-\x7f][^\s"<>(),;:@]*'
-_WORDS = re.compile(f"{_WORD}(?: +{_WORD})*", re.ASCII)
+
+
+def _words(bounds: str) -> re.Pattern[str]:
+    # A match begins with a word and gives nothing back: long values take their time once.
+    word = rf"[^{bounds}\x80-\U0010ffff]*+[^\x00-\x7f][^{bounds}]*+"
+    return re.compile(rf"(?<![^{bounds}]){word}(?: ++{word})*+", re.ASCII)
+
+
+# Words outside of ASCII, as many as stand together. Addresses' punctuation stays out; in
+# a text it would make many short words, which the email package is slow to read.
+_IN_TEXT = _words(r"\s")
+_IN_ADDRESSES = _words(r'\s"<>(),;:@')
+_ADDRESSES = frozenset(
+    f"{resent}{name}"
+    for resent in ("", "resent-")
+    for name in ("from", "sender", "reply-to", "to", "cc", "bcc")
+)
 _MEDIA_TYPE = re.compile(r"(?!multipart/)[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
+_CHARSET = re.compile(
+    r';\s*charset\s*=\s*"?([\w.:+-]{1,64})"?\s*(?:;|$)', re.ASCII | re.IGNORECASE
+)
 _CONTENT_ID = re.compile(r"<?([\x21\x23-\x3b\x3d\x3f-\x7e]{1,255})>?")
 # They describe the structure of the original, which is not what gets built here.
 _STRUCTURE = frozenset(
@@ -74,28 +90,33 @@ def _headers(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, value = text(header.get("name")) or "", text(header.get("value")) or ""
         if _HEADER_NAME.fullmatch(name) and name.lower() not in _STRUCTURE:
             seen.add(name.lower())
-            yield name, _encoded(_line(value))
+            yield name, _encoded(name, _line(value))
     fields = {
         "From": _address(data.get("from")),
         "To": ", ".join(filter(None, map(_address, items(data.get("to"))))),
         "Cc": ", ".join(filter(None, map(_address, items(data.get("cc"))))),
         "Reply-To": text(data.get("reply_to")),
         "Subject": text(data.get("subject")),
+        "Date": _date(data.get("date")),
     }
     for name, field in fields.items():
         if field and name.lower() not in seen:
-            yield name, _encoded(_line(field))
+            yield name, _encoded(name, _line(field))
 
 
 def _line(value: str) -> str:
     return _CONTROLS.sub(" ", value).strip()
 
 
-def _encoded(value: str) -> str:
-    # RFC 2047: Python 3.11's email package reads raw text, but cannot write it again.
-    return _WORDS.sub(
-        lambda words: Header(words[0], "utf-8").encode(maxlinelen=0), value
-    )
+def _encoded(name: str, value: str) -> str:
+    # Python 3.11's email package reads raw text, but cannot write it again.
+    words = _IN_ADDRESSES if name.lower() in _ADDRESSES else _IN_TEXT
+    return words.sub(_encoded_word, value)
+
+
+def _encoded_word(words: re.Match[str]) -> str:
+    # RFC 2047, but of any length: email.header takes ever longer to make short ones.
+    return f"=?utf-8?b?{b64encode(words[0].encode()).decode()}?="
 
 
 def _address(value: object) -> str:
@@ -103,29 +124,44 @@ def _address(value: object) -> str:
     return f'"{quote(name)}" <{email}>' if name and email else email or ""
 
 
+def _date(value: object) -> str | None:
+    try:
+        return format_datetime(moment(value))
+    except ValueError:
+        return text(value)
+
+
 def _attachment(data: Mapping[str, Any]) -> AnymailInboundMessage:
-    content_type = (text(data.get("content_type")) or "").partition(";")[0].lower()
-    if not _MEDIA_TYPE.fullmatch(content_type):
-        content_type = "application/octet-stream"
     content_id = _CONTENT_ID.fullmatch(text(data.get("content_id")) or "")
     try:
         content = b64decode(data["content"])
     except (TypeError, ValueError):
         raise ValueError("attachment_invalid") from None
-    if content_type.startswith("message/") and not _is_utf8(content):
-        # Anymail parses it as text, and would fail.
-        content_type = "application/octet-stream"
     return AnymailInboundMessage.construct_attachment(  # type: ignore[no-any-return]
-        content_type=content_type,
+        content_type=_content_type(text(data.get("content_type")) or "", content),
         content=content,
         filename=_line(text(data.get("filename")) or "") or None,
         content_id=content_id and content_id[1],
     )
 
 
-def _is_utf8(content: bytes) -> bool:
+def _content_type(value: str, content: bytes) -> str:
+    media_type = value.partition(";")[0].strip().lower()
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        return "application/octet-stream"
+    if media_type.startswith("message/") and not _is_text(content, "utf-8", "strict"):
+        # Anymail parses it as text, and would fail.
+        return "application/octet-stream"
+    charset = _CHARSET.search(value)
+    # One that Python cannot read would fail the receivers.
+    if charset and _is_text(b"-", charset[1], "replace"):
+        return f'{media_type}; charset="{charset[1]}"'
+    return media_type
+
+
+def _is_text(content: bytes, charset: str, errors: str) -> bool:
     try:
-        content.decode()
-    except UnicodeDecodeError:
+        content.decode(charset, errors)
+    except (LookupError, UnicodeError):
         return False
     return True
