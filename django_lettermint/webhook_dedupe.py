@@ -32,9 +32,9 @@ def run_once(event_id: str, work: Callable[[], object]) -> bool:
         work()
         on_failure.pop_all()
     done = partial(cache.set, key, _DONE, REMEMBER_SECONDS)
-    # With ATOMIC_REQUESTS the receivers' work is saved only after the view: "done" said
-    # too early would lose the event when the commit fails.
-    if connection.in_atomic_block:
+    # The receivers' work is then saved only after the view: "done" said too early would
+    # lose the event when the commit fails.
+    if connection.settings_dict["ATOMIC_REQUESTS"]:
         transaction.on_commit(done)
     else:
         done()

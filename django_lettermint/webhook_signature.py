@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lettermint.exceptions import WebhookVerificationError
@@ -14,6 +15,9 @@ from lettermint.webhook import Webhook
 
 if TYPE_CHECKING:
     from .secret import Secret
+
+#: Objects and arrays inside of each other; Lettermint's events have five.
+MAX_DEPTH = 64
 
 
 def verify(
@@ -40,7 +44,21 @@ def _strict(payload: dict[str, Any]) -> dict[str, Any]:
     # json.loads() lets NaN, infinities (also as 1e999) and lone surrogates through. None
     # of them is JSON or UTF-8, and each would break receivers that store the event.
     try:
+        _refuse_depth(payload)
         json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ValueError("payload_invalid") from None
     return payload
+
+
+def _refuse_depth(payload: dict[str, Any]) -> None:
+    # How deep json goes differs among Python's versions; receivers go less deep.
+    level: list[Any] = [payload]
+    for _ in range(MAX_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [
+            each for each in chain.from_iterable(inner) if isinstance(each, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError
