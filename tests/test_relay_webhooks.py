@@ -195,10 +195,24 @@ def test_a_receiver_that_does_not_answer_is_recorded(relay: Relay) -> None:
     assert "refused" in delivery.error
 
 
-def test_an_address_that_is_not_of_the_web_is_a_mistake(relay: Relay) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "127.0.0.1/hook",
+        "http://",
+        "http://[::1/hook",
+        "http://localhost:65536/hook",
+        "http://localhost/hook/é",
+    ],
+)
+@pytest.mark.parametrize("method", ["post", "subscribe"])
+def test_an_address_that_is_not_of_the_web_is_a_mistake(
+    method: str, url: str, relay: Relay
+) -> None:
     send(relay)
     with pytest.raises(ValueError, match="is not an http:// or https:// address"):
-        relay.webhooks.post("file:///etc/passwd", SECRET)
+        getattr(relay.webhooks, method)(url, SECRET)
 
 
 def test_a_subscription_posts_each_message_by_itself(

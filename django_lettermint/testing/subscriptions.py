@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .webhooks import WebhookDelivery, events_for, post_event
+from .webhooks import WebhookDelivery, check_url, events_for, post_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -75,7 +75,7 @@ class Webhooks:
         self, url: str, secret: str, *, attempts: int = 1, timeout: float = 5.0
     ) -> None:
         """Post the events of each message from now on, until the relay stops."""
-
+        check_url(url)
         inbox: queue.SimpleQueue[ReceivedMessage | None] = queue.SimpleQueue()
 
         def work() -> None:

@@ -9,6 +9,7 @@ import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from dataclasses import dataclass, field
@@ -144,8 +145,7 @@ def post_event(
 
     `timestamp` is the time of signing in Unix seconds, by default now.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url!r} is not an http:// or https:// address.")
+    check_url(url)
     moment = int(time.time()) if timestamp is None else timestamp
     key = f"wrong {secret}" if wrong_signature else secret
     headers = {
@@ -160,6 +160,17 @@ def post_event(
     return WebhookDelivery(
         url=url, event=event, attempt=attempt, status=status, error=error
     )
+
+
+def check_url(url: str) -> None:
+    """Refuse with ValueError what nothing can be posted to."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        complete = parts.hostname and parts.port != 0
+    except ValueError:
+        complete = False
+    if not complete or parts.scheme not in ("http", "https") or not url.isascii():
+        raise ValueError(f"{url!r} is not an http:// or https:// address.")
 
 
 def _status(request: urllib.request.Request, timeout: float) -> tuple[int | None, str]:
