@@ -24,11 +24,21 @@ IdnaEncode = Callable[[str], str]
 _PLAIN = re.compile(
     r"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@(?:[A-Za-z0-9-]+\.)*[A-Za-z0-9-]+"
 )
+# RFC 5322 sections 3.2.3 and 3.4, for text whose quoted strings and comments are taken out.
+_ATOMS = r"""[^\x00- \x7f"(),.:;<>@\[\\\]]+(?:\.[^\x00- \x7f"(),.:;<>@\[\\\]]+)*"""
+_SPEC = rf" *(?:{_ATOMS}|\0) *@ *{_ATOMS} *"
+_MAILBOX = rf"""(?:[^"(),:;<>@\[\\\]]*<{_SPEC}> *|{_SPEC})"""
+_MAILBOXES = re.compile(rf"{_MAILBOX}(?:,{_MAILBOX})*")
+_QUOTED_OR_COMMENT = re.compile(
+    r"""(")(?:[^"\\]|\\.)*"|\((?:[^()\\]|\\.|\((?:[^()\\]|\\.)*\))*\)"""
+)
 # Quoted angle brackets are legal, but servers that look for the next ">" exist.
 _WIRE = re.compile(
-    r"""(?:[^\x00-\x20\x7f"(),:;<>@\[\\\]]+|"(?:[^\x00-\x1f\x7f"\\<>]|\\[ -;=?-~])*")"""
-    r"@[A-Za-z0-9_.-]+"
+    rf"""(?:{_ATOMS}|"(?:[^\x00-\x1f\x7f"\\<>]|\\[ -;=?-~])*")"""
+    r"@[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
 )
+
+_NEEDS_QUOTES = "a name with a comma or colon needs quotes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +78,17 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
         raise _invalid(field, text, "it has a line break or control character")
     text = text.strip()
     try:
-        address = _parsed(text)
+        [address] = _parsed(text)
+        # What a parser has left out would be lost, or hide something else.
+        if not text.removesuffix(">").endswith("@" + address.domain):
+            raise ValueError("something stands behind the address")
         wire = address.format_addr_spec(idna_encode=idna)
         header = text if address.domain.isascii() else address.format(idna_encode=idna)
     except (AnymailInvalidAddress, ValueError) as error:
         rule = "write one address as user@domain or Name <user@domain>"
-        rule += "; a name with a comma needs quotes" * ("," in text)
+        rule += f"; {_NEEDS_QUOTES}" * bool({*text} & {*",:"})
         raise _invalid(field, text, rule) from error
-    if not _WIRE.fullmatch(wire) or len(wire.encode()) > MAX_LENGTH:
+    if "=?" in wire or not _WIRE.fullmatch(wire) or len(wire.encode()) > MAX_LENGTH:
         rule = f"write user@domain with at most {MAX_LENGTH} octets (RFC 5321)"
         raise _invalid(field, text, rule)
     return Mailbox(address.addr_spec, wire, header)
@@ -84,21 +97,21 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
 def parse_header(field: str, text: str, idna: IdnaEncode) -> list[Mailbox]:
     """Parse the value of a header that holds any number of addresses."""
     try:
-        addresses = parse_address_list([text], field)
-    except AnymailInvalidAddress as error:
+        addresses = _parsed(text)
+    except (AnymailInvalidAddress, ValueError) as error:
         rule = "write addresses as user@domain or Name <user@domain>"
-        raise _invalid(field, text, rule) from error
+        raise _invalid(field, text, f"{rule}; {_NEEDS_QUOTES}") from error
     return [parse_one(field, str(address), idna) for address in addresses]
 
 
 @functools.lru_cache(maxsize=1024)
-def _parsed(text: str) -> EmailAddress:
-    address: EmailAddress
-    [address] = parse_address_list([text])
-    # What a parser has left out would be lost, or hide something else.
-    if not text.removesuffix(">").endswith("@" + address.domain):
-        raise ValueError("something stands behind the address")
-    return address
+def _parsed(text: str) -> tuple[EmailAddress, ...]:
+    # Parsers repair what is malformed, each in its own way.
+    if not _MAILBOXES.fullmatch(
+        _QUOTED_OR_COMMENT.sub(lambda found: "\0" if found[1] else " ", text)
+    ):
+        raise ValueError("not of the form that RFC 5322 gives mailboxes")
+    return tuple(parse_address_list([text]))
 
 
 def _hides_controls(text: str) -> bool:

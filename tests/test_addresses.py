@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
-from email.headerregistry import Address
+from email.headerregistry import Address, HeaderRegistry
 from email.utils import getaddresses
+from typing import Any
 
 import idna
 import pytest
 from django.utils.translation import gettext_lazy
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from django_lettermint.addresses import Mailbox, parse, parse_header, parse_one
@@ -136,6 +138,18 @@ def test_encoded_words_that_nobody_can_decode_are_left_alone() -> None:
         "ann@example.com.",
         "=?utf-8?q?eve=40evil.example?=@example.com",
         "ann@" + "ü" * 70 + ".example",
+        "Acme: News <news@acme.example>",
+        "Bücher: Shop <shop@bücher.example>",
+        ":ann@example.com",
+        "Acme <news@acme.example",
+        "Acme <news@äcme.example",
+        "news@acme.example>",
+        '"Acme <news@acme.example>',
+        "Acme (News <news@acme.example>",
+        r"Acme\ <news@acme.example>",
+        '"jörg@example.com',
+        "jörg@example.com.",
+        ".jörg@example.com",
     ],
 )
 def test_what_is_not_exactly_one_address_is_refused(value: str) -> None:
@@ -145,9 +159,10 @@ def test_what_is_not_exactly_one_address_is_refused(value: str) -> None:
         parse_one("bcc", value, encode)
 
 
-def test_a_name_with_a_comma_gets_a_hint() -> None:
-    with pytest.raises(LettermintInvalidMessage, match="a comma needs quotes"):
-        parse_one("to", "Lee, Ann <ann@example.com>", encode)
+@pytest.mark.parametrize("name", ["Lee, Ann", "Acme: News"])
+def test_a_name_with_a_comma_or_colon_gets_a_hint(name: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match="comma or colon needs quotes"):
+        parse_one("to", f"{name} <ann@example.com>", encode)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +171,7 @@ def test_a_name_with_a_comma_gets_a_hint() -> None:
         '"ann> SIZE=1"@example.com',
         '"<ann@example.com>"@example.com',
         "ann@[127.0.0.1]",
+        "=?utf-8?q?eve?=ü@example.com",
         "x" * 250 + "@example.com",
         "é" * 125 + "@example.com",
     ],
@@ -192,6 +208,14 @@ def test_a_header_with_no_addresses_in_it_is_refused() -> None:
         parse_header("header 'Reply-To'", "übel", encode)
 
 
+@pytest.mark.parametrize(
+    "text", ["Gäste: ann@example.com;", "Gäste <ann@example.com", "Jörg: a@b.example"]
+)
+def test_a_header_whose_parsing_would_lose_a_name_is_refused(text: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^header 'To': .*needs quotes"):
+        parse_header("header 'To'", text, encode)
+
+
 def test_parsing_does_not_keep_backends_alive() -> None:
     # Each mail has a backend of its own, and the encoder is a method of it.
     backend = EmailBackend(api_token="lm_unused")
@@ -224,3 +248,71 @@ def test_any_text_is_refused_or_makes_one_safe_command(text: str) -> None:
     assert quoted or not set(local) & set(' ,;:()[]"\\@')
     assert "\n" not in mailbox.header
     assert "\r" not in mailbox.header
+
+
+def named_by(header: str) -> list[tuple[str, str]]:
+    """Return the names and addresses that the standard library reads in a header."""
+    parsed: Any = HeaderRegistry()("To", header)
+    assert all(group.display_name is None for group in parsed.groups)
+    return [(each.display_name, each.addr_spec) for each in parsed.addresses]
+
+
+TOKENS = [
+    *("Ann", "é", "a.b", "ann@example.com", "ann@straße.de", "jörg@example.com"),
+    *("<", ">", " <ann@example.com>", ":", ";", ",", "@", " ", "[x]", "'"),
+    *("(c)", "(", ")", '"', '"q, x"', "\\", "=?utf-8?q?x?="),
+]
+
+
+@settings(max_examples=1000)
+@given(st.lists(st.sampled_from(TOKENS), max_size=6).map("".join))
+@example('"jörg@example.com')
+@example("Acme: News <news@acme.example>")
+def test_the_header_names_the_mailbox_of_the_command(text: str) -> None:
+    try:
+        mailbox = parse_one("to", text, encode)
+    except LettermintInvalidMessage:
+        return
+    [(_, address)] = named_by(mailbox.header)
+    assert address == mailbox.wire
+
+
+PRINTABLE = st.characters(exclude_categories=["C", "Zl", "Zp"])
+QUOTED = st.text(PRINTABLE, max_size=30).map(
+    lambda text: '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
+)
+ATOM = st.text(
+    st.characters(exclude_categories=["C", "Z"], exclude_characters='()<>[]:;@\\,."=?'),
+    min_size=1,
+    max_size=8,
+)
+SPECS = st.builds(
+    "{}@{}".format,
+    st.from_regex(r"[a-z0-9!#$%&'*+/^_`{|}~-]+(\.[a-z0-9_-]+)*", fullmatch=True).filter(
+        lambda local: len(local) < 100
+    ),
+    st.sampled_from(["example.com", "host_name.example", "localhost"]),
+)
+PHRASES = st.lists(ATOM | QUOTED | st.just("Dr.") | st.just("(c)"), min_size=1).map(
+    " ".join
+)
+
+
+@given(PHRASES, SPECS)
+def test_every_legal_name_is_taken_as_it_is(name: str, spec: str) -> None:
+    text = f"{name} <{spec}>"
+    assert parse_one("to", text, encode) == Mailbox(spec, spec, text)
+
+
+@given(QUOTED)
+def test_a_quoted_name_is_not_lost_when_the_domain_is_encoded(name: str) -> None:
+    mailbox = parse_one("to", f"{name} <ann@bücher.example>", encode)
+    [(found, address)] = named_by(mailbox.header)
+    assert found.strip() == re.sub(r"\\(.)", r"\1", name[1:-1]).strip()
+    assert address == "ann@xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize("mark", ['"', "(", "<", " ", "a,", "(a)", '"a"', "a."])
+def test_hostile_addresses_take_no_long_time(mark: str) -> None:
+    with pytest.raises(LettermintInvalidMessage):
+        parse_one("to", mark * 50_000 + "\\", encode)

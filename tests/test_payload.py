@@ -271,6 +271,14 @@ def test_a_hostile_address_is_refused_by_the_name_of_its_field(field: str) -> No
         envelope(mail)
 
 
+@pytest.mark.parametrize("field", ["from_email", "to", "cc", "reply_to"])
+def test_an_address_that_others_would_read_differently_is_refused(field: str) -> None:
+    address = "Acme: News <news@acme.example>"
+    mail = message(**{field: address if field == "from_email" else [address]})
+    with pytest.raises(LettermintInvalidMessage, match=rf"^{field}: .* colon needs"):
+        envelope(mail)
+
+
 def test_a_hostile_subject_is_refused() -> None:
     with pytest.raises(LettermintInvalidMessage, match=r"^subject: .* line break"):
         envelope(message(subject="Hi\r\nBcc: eve@example.com"))
