@@ -134,6 +134,8 @@ class Queued:
                     phase=Phase.COMMIT,
                     failure=OSError(f"a worker did not come back from it, and {late}"),
                 )
+            # The relay may have forgotten the key: what is unknown is not to be repeated.
+            each.config = replace(each.config, idempotency=False)
             each.fail(ConnectionLost(f"{late}: it was not sent; see the workers"))
 
     def _may_change(self, transaction: Transaction) -> bool:

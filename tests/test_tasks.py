@@ -650,6 +650,7 @@ def test_a_message_that_another_worker_had_begun_is_unknown_when_its_time_is_ove
     assert result.recipients["bob@example.org"].status == "unknown"
     assert isinstance(error, DeliveryUnknown)
     assert not error.retry_safe
+    assert not error.repeatable
     assert "give_up_after" in str(error)
     assert server.connections == 0
 
