@@ -166,10 +166,11 @@ def check_url(url: str) -> None:
     """Refuse with ValueError what nothing can be posted to."""
     try:
         parts = urllib.parse.urlsplit(url)
-        complete = parts.hostname and parts.port != 0
+        of_the_web = parts.scheme in ("http", "https") and url.isascii()
+        complete = of_the_web and bool(parts.hostname) and parts.port != 0
     except ValueError:
         complete = False
-    if not complete or parts.scheme not in ("http", "https") or not url.isascii():
+    if not complete:
         raise ValueError(f"{url!r} is not an http:// or https:// address.")
 
 
