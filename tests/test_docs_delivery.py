@@ -10,7 +10,7 @@ from django_lettermint import exceptions
 from django_lettermint.envelope import MAX_RECIPIENTS
 from django_lettermint.exceptions import LettermintError, LettermintInvalidMessage
 from django_lettermint.options import OPTIONS
-from django_lettermint.replies import MAX_LINE, MAX_REPLY
+from django_lettermint.replies import MAX_LINE, MAX_LINES, MAX_REPLY
 from django_lettermint.results import Outcome
 from django_lettermint.transaction import MAX_REPEATS
 from tests.snippets import DOCS
@@ -64,6 +64,7 @@ def test_times_are_options() -> None:
 def test_numbers_are_those_of_the_code() -> None:
     assert f"up to {MAX_REPEATS} times" in PAGE
     assert f"More than {MAX_RECIPIENTS} recipients" in PAGE
-    limits = re.search(r"at most (\d+) KB a line, (\d+) KB a reply", PAGE)
+    limits = re.search(r"(\d+) KB a line, (\d+) KB a reply, (\d+) lines", PAGE)
     assert limits
-    assert [int(each) * 1024 for each in limits.groups()] == [MAX_LINE, MAX_REPLY]
+    line, reply, lines = map(int, limits.groups())
+    assert (line * 1024, reply * 1024, lines) == (MAX_LINE, MAX_REPLY, MAX_LINES)
