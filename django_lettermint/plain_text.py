@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from email.headerregistry import AddressHeader, BaseHeader
+from email.headerregistry import AddressHeader
 from email.utils import make_msgid
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from django.utils.timezone import get_current_timezone
 
 from . import mime
 from .extras import FIELD_NAME
-from .header_policy import ADDRESS_LISTS
+from .header_policy import ADDRESS_LISTS, date_text, plain
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
@@ -84,8 +84,16 @@ def _headers(message: EmailMessage, names: set[str]) -> Iterator[tuple[str, obje
 
 def _header(name: str, value: object) -> bytes | None:
     """Return a folded header, or None if it takes more than that."""
-    if not isinstance(value, str | datetime) or not FIELD_NAME.fullmatch(name):
+    if not FIELD_NAME.fullmatch(name):
         return None
+    if isinstance(value, datetime):
+        text: str | None = date_text(value)
+    elif isinstance(value, str):
+        text = plain(name, value)
+    else:
+        return None
+    if text:
+        return f"{name}: {text}\r\n".encode("ascii")
     stored = mime.FAST.header_store_parse(name, value)[1]
     # Django writes domains of other scripts as IDNA.
     if isinstance(stored, AddressHeader) and not all(
@@ -93,6 +101,6 @@ def _header(name: str, value: object) -> bytes | None:
     ):
         return None
     # Encoded words that hold line breaks are for others to refuse.
-    if isinstance(stored, BaseHeader) and len(stored.splitlines()) > 1:
+    if len(stored.splitlines()) > 1:
         return None
     return mime.FAST.fold_binary(name, stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.policy
 import re
+from datetime import UTC, datetime, timedelta, timezone
 from email.message import MIMEPart
 from inspect import signature
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from django_lettermint import mime, plain_text
 from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.header_policy import date_text
 from django_lettermint.rendering import render
 
 DATE = "Mon, 02 Mar 2026 10:00:00 +0000"
@@ -213,6 +215,15 @@ def test_the_date_is_in_the_zone_that_django_would_choose(*, local: bool) -> Non
     assert zones[0]
     assert zones[1]
     assert zones[0][1] == zones[1][1]
+
+
+def test_equal_dates_of_two_zones_are_written_each_in_its_own() -> None:
+    here = datetime(2026, 3, 2, 10, 0, 0, 1, tzinfo=UTC)
+    there = here.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    assert [date_text(here), date_text(there)] == [
+        "Mon, 02 Mar 2026 10:00:00 +0000",
+        "Mon, 02 Mar 2026 15:30:00 +0530",
+    ]
 
 
 def test_each_message_gets_an_id_of_its_own() -> None:
