@@ -37,7 +37,8 @@ class Draft:
     def envelope(self, *, correlation_key: str | None, idempotency: bool) -> Envelope:
         """Render it, with our header lines in front."""
         key = self.extras.idempotency_key
-        lines, message_id = self._lines(correlation_key)
+        own_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
+        lines, message_id = self._lines(correlation_key, own_id)
         mailboxes = (self.sender, *self.recipients, *self.named)
         smtputf8 = any(each.smtputf8 for each in mailboxes)
         content = lines + render(self.message, utf8=smtputf8)
@@ -52,17 +53,16 @@ class Draft:
             recipients=tuple(dict.fromkeys(each.wire for each in self.recipients)),
             content=content,
             message_id=message_id,
-            idempotency_key=key or (str(uuid.uuid4()) if idempotency else None),
+            idempotency_key=key or (own_id if idempotency else None),
             smtputf8=smtputf8,
         )
 
-    def _lines(self, correlation_key: str | None) -> tuple[bytes, str]:
+    def _lines(self, correlation_key: str | None, own_id: str) -> tuple[bytes, str]:
         """Return our header lines, and the message id that they carry."""
         lines = headers.render(self.extras)
-        if correlation_key and (given := self.extras.metadata.get(correlation_key)):
+        if correlation_key is None:
+            return lines, own_id
+        # An id that the caller gave as metadata is carried already.
+        if given := self.extras.metadata.get(correlation_key):
             return lines, given
-        key = self.extras.idempotency_key
-        message_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
-        if correlation_key:
-            lines += headers.metadata_line(correlation_key, message_id)
-        return lines, message_id
+        return lines + headers.metadata_line(correlation_key, own_id), own_id

@@ -191,6 +191,13 @@ def test_an_id_given_as_metadata_is_taken() -> None:
     assert read(made.content).metadata == {"django_message_id": "mine"}
 
 
+def test_an_id_given_as_metadata_is_no_key() -> None:
+    mail = message(metadata={"django_message_id": "mine"})
+    keys = {envelope(mail).idempotency_key for _ in range(2)}
+    assert len(keys) == 2
+    assert "mine" not in keys
+
+
 def test_a_key_of_the_callers_gives_the_same_id_each_time() -> None:
     first, second = (envelope(message(idempotency_key="order-1")) for _ in range(2))
     assert first.idempotency_key == second.idempotency_key == "order-1"
