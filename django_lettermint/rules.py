@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import reprlib
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
@@ -16,7 +18,6 @@ from ipaddress import (
     IPv6Network,
     ip_address,
 )
-from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import idna
@@ -218,9 +219,17 @@ def _address_literal(text: str) -> str:
 
 
 def ca_file(value: object) -> str:
-    """Accept the path of a file that exists."""
+    """Accept the path of a file with certificates that TLS can load."""
     if isinstance(value, (str, os.PathLike)):
-        path = Path(os.fsdecode(value))
-        if path.is_file():
-            return str(path)
+        path = os.fsdecode(value)
+        with suppress(OSError, ValueError):
+            stat = os.stat(path)
+            _load(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            return path
     raise wrong("the path of an existing file with PEM certificates", value)
+
+
+@functools.lru_cache(maxsize=32)
+def _load(path: str, _: tuple[int, ...]) -> None:
+    """Load certificates once for each state of their file: backends are made often."""
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)

@@ -332,9 +332,10 @@ def test_a_ca_file_that_is_gone_is_named(tmp_path: Path) -> None:
 
 def test_a_ca_file_that_is_replaced_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
-    path.write_text("no certificate\n")
+    shutil.copy(ca_file(), path)
     with FaultServer() as server:
         config = relay(server, ca_file=str(path))
+        path.write_text("no certificate\n")
         with pytest.raises(TLSFailed, match="ca_file"):
             connect(config, until=time.monotonic() + 5)
         shutil.copy(ca_file(), path)

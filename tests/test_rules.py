@@ -22,6 +22,7 @@ from django_lettermint.conf import (
     backend_config,
 )
 from django_lettermint.rules import Invalid, host
+from tests.certificates import ca_file as pem_file
 
 TOKEN = "lm_5f0c1e9a7b"
 
@@ -260,16 +261,33 @@ def test_other_login_methods_are_refused(value: object) -> None:
     )
 
 
-def test_a_ca_file_may_be_a_path_object(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    path.touch()
+def test_a_ca_file_may_be_a_path_object() -> None:
+    path = pem_file()
 
-    assert relay(ca_file=path).ca_file == relay(ca_file=str(path)).ca_file == str(path)
+    assert relay(ca_file=Path(path)).ca_file == relay(ca_file=path).ca_file == path
 
 
 @pytest.mark.parametrize("value", ["", "missing.pem", "a\0b", Path("/"), b"x", 7])
 def test_a_ca_file_is_a_file_that_exists(value: object) -> None:
     assert "ca_file must be the path of an existing file" in refusal(ca_file=value)
+
+
+@pytest.mark.parametrize("content", ["", "no certificate\n", "-----BEGIN CERTIFICATE"])
+def test_a_ca_file_holds_certificates(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text(content)
+
+    assert "ca_file must be the path of an existing file" in refusal(ca_file=path)
+
+
+def test_a_ca_file_that_was_mended_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.touch()
+    refusal(ca_file=path)
+
+    path.write_bytes(Path(pem_file()).read_bytes())
+
+    assert relay(ca_file=path).ca_file == str(path)
 
 
 @pytest.mark.parametrize("value", ["Order-Id", "order_id", "!#$", None])
