@@ -13,7 +13,6 @@ import signal
 import sys
 from contextlib import ExitStack
 
-import django
 from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.management import call_command
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
@@ -29,10 +28,10 @@ def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="of the site; 0: any")
-    port = parser.parse_args().port
     # Interrupted either way, the relay removes its certificates.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with ExitStack() as stack:
+        server = stack.enter_context(listen(parser, parser.parse_args().port))
         relay = None
         if not os.environ.get("LETTERMINT_API_TOKEN"):
             # Webhooks are all that anybody wants to know about a mail here.
@@ -40,9 +39,7 @@ def main() -> None:
                 Relay(think_time=THINK_TIME, keep_messages=False)
             )
             use(relay)
-        os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
-        django.setup()
-        server = stack.enter_context(site(port))
+        server.set_app(site())
         address = f"http://127.0.0.1:{server.server_port}/"
         if relay:
             hooks = f"{address}anymail/lettermint/tracking/"
@@ -55,6 +52,14 @@ def main() -> None:
             print()
 
 
+def listen(parser: argparse.ArgumentParser, port: int) -> ThreadedWSGIServer:
+    """Make a server with a thread for each request, or exit if the port is no use."""
+    try:
+        return ThreadedWSGIServer(("127.0.0.1", port), WSGIRequestHandler)
+    except (OSError, OverflowError) as error:
+        parser.error(f"--port {port} is no use ({error}): choose another one.")
+
+
 def use(relay: Relay) -> None:
     """Tell the settings where the relay is and what signs its webhooks."""
     for name, value in relay.options().items():
@@ -62,14 +67,14 @@ def use(relay: Relay) -> None:
     os.environ["LETTERMINT_SIGNING_SECRET"] = f"whsec_{secrets.token_hex(16)}"
 
 
-def site(port: int) -> ThreadedWSGIServer:
-    """Make the database and a server with a thread for each request."""
+def site() -> StaticFilesHandler:
+    """Set up Django and the database; return what answers requests."""
+    os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
+    handler = StaticFilesHandler(get_wsgi_application())
     call_command("migrate", verbosity=0)
-    server = ThreadedWSGIServer(("127.0.0.1", port), WSGIRequestHandler)
-    server.set_app(StaticFilesHandler(get_wsgi_application()))
     # The pages ask again and again: only what goes wrong is worth a line.
     logging.getLogger("django.server").setLevel(logging.WARNING)
-    return server
+    return handler
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,25 @@ def test_the_demo_fails_when_a_mail_is_refused(lettermint_relay: Relay) -> None:
 
     assert demo.returncode == 1
     assert "UNEXPECTED  signals ['message_failed']" in demo.stdout
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_the_site_says_that_a_port_is_no_use(port: str) -> None:
+    serve = run("serve.py", "--port", port)
+
+    assert serve.returncode == 2
+    assert f"--port {port} is no use" in serve.stderr
+    assert "Traceback" not in serve.stderr
+
+
+def test_the_site_says_that_a_port_is_busy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        serve = run("serve.py", "--port", port)
+
+    assert serve.returncode == 2
+    assert f"--port {port} is no use" in serve.stderr
+    assert "Traceback" not in serve.stderr
 
 
 @pytest.mark.parametrize("command", [["check"], ["makemigrations", "--check"]], ids=str)
