@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django import forms
@@ -7,6 +8,9 @@ from django.core.exceptions import ValidationError
 
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.message import LettermintMessage, freeze
+
+# A browser may say anything; a container of parts is nothing to attach as one.
+MEDIA_TYPE = re.compile(r"(?!multipart/)[\w.+-]+/[\w.+-]+", re.ASCII)
 
 
 def check(**extras: Any) -> None:
@@ -40,7 +44,8 @@ class ComposeForm(forms.Form):
     tag = forms.CharField(required=False, help_text="One label, for statistics.")
     idempotency_key = forms.CharField(
         required=False,
-        help_text="A mail with the same key is sent once. Empty: one is made up.",
+        help_text="Lettermint takes a key once and refuses another mail with it. "
+        "Empty: one is made up.",
     )
 
     def clean_route(self) -> str:
@@ -72,13 +77,18 @@ class ComposeForm(forms.Form):
         if data["html"]:
             message.attach_alternative(data["html"], "text/html")
         if file := data["attachment"]:
-            message.attach(file.name, file.read(), file.content_type)
+            message.attach(file.name, file.read(), media_type(file.content_type))
         return message
 
     def refuse(self, error: Exception) -> None:
         """Show what the package says when it sees the whole mail, at the field it names."""
         field = str(error).partition(":")[0]
         self.add_error(field if field in self.fields else None, str(error))
+
+
+def media_type(said: str) -> str:
+    """Return what the browser said that a file is, or bytes of any kind."""
+    return said if MEDIA_TYPE.fullmatch(said) else "application/octet-stream"
 
 
 class MetadataForm(forms.Form):
@@ -93,11 +103,30 @@ class MetadataForm(forms.Form):
             self.cleaned_data.get("value", ""),
         )
         if key or value:
-            check(metadata={key: value})
+            try:
+                check(metadata={key: value})
+            except ValidationError as error:
+                at_key = error.message.startswith("metadata key")
+                self.add_error("key" if at_key else "value", error)
         return self.cleaned_data
 
 
-MetadataFormSet = forms.formset_factory(MetadataForm, extra=2, max_num=20)
+class MetadataRows(forms.BaseFormSet):  # type: ignore[type-arg]  # not at runtime
+    """Each name once: a mapping would keep the last value alone."""
+
+    def clean(self) -> None:
+        names: set[str] = set()
+        for form in self.forms:
+            name = form.cleaned_data.get("key")
+            if name in names:
+                form.add_error("key", "Another row has this name.")
+            elif name:
+                names.add(name)
+
+
+MetadataFormSet = forms.formset_factory(
+    MetadataForm, formset=MetadataRows, extra=2, max_num=20
+)
 
 
 def metadata(rows: forms.BaseFormSet[MetadataForm]) -> dict[str, str]:

@@ -1,4 +1,6 @@
-// Adds rows of metadata. Without JavaScript there are two.
+// Leads to the first field that is wrong, and adds rows of metadata: without, there are two.
+document.querySelector("[aria-invalid]")?.focus();
+
 const total = document.querySelector("[name=metadata-TOTAL_FORMS]");
 const template = document.getElementById("row");
 const add = document.getElementById("add-row");
