@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,19 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(chosen).resolve() if chosen else tmp_path_factory.mktemp("screenshots")
 
 
+def picture(page: Page, where: Path, name: str, *, full: bool = False) -> None:
+    """Take two: on a desktop, and on a phone in the dark."""
+    page.screenshot(path=where / f"{name}.png", full_page=full, animations="disabled")
+    use_phone(page)
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=where / f"phone-{name}.png", animations="disabled")
+
+
+def use_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="dark")
+
+
 def send(page: Page) -> None:
     page.get_by_role("button", name="Send", exact=True).click()
 
@@ -129,11 +143,9 @@ def card(page: Page, subject: str) -> Locator:
     return page.get_by_role("article").filter(has=heading)
 
 
-def post_events(relay: Relay, site: str, subject: str) -> None:
-    """Let the relay post what became of a mail."""
-    [mail] = [mail for mail in relay.messages if mail.headers["Subject"] == subject]
-    url = f"{site}anymail/lettermint/tracking/"
-    for delivery in relay.webhooks.post(url, SECRET, messages=[mail]):
+def post_events(relay: Relay, site: str) -> None:
+    """Let the relay post what became of all mails so far."""
+    for delivery in relay.webhooks.post(f"{site}anymail/lettermint/tracking/", SECRET):
         assert delivery.status == 200, delivery.error
 
 
@@ -149,23 +161,24 @@ def test_a_composed_mail_is_sent_and_its_delivery_appears_by_itself(
     page.get_by_label("Route").fill("outgoing")
     page.get_by_label("Tag").fill("order shipped")
     page.get_by_role("button", name="Add a row").click()
-    for row, (key, value) in enumerate({"order_id": "4711", "UserID": "Zoë"}.items()):
-        page.get_by_label("Name").nth(row * 2).fill(key)  # the first and the added row
-        page.get_by_label("Value").nth(row * 2).fill(value)
-    page.screenshot(path=screenshots / "compose.png", full_page=True)
+    metadata = {"order_id": "4711", "UserID": "Zoë", "city": "Besançon"}
+    for row, (key, value) in enumerate(metadata.items()):
+        page.get_by_label("Name").nth(row).fill(key)
+        page.get_by_label("Value").nth(row).fill(value)
+    picture(page, screenshots, "compose", full=True)
     send(page)
 
     mail = card(page, "Your order")
     mail.get_by_text("SENT", exact=True).wait_for()
     mail.get_by_text("Waiting for webhooks").wait_for()
-    post_events(relay, site, "Your order")
+    post_events(relay, site)
     mail.get_by_text("delivered", exact=True).wait_for()
 
     [read] = [
         each for each in relay.messages if each.headers["Subject"] == "Your order"
     ]
     assert (read.route, read.tag) == ("outgoing", "order shipped")
-    assert {"order_id": "4711", "UserID": "Zoë"}.items() <= read.metadata.items()
+    assert metadata.items() <= read.metadata.items()
     [attached] = read.mime.iter_attachments()
     assert attached.get_filename() == "invoice.csv"
     assert attached.get_content().splitlines() == ["mint,1.50"]
@@ -179,13 +192,42 @@ def test_a_bounce_appears_at_its_mail(
     mail = card(page, "To nobody")
     mail.get_by_text("SENT", exact=True).wait_for()
 
-    post_events(relay, site, "To nobody")
+    post_events(relay, site)
 
     bounce = mail.get_by_role("listitem").filter(has_text="bounced")
     bounce.get_by_text("hardbounce@testing.lettermint.co").wait_for()
     bounce.get_by_text("No such user").wait_for()
     mail.get_by_text("What the relay said").click()
-    page.screenshot(path=screenshots / "outbox.png")
+    page.wait_for_function("!document.body.innerText.includes('Waiting for webhooks')")
+    picture(page, screenshots, "outbox")
+
+
+def test_a_refused_mail_does_not_show_the_events_of_the_one_that_had_its_key(
+    relay: Relay, site: str, page: Page
+) -> None:
+    key = {"Idempotency key": "order-4711"}
+    compose(page, site, Subject="The first with its key", **key)
+    compose(page, site, Subject="The second with its key", **key)
+    post_events(relay, site)
+
+    first = card(page, "The first with its key")
+    first.get_by_text("delivered", exact=True).wait_for()
+    second = card(page, "The second with its key")
+    second.get_by_text("NOT SENT", exact=True).wait_for()
+    assert second.get_by_text("delivered", exact=True).count() == 0
+
+
+def test_times_are_those_of_the_visitors_clock(site: str, browser: Browser) -> None:
+    page = browser.new_page(timezone_id="Asia/Kathmandu", locale="en-GB")
+    page.set_default_timeout(20_000)
+    compose(page, site, Subject="What time is it?")
+
+    time = card(page, "What time is it?").get_by_role("time")
+
+    sent = datetime.fromisoformat(time.get_attribute("datetime") or "")
+    there = sent.astimezone(timezone(timedelta(hours=5, minutes=45)))
+    assert time.text_content() == f"{there:%H:%M:%S}"
+    page.close()
 
 
 def test_a_bad_tag_and_a_bad_key_show_their_rules_at_the_fields(
@@ -204,6 +246,7 @@ def test_a_bad_tag_and_a_bad_key_show_their_rules_at_the_fields(
     assert tag.input_value() == "user@example.com"
     page.get_by_text("tag: 'user@example.com' cannot be sent: a tag has").wait_for()
     page.get_by_text("metadata key: 'a:b' cannot be sent").wait_for()
+    assert page.evaluate("document.activeElement.id") == "id_tag"
     assert len(relay.messages) == before
 
 
@@ -226,19 +269,22 @@ def test_a_mail_that_cannot_go_out_shows_its_failure_and_what_to_do(
         mail.get_by_text("NOT SENT", exact=True).wait_for()
         assert "test_lettermint --scan-ports" in (mail.text_content() or "")
         page.get_by_role("status").filter(has_text="Not sent.").wait_for()
-        page.screenshot(path=screenshots / "failure.png")
+        picture(page, screenshots, "failure")
 
 
 def test_a_hundred_mails_show_their_progress_and_share_the_connections(
     relay: Relay, site: str, page: Page, screenshots: Path
 ) -> None:
-    relay.think_time = 0.1
+    relay.think_time = 0.25
     page.goto(f"{site}pool/")
 
     page.get_by_role("button", name="Send 100").click()
 
     page.get_by_text("100 of 100, 0 failed").wait_for()
-    page.screenshot(path=screenshots / "pool.png", full_page=True)
+    picture(page, screenshots, "pool", full=True)
+    for series in ("size", "in_use", "demand", "leased"):
+        drawn = page.locator(f".chart path.{series}").get_attribute("d") or ""
+        assert len(set(re.findall(r"V([\d.]+)", drawn))) > 1, series
     relay.think_time = 0
     batch = [mail for mail in relay.messages if mail.tag == "batch"]
     assert sorted(int(mail.metadata["number"]) for mail in batch) == list(range(1, 101))
@@ -255,7 +301,7 @@ def test_the_settings_check_shows_each_step(
     for step in ("DNS", "TCP", "TLS", "EHLO", "AUTH", "NOOP"):
         page.get_by_role("rowheader", name=step).wait_for()
     page.get_by_text("The relay takes the token.").wait_for()
-    page.screenshot(path=screenshots / "check.png", full_page=True)
+    picture(page, screenshots, "check", full=True)
 
 
 def test_the_settings_check_says_what_to_do_about_a_failure(
@@ -286,10 +332,9 @@ def test_a_mail_can_be_sent_by_keyboard_alone(site: str, page: Page) -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_fits_a_phone_and_names_its_controls(
-    path: str, site: str, page: Page, screenshots: Path
+    path: str, site: str, page: Page
 ) -> None:
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.emulate_media(color_scheme="dark")
+    use_phone(page)
 
     page.goto(site + path)
 
@@ -299,7 +344,6 @@ def test_a_page_fits_a_phone_and_names_its_controls(
         .map((field) => field.name)"""
     assert page.evaluate(unnamed) == []
     assert page.get_by_role("heading", level=1).count() == 1
-    page.screenshot(path=screenshots / f"phone-{path.strip('/') or 'compose'}.png")
 
 
 def test_the_site_brings_a_relay_of_its_own_that_posts_webhooks(

@@ -92,3 +92,5 @@ DATABASES = {
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
 USE_TZ = True
+# The pages show times as the browser's clock does.
+TIME_ZONE = "UTC"

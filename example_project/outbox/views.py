@@ -74,7 +74,11 @@ def outbox_context(request: HttpRequest) -> dict[str, Any]:
         events[event.message_id].append(event)
     return {
         "page": page,
-        "mails": [(mail, events[mail.message_id]) for mail in page],
+        # A mail that was refused may share its id, made of a given key, with one sent.
+        "mails": [
+            (mail, [] if mail.outcome == "not_sent" else events[mail.message_id])
+            for mail in page
+        ],
         "sent": Mail.objects.filter(outcome="sent").count(),
         "events": Event.objects.count(),
     }

@@ -4,15 +4,26 @@ const outbox = document.getElementById("outbox");
 const cards = (root) => [...root.querySelectorAll("article")];
 const versions = (root) => cards(root).map((card) => `${card.id} ${card.dataset.version}`);
 
+// The server tells UTC; the visitor's clock shows another time.
+function localise(root) {
+  for (const time of root.querySelectorAll("time")) {
+    const moment = new Date(time.dateTime);
+    time.textContent = moment.toLocaleTimeString();
+    time.title = moment.toLocaleString();
+  }
+}
+
 function update(fresh) {
   const totals = outbox.querySelector(".totals");
   const text = fresh.querySelector(".totals").textContent;
   if (totals.textContent !== text) totals.textContent = text;
   if (String(versions(outbox)) === String(versions(fresh))) return;
+  localise(fresh);
   for (const card of cards(fresh)) {
     const old = document.getElementById(card.id);
     if (old) card.querySelector("details").open = old.querySelector("details").open;
     if (old?.dataset.version === card.dataset.version) card.replaceWith(old);
+    else card.classList.add("changed");
   }
   outbox.querySelector(".mails").replaceWith(fresh.querySelector(".mails"));
 }
@@ -28,4 +39,5 @@ async function refresh() {
   }
   setTimeout(refresh, 1000);
 }
+localise(outbox);
 refresh();

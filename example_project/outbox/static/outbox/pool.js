@@ -1,18 +1,26 @@
-// Asks for the numbers four times a second, and draws the last 15 seconds.
+// Asks for the numbers four times a second, and draws the last ten seconds.
 const pool = document.getElementById("pool");
-const lines = document.querySelectorAll("#chart polyline");
-const SAMPLES = 60;
+const SAMPLES = 40;
 const history = [];
 
+// Steps from the left to now, and down to the floor at both ends.
+function steps(values, top) {
+  const width = 600 / SAMPLES;
+  const start = 600 - values.length * width;
+  const path = values.map((value, index) => {
+    const height = 160 - (value / top) * 154;
+    return `V${height.toFixed(1)}H${(start + (index + 1) * width).toFixed(1)}`;
+  });
+  return `M${start},160${path.join("")}V160`;
+}
+
 function draw() {
-  const top = Math.max(4, ...history.flatMap((f) => [f.size, f.in_use, f.waiting]));
-  document.getElementById("top").textContent = top;
-  for (const line of lines) {
-    const points = history.map((figures, index) => {
-      const x = 600 - (history.length - 1 - index) * (600 / (SAMPLES - 1));
-      return `${x.toFixed(1)},${(157 - (figures[line.classList] / top) * 152).toFixed(1)}`;
-    });
-    line.setAttribute("points", points.join(" "));
+  for (const chart of pool.querySelectorAll(".chart")) {
+    const lines = [...chart.querySelectorAll("path")];
+    const series = lines.map((line) => history.map((figures) => figures[line.classList]));
+    const top = Math.max(chart.dataset.least, ...series.flat());
+    chart.querySelector(".top").textContent = top;
+    lines.forEach((line, index) => line.setAttribute("d", steps(series[index], top)));
   }
 }
 
@@ -25,6 +33,11 @@ function show({ figures, progress }) {
     document.getElementById("progress-text").textContent =
       `${progress.done} of ${progress.size}, ${progress.failed} failed`;
   }
+  // What is drawn behind another one is the sum of both: the rest of it stays to be seen.
+  figures.demand = figures.in_use + figures.waiting;
+  const before = history.at(-1) ?? figures;
+  figures.dialled = figures.opened - before.opened;
+  figures.leased = figures.dialled + figures.reused - before.reused;
   history.push(figures);
   if (history.length > SAMPLES) history.shift();
   draw();
