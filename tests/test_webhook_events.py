@@ -14,7 +14,7 @@ from anymail.signals import AnymailTrackingEvent, EventType, RejectReason
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_lettermint.webhook_events import (
+from django_lettermint.webhooks.events import (
     INBOUND,
     SUPPRESSION_REASONS,
     TEST,
@@ -22,7 +22,7 @@ from django_lettermint.webhook_events import (
     read_event,
     tracking_event,
 )
-from django_lettermint.webhook_inbound import inbound_event
+from django_lettermint.webhooks.inbound import inbound_event
 
 from .webhook_payloads import DATA, LETTERMINT_ID, OUR_ID, RECIPIENT, payload
 

@@ -27,12 +27,12 @@ from django.http import HttpResponse, HttpResponseBase
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
-from django_lettermint.webhook_dedupe import CLAIM_SECONDS, REMEMBER_SECONDS
 from django_lettermint.webhooks import (
     LettermintInboundWebhookView,
     LettermintTrackingWebhookView,
     LettermintWebhookView,
 )
+from django_lettermint.webhooks.dedupe import CLAIM_SECONDS, REMEMBER_SECONDS
 
 from .snippets import DOCS, receivers_forgotten, snippet
 from .webhook_payloads import DATA, OUR_ID, encode, payload
@@ -724,7 +724,7 @@ def test_a_repeated_delivery_is_accepted_in_a_test_that_never_commits(
 def _without_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lettermint.webhook", None)
     monkeypatch.delitem(
-        sys.modules, "django_lettermint.webhook_signature", raising=False
+        sys.modules, "django_lettermint.webhooks.signature", raising=False
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from anymail.inbound import AnymailInboundMessage
 from anymail.signals import AnymailInboundEvent, EventType
 
-from .webhook_events import WebhookEvent, items, mapping, moment, text
+from .events import WebhookEvent, items, mapping, moment, text
 
 # RFC 5322 section 3.6.8, and a bound: longer names are no headers.
 _HEADER_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")

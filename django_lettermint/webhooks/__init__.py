@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from anymail import signals
 from anymail.exceptions import (
     AnymailConfigurationError,
     AnymailWebhookValidationFailure,
 )
-from anymail.signals import AnymailEvent, inbound, tracking
 from anymail.webhooks.base import AnymailBaseWebhookView
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from .conf import webhook_config
-from .webhook_dedupe import run_once
-from .webhook_events import (
+from django_lettermint.conf import webhook_config
+
+from .dedupe import run_once
+from .events import (
     INBOUND,
     TEST,
     TRACKING_EVENTS,
@@ -25,14 +26,15 @@ from .webhook_events import (
     read_event,
     tracking_event,
 )
-from .webhook_inbound import inbound_event
+from .inbound import inbound_event
 
 if TYPE_CHECKING:
+    from anymail.signals import AnymailEvent
     from django.dispatch import Signal
     from django.http.response import HttpResponseBase
 
-    from .conf import WebhookConfig
-    from .secret import Secret
+    from django_lettermint.conf import WebhookConfig
+    from django_lettermint.secret import Secret
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ class LettermintWebhookView(AnymailBaseWebhookView):
 class LettermintTrackingWebhookView(LettermintWebhookView):
     """Send what becomes of sent mail to Anymail's `tracking` signal."""
 
-    signal = tracking
+    signal = signals.tracking
     max_body_size = 2**20
 
     def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
@@ -148,7 +150,7 @@ class LettermintTrackingWebhookView(LettermintWebhookView):
 class LettermintInboundWebhookView(LettermintWebhookView):
     """Send received mail to Anymail's `inbound` signal."""
 
-    signal = inbound
+    signal = signals.inbound
     # Lettermint's 25 MB a mail, attachments in base64, and room for JSON.
     max_body_size = 40 * 2**20
 
@@ -162,7 +164,7 @@ class LettermintInboundWebhookView(LettermintWebhookView):
 def _load_verify() -> Callable[..., dict[str, Any]]:
     # Not at the top: the package works without the SDK, which also brings httpx along.
     try:
-        from .webhook_signature import verify
+        from .signature import verify
     except ImportError as error:
         raise AnymailConfigurationError(
             "Lettermint's webhooks need the official `lettermint` package, which cannot be "
