@@ -38,6 +38,8 @@ _ENCODED = re.compile(rf"(?<!\S){_WORD}(?: +{_WORD})*(?!\S)")
 
 def split(headers: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
     """Part raw headers into the layer of extras they hold and the other headers."""
+    if not isinstance(headers, Mapping):
+        raise invalid("extra_headers", headers, "use a mapping of names to values")
     official: dict[str, tuple[str, object]] = {}
     aliases: dict[str, tuple[str, object]] = {}
     others: dict[str, object] = {}
@@ -47,6 +49,9 @@ def split(headers: Mapping[str, object]) -> tuple[dict[str, object], dict[str, o
         if not canonical:
             others[name] = value
             continue
+        if value is None:
+            rule = "give it as text; to hide what lower layers say, use the attribute"
+            raise invalid(f"header {shown(name)}", value, rule)
         value = _decoded(name, value)
         group = aliases if is_alias else official
         other_name, other_value = group.setdefault(canonical, (name, value))
@@ -54,6 +59,11 @@ def split(headers: Mapping[str, object]) -> tuple[dict[str, object], dict[str, o
             rule = f"{shown(other_name)} already says {shown(other_value)}; give one"
             raise invalid(f"header {shown(name)}", value, rule)
     return _layer(aliases | official), others
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a header is read by Lettermint, under its own name or an alias."""
+    return bool(_canonical(name)[0])
 
 
 def fields(extras: Extras) -> dict[str, str]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from email.message import Message
-from email.utils import format_datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from anymail.utils import force_non_lazy
+from anymail.utils import UNSET, force_non_lazy, merge_dicts_one_level
 from django.core.mail import EmailAlternative, EmailMessage
 
 from .exceptions import LettermintInvalidMessage
@@ -31,6 +32,7 @@ ADDRESS_HEADERS = {
     "resent-sender",
     "resent-to",
 }
+_DATES = {"date", "orig-date", "resent-date"}
 #: Headers that must not be given, and what does their job.
 _REFUSED = {
     "bcc": "it would show the hidden recipients; use the message's `bcc`",
@@ -73,10 +75,36 @@ def _header_text(
         return format_datetime(value)
     if not isinstance(value, str):
         raise invalid(field, value, "give it as text")
+    if name.lower() in _DATES and not _is_date(value):
+        raise invalid(field, value, "give a datetime, or write it as RFC 5322 does")
+    if name.lower() == "message-id" and not value.isascii():
+        raise invalid(field, value, "write <left@right> in ASCII (RFC 5322)")
     if name.lower() not in ADDRESS_HEADERS or value.isascii():
         return value
     # Django would encode domains by IDNA 2003, which leads elsewhere.
     return ", ".join(mailbox.header for mailbox in parse(field, value))
+
+
+def _is_date(text: str) -> bool:
+    # Django 6.x would send an empty header of anything else.
+    with suppress(ValueError, OverflowError):
+        parsedate_to_datetime(text)
+        return True
+    return False
+
+
+def for_each(field: str) -> Callable[..., Any]:
+    """Return the function that merges mappings of recipients to what they alone have."""
+
+    def combine(*layers: Any) -> Any:
+        for layer in layers:
+            values = layer.values() if isinstance(layer, Mapping) else [layer]
+            is_sound = all(isinstance(value, Mapping) for value in values)
+            if not is_sound and layer not in (UNSET, None):
+                raise invalid(field, layer, "use a mapping of addresses to mappings")
+        return merge_dicts_one_level(*layers)
+
+    return combine
 
 
 def line_text(field: str, value: object) -> str:
@@ -102,7 +130,7 @@ def attach(message: EmailMessage, attachment: Any) -> None:
     name, content, mimetype, *_ = map(force_non_lazy, (*attachment, None, None))
     if name is not None:
         name = line_text("attachment's name", name)
-    if mimetype is not None:
+    if mimetype:  # Django guesses an empty one too
         mimetype = _mime_type("attachment's type", mimetype)
     # Not the message's own method, which may do more when it is called again.
     EmailMessage.attach(message, name, content, mimetype)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from anymail.backends.base import BasePayload
 from anymail.exceptions import AnymailUnsupportedFeature
-from anymail.utils import concat_lists, force_non_lazy, last, merge_dicts_one_level
+from anymail.utils import concat_lists, force_non_lazy, is_lazy, last
 
 from . import headers, parts
 from .addresses import Mailbox, parse, parse_header, parse_one
 from .draft import Draft
 from .envelope import MAX_RECIPIENTS, Envelope, numbered
 from .exceptions import LettermintInvalidMessage
-from .extras import Layer, merge, resolve
+from .extras import Layer, invalid, merge, resolve
 from .message import SOURCES, active_extras, attribute_layer, default_layer
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
     from .backend import EmailBackend
+
+_ByRecipient: TypeAlias = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +59,11 @@ class LettermintPayload(BasePayload):
         ("attachments", concat_lists, None),
     )
     anymail_message_attrs = tuple(  # type: ignore[assignment]
-        {
-            "envelope_sender": ("envelope_sender", last, None),
-            "merge_headers": ("merge_headers", merge_dicts_one_level, None),
-        }.get(name, (name, combine, convert))
+        (
+            name,
+            parts.for_each(name) if name in BasePayload.batch_attrs else combine,
+            None if name == "envelope_sender" else convert,
+        )
         for name, combine, convert in BasePayload.anymail_message_attrs
         # Anymail merges the defaults in before we could tell who said what.
         if name not in SOURCES
@@ -73,8 +76,8 @@ class LettermintPayload(BasePayload):
         self.copy.subject = self.copy.body = ""
         self.sender: Mailbox | None = None
         self.recipients: dict[str, list[Mailbox]] = {"to": [], "cc": [], "bcc": []}
-        self.merge_metadata: Mapping[str, Mapping[str, object]] = {}
-        self.merge_headers: Mapping[str, Mapping[str, object]] = {}
+        self.merge_metadata: _ByRecipient = {}
+        self.merge_headers: _ByRecipient = {}
         #: Who is named in a header, apart from recipients.
         self.named: list[Mailbox] = []
 
@@ -104,6 +107,11 @@ class LettermintPayload(BasePayload):
         )
 
     # -- Anymail calls these, in the order of the attributes ---------------------------
+
+    def validate_not_bare_string(self, attr: str, value: object) -> None:
+        is_text = isinstance(value, str | bytes) or is_lazy(value)
+        if is_text or not isinstance(value, Iterable | None):
+            raise invalid(attr, value, "use a list of addresses")
 
     def set_from_email_list(self, value: object) -> None:
         self.sender = parse_one("from_email", value, self.backend.idna_encode)
@@ -149,14 +157,10 @@ class LettermintPayload(BasePayload):
         for each in attachments:
             parts.attach(self.copy, each)
 
-    def set_merge_metadata(
-        self, merge_metadata: Mapping[str, Mapping[str, object]]
-    ) -> None:
+    def set_merge_metadata(self, merge_metadata: _ByRecipient) -> None:
         self.merge_metadata = merge_metadata
 
-    def set_merge_headers(
-        self, merge_headers: Mapping[str, Mapping[str, object]]
-    ) -> None:
+    def set_merge_headers(self, merge_headers: _ByRecipient) -> None:
         self.merge_headers = merge_headers
 
     def unsupported_feature(self, feature: str) -> None:

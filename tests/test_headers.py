@@ -4,6 +4,7 @@ import email
 import email.policy
 from email.charset import Charset
 from email.header import Header, decode_header, make_header
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -275,9 +276,21 @@ def test_an_int_is_made_text() -> None:
 
 
 def test_a_value_that_is_no_text_is_left_to_the_rules() -> None:
-    layer, others = split({"X-LM-Metadata-paid": True, "X-LM-Tag": None, "X-A": None})
-    assert layer == {"metadata": {"paid": True}, "tag": None}
+    layer, others = split({"X-LM-Metadata-paid": True, "X-LM-Tag": 1.5, "X-A": None})
+    assert layer == {"metadata": {"paid": True}, "tag": 1.5}
     assert others == {"X-A": None}
+
+
+@pytest.mark.parametrize("name", ["X-LM-Tag", "x-tag", "X-LM-Metadata-k"])
+def test_none_hides_lower_layers_as_an_attribute_only(name: str) -> None:
+    text = refusal({name: None})
+    assert text.startswith(f"header {name!r}: None cannot be sent: ")
+    assert "use the attribute" in text
+
+
+@pytest.mark.parametrize("headers", [[("X-A", "b")], "X-A: b", 5])
+def test_headers_that_are_no_mapping_are_refused(headers: Any) -> None:
+    assert "extra_headers: " in refusal(headers)
 
 
 def test_an_int_of_thousands_of_digits_is_refused() -> None:

@@ -49,6 +49,27 @@ def test_a_date_is_written_as_mail_does() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["Date", "date", "Resent-Date"])
+@pytest.mark.parametrize("value", ["xx", "", "2026-01-02", "1 Jan 99999999 10:00:00"])
+def test_a_date_that_readers_would_not_understand_is_refused(
+    name: str, value: str
+) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=f"header '{name}': .*datetime"):
+        overlay({}, {name: value}, parse)
+
+
+@pytest.mark.parametrize(
+    "value", ["Fri, 02 Jan 2026 03:04:05 +0000", "2 Jan 26 03:04 GMT (a comment)"]
+)
+def test_a_date_may_be_text(value: str) -> None:
+    assert overlay({}, {"Date": value}, parse) == {"Date": value}
+
+
+def test_a_message_id_outside_of_ascii_is_refused() -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"header 'message-id': .*ASCII"):
+        overlay({}, {"message-id": "<é@example.com>"}, parse)
+
+
 @pytest.mark.parametrize("value", [None, 1.5, True, ["a"], b"bytes", object()])
 def test_header_values_that_are_no_text_are_refused(value: object) -> None:
     with pytest.raises(LettermintInvalidMessage, match=r"header 'X-Y': .* as text"):
@@ -90,6 +111,11 @@ def test_an_attachment_is_taken_as_django_takes_it() -> None:
     assert attached(None, b"data", "x-own/y") == (None, b"data", "x-own/y")
 
 
+def test_the_type_of_an_attachment_is_guessed_when_it_is_empty() -> None:
+    assert attached("a.pdf", b"%PDF", "") == ("a.pdf", b"%PDF", "application/pdf")
+    assert attached("", b"\xff", "") == ("", b"\xff", "application/octet-stream")
+
+
 def test_lazy_names_and_contents_are_made_text() -> None:
     name, content, _ = attached(gettext_lazy("a.txt"), gettext_lazy("b"), "text/plain")
     assert type(name) is type(content) is str
@@ -120,10 +146,15 @@ def test_mime_types_with_controls_are_refused(mimetype: str) -> None:
         alternative("text", mimetype)
 
 
-@pytest.mark.parametrize("mimetype", ["", "text", "text/", "/plain", "a b/c", "text/é"])
+@pytest.mark.parametrize("mimetype", ["text", "text/", "/plain", "a b/c", "text/é"])
 def test_mime_types_of_another_form_are_refused(mimetype: str) -> None:
     with pytest.raises(LettermintInvalidMessage, match="write type/subtype"):
         attached("a", "text", mimetype)
+
+
+def test_an_alternative_needs_a_type() -> None:
+    with pytest.raises(LettermintInvalidMessage, match="write type/subtype"):
+        alternative("text", "")
 
 
 def test_a_mime_type_may_have_parameters() -> None:

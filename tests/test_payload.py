@@ -286,6 +286,24 @@ def test_an_address_that_others_would_read_differently_is_refused(field: str) ->
         envelope(mail)
 
 
+@pytest.mark.parametrize("field", ["to", "cc", "bcc", "reply_to"])
+@pytest.mark.parametrize(
+    "value", ["ann@example.com", gettext_lazy("ann@example.com"), b"octets", 5]
+)
+def test_recipients_that_are_no_list_are_refused(field: str, value: object) -> None:
+    mail = message()
+    setattr(mail, field, value)
+    with pytest.raises(LettermintInvalidMessage, match=rf"^{field}: .* use a list"):
+        envelope(mail)
+
+
+def test_headers_that_are_no_mapping_are_refused() -> None:
+    mail = message()
+    mail.extra_headers = [("X-A", "b")]  # type: ignore[assignment]
+    with pytest.raises(LettermintInvalidMessage, match=r"^extra_headers: .* a mapping"):
+        envelope(mail)
+
+
 def test_a_hostile_subject_is_refused() -> None:
     with pytest.raises(LettermintInvalidMessage, match=r"^subject: .* line break"):
         envelope(message(subject="Hi\r\nBcc: eve@example.com"))
@@ -491,6 +509,18 @@ def test_a_header_of_one_recipient_asks_smtputf8_for_nobody_else() -> None:
 @pytest.mark.parametrize("name", ["merge_metadata", "merge_headers"])
 def test_none_is_no_merging(name: str) -> None:
     assert len(batch(**{name: None})) == 1
+
+
+@pytest.mark.parametrize("name", ["merge_metadata", "merge_headers"])
+@pytest.mark.parametrize(
+    "value", [["a"], "ann@example.com", 5, {"ann@example.com": None}, {"a": ["b"]}]
+)
+def test_merging_takes_a_mapping_for_each_recipient(name: str, value: object) -> None:
+    rule = f"^{name}: .* use a mapping of addresses to mappings"
+    with pytest.raises(LettermintInvalidMessage, match=rule):
+        batch(**{name: value})
+    with pytest.raises(LettermintInvalidMessage, match=rule):
+        prepared(message(), send_defaults={name: {"ann@example.com": 5}})
 
 
 def test_merging_can_be_a_default() -> None:
