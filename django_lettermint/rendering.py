@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import email
 import email.encoders
 import email.policy
@@ -19,10 +20,10 @@ from django.core.mail import EmailMessage
 from . import mime, plain_text
 from .exceptions import LettermintInvalidMessage
 from .extras import FIELD_NAME, shown
-from .headers import MAX_LINE
+from .headers import MAX_LINE, is_ours
 from .parts import ADDRESS_HEADERS
 
-#: Headers pass through untouched; only the bodies' encodings are at stake.
+#: Headers keep their words and folds, if not each blank around them.
 _AS_IT_IS = email.policy.compat32.clone(linesep="\r\n", max_line_length=0)
 #: What get_payload() decodes.
 _ENCODINGS = {
@@ -57,7 +58,7 @@ def render(message: EmailMessage, *, utf8: bool = False) -> bytes:
     try:
         pieces = None if utf8 else _plain_text(message)
         if pieces is None:
-            part = _mime(message, utf8=utf8)
+            part = _public(_mime(message, utf8=utf8))
             _check_headers(part)
             pieces = mime.flatten(part, utf8=utf8)
         content, transportable = _join(pieces)
@@ -74,8 +75,9 @@ def render(message: EmailMessage, *, utf8: bool = False) -> bytes:
         ) from error
     if not _is_transportable(content):
         raise LettermintInvalidMessage(
-            f"a header line is longer than {MAX_LINE} octets or holds a NUL "
-            "(RFC 5322 section 2.1.1): shorten it or add spaces"
+            f"header {shown(_overlong(content))}: a line of it is longer than "
+            f"{MAX_LINE} octets or holds a NUL (RFC 5322 section 2.1.1): shorten it "
+            "or add spaces"
         )
     return content
 
@@ -159,6 +161,22 @@ def _restore_addresses(message: EmailMessage, part: Message) -> None:
             part.replace_header(name, raw)
 
 
+def _public(part: Message) -> Message:
+    """Return what a message() made without blind recipients, in a copy.
+
+    Our own headers stand elsewhere already, checked: a second one would contradict.
+    """
+    for name in part:
+        if is_ours(name):
+            raise LettermintInvalidMessage(
+                f"header {shown(name)} of the class's own message() is refused: give it "
+                "in `headers`, or as the message's attribute"
+            )
+    part = copy.copy(part)
+    del part["Bcc"], part["Resent-Bcc"]
+    return part
+
+
 def _check_headers(message: Message) -> None:
     """Look for what would end a header early: not every Python's generators do."""
     for part in message.walk():
@@ -194,6 +212,15 @@ def _is_transportable(content: bytes) -> bool:
             return False
         start = end + 1
     return True
+
+
+def _overlong(content: bytes) -> str:
+    """Return the name of the header that makes content without long bodies unfit."""
+    lines = content.split(b"\r\n")
+    unfit = (len(line) > MAX_LINE or b"\0" in line for line in lines)
+    until = list(unfit).index(True) + 1
+    begins = (line for line in reversed(lines[:until]) if line[:1] not in b" \t")
+    return next(begins).partition(b":")[0].decode("ascii", "replace")
 
 
 def encode_bodies(content: bytes) -> bytes:

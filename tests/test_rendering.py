@@ -429,17 +429,53 @@ def test_a_header_injected_by_an_attached_part_is_refused(value: str) -> None:
         envelope(mail)
 
 
-@pytest.mark.parametrize("value", ["x" * 1100, "\0"])
-def test_a_header_that_no_line_can_hold_is_refused(value: str) -> None:
+@pytest.mark.parametrize("value", ["x" * 1100, "\0", "a\r\n " + "x" * 1100])
+def test_a_header_that_no_line_can_hold_is_refused_by_name(value: str) -> None:
     def make() -> MIMEText:
         made = MIMEText("Hi")
-        made._headers.append(("X-Own", value))  # type: ignore[attr-defined]
+        made._headers += [("X-Own", value), ("X-B", "b")]  # type: ignore[attr-defined]
         return made
 
     with pytest.raises(
-        LettermintInvalidMessage, match="header line is longer than 998"
+        LettermintInvalidMessage,
+        match="header 'X-Own': a line of it is longer than 998",
     ):
         render(returning(make))
+
+
+@pytest.mark.parametrize("name", ["Bcc", "bcc", "Resent-Bcc"])
+def test_an_own_message_shows_no_blind_recipients(name: str) -> None:
+    made = compat32_message()
+    made[name] = "hidden@example.com"
+    content = envelope(returning(lambda: made)).content
+    assert b"hidden" not in content
+    assert b"bcc" not in content.lower()
+    assert made[name] == "hidden@example.com"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["X-LM-Tag", "x-tag", "X-Lettermint-Route", "X-Metadata-k", "idempotency-key"],
+)
+def test_an_own_message_writes_no_header_of_ours(name: str) -> None:
+    def make() -> MIMEText:
+        made = compat32_message()
+        made[name] = "value"
+        return made
+
+    with pytest.raises(
+        LettermintInvalidMessage, match=rf"header '{name}' of the class"
+    ):
+        envelope(returning(make))
+
+
+def test_an_attached_mail_keeps_its_own_headers() -> None:
+    inner = compat32_message()
+    inner["X-LM-Tag"] = inner["Bcc"] = "own"
+    mail = message()
+    mail.attachments.append(inner)
+    content = envelope(mail).content
+    assert b"\r\nX-LM-Tag: own\r\nBcc: own\r\n" in content.replace(b"\r\n\r\n", b"\r\n")
 
 
 def test_boundaries_do_not_depend_on_the_content() -> None:
