@@ -1,17 +1,7 @@
-"""A pool of connections: who may use which, who waits, and when one is closed.
+"""A pool of connections: dials, probes, lends and closes them.
 
-Whoever wants a connection makes a claim. A claim waits, then holds a slot, then ends:
-
-    waiting ──► busy: leave to dial ──► busy: a connection ──► ended
-       ▲                                      ▲       │
-     claim                                    └─ idle ◄┘ parked, if still good
-
-Idle connections and busy claims are the slots, never more than `max_size` together.
-Waiting claims are served first come first served; idle connections are lent newest
-first, so that the surplus grows old and is closed.
-
-Each decision is taken under the lock; dialling, probing and closing happen outside it.
-No thread is needed: what has expired is noticed at each lease and each return.
+`slots` decides who gets what, under the lock; dialling, probing and closing happen
+outside it. No thread is needed: what has expired is noticed at each lease and return.
 """
 
 from __future__ import annotations
@@ -19,39 +9,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic
 
 from .exceptions import PoolClosed, PoolTimeout
-from .lease import C, Lease
+from .lease import GOODBYE_TIMEOUT, C, Lease
 from .pool_stats import Event, PoolStats, no_stats
+from .slots import Claim, Slots
 
 if TYPE_CHECKING:
     from .conf import PoolConfig
 
 #: Seconds for the answer of a connection that has idled longer than `ping_after`.
 PING_TIMEOUT = 5.0
-#: Seconds for the server to take note that a connection ends.
-GOODBYE_TIMEOUT = 0.5
-
-
-@dataclass(slots=True, eq=False)
-class _Claim(Generic[C]):
-    """One caller's way to a connection and back; changed under the pool's lock."""
-
-    #: Only a connection that is dialled now will do.
-    fresh: bool = False
-    #: It neither minds the pool's timeout nor how many wait.
-    patient: bool = False
-    #: The connection of its slot; a busy claim without one has leave to dial.
-    lease: Lease[C] | None = None
-    #: Why that connection is not to be parked; empty if it is for `_fault()` to say.
-    fault: str = ""
-    #: Wakes the caller: there is a slot, or the pool was closed.
-    decided: threading.Event = field(default_factory=threading.Event)
 
 
 class ConnectionPool(Generic[C]):
@@ -73,36 +45,37 @@ class ConnectionPool(Generic[C]):
         self.name = name
         self._connect = connect
         self._clock = clock
-        self._max_size = config.max_size if park else float("inf")
         #: The process that may use the connections.
         self._pid = os.getpid()
         #: Why connections that come back are not kept; empty while they are.
         self._unkept = "" if park else "unpooled"
+        #: Guards all below; nothing that could wait happens under it.
         self._lock = threading.Lock()
-        #: Parked connections, oldest first. In nobody's hands; empty while any waits.
-        self._idle: list[Lease[C]] = []
-        #: Claims that hold a slot. With the idle connections, at most `max_size`.
-        self._busy: set[_Claim[C]] = set()
-        #: Claims without a slot, in the order of their arrival.
-        self._waiting: deque[_Claim[C]] = deque()
+        self._slots: Slots[C] = Slots(config.max_size if park else float("inf"))
         self._stats = no_stats()
         self._closed_by: Counter[str] = Counter()
 
     @property
     def size(self) -> int:
-        """Return the number of slots in use: idle, leased or dialling."""
-        return len(self._idle) + len(self._busy)
+        """Return the number of slots in use: idle, lent, being dialled or closed."""
+        return self._slots.size
+
+    @property
+    def idle(self) -> int:
+        """Return the number of parked connections."""
+        return len(self._slots.idle)
 
     @property
     def empty(self) -> bool:
         """Return whether nothing would be lost with the pool."""
-        return not self.size and not self._waiting
+        return not self.size and not self._slots.waiting
 
     def __repr__(self) -> str:
-        state = f" {self._unkept}" if self._unkept else ""
+        slots = self._slots
+        state = " ".join(filter(None, ("ConnectionPool", self.name, self._unkept)))
         return (
-            f"<ConnectionPool {self.name}{state} idle={len(self._idle)} in_use="
-            f"{len(self._busy)} waiting={len(self._waiting)} max_size={self._max_size}>"
+            f"<{state} idle={len(slots.idle)} in_use={len(slots.busy)} "
+            f"waiting={len(slots.waiting)} max_size={slots.max_size}>"
         )
 
     @contextmanager
@@ -120,32 +93,27 @@ class ConnectionPool(Generic[C]):
         in any queue. Raises PoolTimeout, PoolClosed and what `connect` raises.
         """
         self.expire()
-        claim: _Claim[C] = _Claim(fresh, patient)
+        claim: Claim[C] = Claim(fresh, patient)
         with self._ending([claim]):
             yield self._obtain(claim, seconds)
 
     def expire(self, surplus: float = float("-inf")) -> None:
         """Close idle connections whose time is over, or that were parked by `surplus`."""
-        now = self._clock()
-        faults = {
-            lease: fault
-            for lease in tuple(self._idle)
-            if (fault := lease.limit_reached(now))
-            or (fault := "surplus" if lease.idle_since <= surplus else "")
-        }
-        if not faults:
+        if not self._slots.idle:
             return
-        claims: list[_Claim[C]] = []
+        now = self._clock()
+        claims: list[Claim[C]] = []
         with self._ending(claims), self._lock:
-            for lease in faults.keys() & set(self._idle):
-                claims.append(_Claim(lease=lease, fault=faults[lease]))
-                self._idle.remove(lease)
-            self._busy.update(claims)
+            for lease in tuple(self._slots.idle):
+                parked_early = "surplus" if lease.idle_since <= surplus else ""
+                if fault := lease.limit_reached(now) or parked_early:
+                    claims.append(Claim(lease=lease, fault=fault))
+                    self._slots.withdraw(claims[-1])
 
     def parked_at(self) -> list[float]:
         """Return the pool's clock when each idle connection was parked."""
         with self._lock:
-            return [lease.idle_since for lease in self._idle]
+            return [lease.idle_since for lease in self._slots.idle]
 
     def close(self) -> list[C]:
         """Fail all waiters and keep nothing more; return what was idle, to be closed.
@@ -154,11 +122,8 @@ class ConnectionPool(Generic[C]):
         """
         with self._lock:
             self._unkept = "shutdown"
-            idle, self._idle = self._idle, []
+            idle = self._slots.clear()
             self._closed_by.update("shutdown" for _ in idle)
-            for claim in self._waiting:
-                claim.decided.set()
-            self._waiting.clear()
         return [lease.connection for lease in idle]
 
     def abandon(self) -> None:
@@ -167,11 +132,9 @@ class ConnectionPool(Generic[C]):
         self._unkept = "inherited"
         # The lock may have been held by a thread that does not exist here.
         self._lock = threading.Lock()
-        leases = [*self._idle, *(claim.lease for claim in self._busy if claim.lease)]
-        self._idle.clear()
-        self._busy.clear()
-        self._waiting.clear()
-        for lease in leases:
+        inherited, self._slots = self._slots, Slots(self._slots.max_size)
+        leases = [claim.lease for claim in inherited.busy if claim.lease]
+        for lease in (*inherited.idle, *leases):
             lease.connection.close()
 
     def count(self, event: Event) -> None:
@@ -181,110 +144,75 @@ class ConnectionPool(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return the state and what has happened so far."""
+        slots = self._slots
         with self._lock:
-            for claim in self._busy:
+            for claim in slots.busy:
                 if claim.lease:
                     self._stats["messages"] += claim.lease.count_messages()
             return {
                 **self._stats,
-                "size": self.size,
-                "idle": len(self._idle),
-                "in_use": len(self._busy),
-                "waiting": len(self._waiting),
+                "size": slots.size,
+                "idle": len(slots.idle),
+                "in_use": len(slots.busy),
+                "waiting": len(slots.waiting),
                 "closed": dict(self._closed_by),
             }
 
-    # -- under the lock ------------------------------------------------------------------
+    # -- to a connection -----------------------------------------------------------------
 
-    def _serve(self) -> None:
-        """Give the free slots to those who wait longest."""
-        while self._waiting:
-            claim = self._waiting[0]
-            if self._idle and not claim.fresh:
-                claim.lease = self._idle.pop()
-            elif self.size >= self._max_size:
-                if not self._idle:
-                    return
-                # Full, but only a new connection will do: the oldest makes room.
-                claim.lease = self._idle.pop(0)
-            self._busy.add(claim)
-            self._waiting.popleft()
-            claim.decided.set()
-
-    def _free(self, claim: _Claim[C]) -> None:
-        """Take a slot, or a place in the queue, back."""
-        if claim in self._busy:
-            self._busy.remove(claim)
-            if claim.lease:
-                self._idle.append(claim.lease)
-            if self._waiting and self._waiting[0] is claim:
-                self._waiting.popleft()  # _serve() was interrupted
-        elif claim in self._waiting:
-            self._waiting.remove(claim)
-        self._serve()
-
-    def _fault(self, claim: _Claim[C], lease: Lease[C]) -> str:
-        """Return why a connection that comes back is not kept, or an empty string."""
-        self._stats["messages"] += lease.count_messages()
-        lease.reused, lease.idle_since = True, self._clock()
-        fault = claim.fault or ("" if lease.connection.reusable else "error")
-        return fault or self._unkept or lease.limit_reached(lease.idle_since)
-
-    # -- outside the lock ----------------------------------------------------------------
-
-    def _obtain(self, claim: _Claim[C], seconds: float) -> Lease[C]:
+    def _obtain(self, claim: Claim[C], seconds: float) -> Lease[C]:
         """Wait for a slot, and see to it that a live connection fills it."""
         now = self._clock()
         until = now + (seconds if claim.patient else min(seconds, self.config.timeout))
         if not self._served_at_once(claim):
             self._wait(claim, until)
         while lease := claim.lease:
-            claim.fault = "error"  # should a probe be cut short
             fault = "replaced" if claim.fresh else self._find_fault(lease, until)
-            claim.fault = ""
             if not fault:
                 self.count("reused")
                 return lease
-            self._exchange(claim, lease, fault)
+            lease.dismiss(time.monotonic() + GOODBYE_TIMEOUT)
+            with self._lock:
+                self._closed_by[fault] += 1
+                self._slots.exchange(claim)
         return self._dial(claim, now + seconds)
 
-    def _served_at_once(self, claim: _Claim[C]) -> bool:
-        limit = self.config.max_waiting
+    def _served_at_once(self, claim: Claim[C]) -> bool:
+        limit, waiting = self.config.max_waiting, self._slots.waiting
         with self._lock:
             self._stats["requests"] += 1
-            self._waiting.append(claim)
-            self._serve()
-            if claim in self._busy:
+            if self._slots.enter(claim):
                 return True
-            if claim.patient or not limit or len(self._waiting) <= limit:
+            if claim.patient or not limit or len(waiting) <= limit:
                 self._stats["waits"] += 1
                 return False
-            self._waiting.pop()
+            waiting.pop()
             self._stats["timeouts"] += 1
         raise PoolTimeout(
-            f"{limit} senders wait for a connection to {self.name} already (pool "
+            f"the queue for a connection to {self.name} is full, {limit} long (pool "
             "max_waiting): nothing was sent; send less at once or raise max_size"
         )
 
-    def _wait(self, claim: _Claim[C], until: float) -> None:
+    def _wait(self, claim: Claim[C], until: float) -> None:
         began = self._clock()
         seconds = max(0.0, until - began)
         claim.decided.wait(min(seconds, threading.TIMEOUT_MAX))
+        slots = self._slots
         with self._lock:
             self._stats["wait_seconds"] += self._clock() - began
-            if claim in self._busy:
+            if claim in slots.busy:
                 return
-            if claim not in self._waiting:
+            if claim not in slots.waiting:
                 raise PoolClosed(
                     f"the pool of {self.name} was closed while this message waited for "
                     "a connection: nothing was sent; send it again"
                 )
             # At once, so that nothing is handed to it any more.
-            self._waiting.remove(claim)
+            slots.waiting.remove(claim)
             self._stats["timeouts"] += 1
         raise PoolTimeout(
             f"no connection to {self.name} became free in {seconds:.3g} s, all "
-            f"{self._max_size} are in use (pool timeout, max_size): nothing was sent"
+            f"{slots.max_size} are in use (pool timeout, max_size): nothing was sent"
         )
 
     def _find_fault(self, lease: Lease[C], until: float) -> str:
@@ -293,65 +221,80 @@ class ConnectionPool(Generic[C]):
         if fault := lease.limit_reached(now):
             return fault
         connection, ping_after = lease.connection, self.config.ping_after
-        alive = connection.alive()
-        if alive and ping_after is not None and now - lease.idle_since >= ping_after:
-            self.count("pings")
-            alive = connection.ping(min(PING_TIMEOUT, until - now))
+        try:
+            alive = connection.alive()
+            idle = now - lease.idle_since
+            if alive and ping_after is not None and idle >= ping_after:
+                self.count("pings")
+                alive = connection.ping(min(PING_TIMEOUT, until - now))
+        except BaseException:
+            connection.close()  # its answer may still come
+            raise
         if alive:
             return ""
         connection.close()
         return "stale"
 
-    def _exchange(self, claim: _Claim[C], lease: Lease[C], fault: str) -> None:
-        """Close a connection and put the next one, or the leave to dial, in its place."""
-        lease.dismiss()
-        with self._lock:
-            self._closed_by[fault] += 1
-            claim.lease = self._idle.pop() if self._idle and not claim.fresh else None
-
-    def _dial(self, claim: _Claim[C], until: float) -> Lease[C]:
+    def _dial(self, claim: Claim[C], until: float) -> Lease[C]:
         try:
             connection = self._connect(until)
         except BaseException:
             self.count("open_errors")
             raise
-        lease = Lease.begin(connection, self.config, self._clock())
-        with self._lock:
-            self._stats["opened"] += 1
-            claim.lease = lease
+        try:
+            lease = Lease.begin(connection, self.config, self._clock())
+            with self._lock:
+                claim.lease = lease
+                self._stats["opened"] += 1
+        except BaseException:
+            connection.close()  # it is in nobody's hands yet
+            raise
         return lease
 
+    # -- and back ------------------------------------------------------------------------
+
     @contextmanager
-    def _ending(self, claims: list[_Claim[C]]) -> Iterator[None]:
+    def _ending(self, claims: list[Claim[C]]) -> Iterator[None]:
         """End all these claims with a block, whatever happens in it."""
         try:
             yield
         finally:
             try:
-                for claim in claims:
-                    self._end(claim)
+                self._end_all(claims)
             except BaseException:
                 # An interrupt may strike between any two instructions: finish first.
-                for claim in claims:
-                    self._end(claim)
+                self._end_all(claims)
                 raise
 
-    def _end(self, claim: _Claim[C]) -> None:
+    def _end_all(self, claims: list[Claim[C]]) -> None:
+        until = time.monotonic() + GOODBYE_TIMEOUT
+        for claim in claims:
+            self._end(claim, until)
+
+    def _end(self, claim: Claim[C], until: float) -> None:
         """Park, hand over or close what a claim holds; nothing if that was done before."""
         if self._pid != os.getpid():
             self.abandon()  # forked by something that does not run Python's hooks
         with self._lock:
-            lease = claim.lease if claim in self._busy else None
-            fault = self._fault(claim, lease) if lease else ""
-            if lease and fault:
-                self._closed_by[fault] += 1
-                claim.lease = None
-            else:
-                self._stats["resets"] += bool(lease and lease.connection.dirty)
-                self._free(claim)
-        if lease and fault:
-            # In its slot, and heard by the server, which is never to see more than
-            # `max_size`. What was idle may be dead: nobody waits for an answer from it.
-            lease.dismiss(patience=0.0 if claim.fault else GOODBYE_TIMEOUT)
-            with self._lock:
-                self._free(claim)
+            lease = claim.lease if claim in self._slots.busy else None
+            fault = self._take_back(lease, claim.fault) if lease else ""
+            if lease is None or not fault:
+                self._slots.leave(claim)
+                return
+            self._closed_by[fault] += 1
+            claim.lease = None
+        # In its slot, and heard by the server, which is never to see more than
+        # `max_size`.
+        lease.dismiss(until)
+        with self._lock:
+            self._slots.leave(claim)
+
+    def _take_back(self, lease: Lease[C], fault: str) -> str:
+        """Note what a connection has done, and return why it is not kept, if so."""
+        self._stats["messages"] += lease.count_messages()
+        lease.reused, lease.idle_since = True, self._clock()
+        if not lease.connection.reusable:
+            return fault or "error"
+        fault = fault or self._unkept or lease.limit_reached(lease.idle_since)
+        self._stats["resets"] += not fault and lease.connection.dirty
+        return fault

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
@@ -12,6 +11,8 @@ if TYPE_CHECKING:
 
 #: Lifetimes are shortened by up to this share, so that they do not all end together.
 LIFETIME_JITTER = 0.1
+#: Seconds for the server to take note that connections end.
+GOODBYE_TIMEOUT = 0.5
 
 
 class Connection(Protocol):
@@ -96,15 +97,15 @@ class Lease(Generic[C]):
         counted, self.counted = self.counted, self.connection.messages
         return self.counted - counted
 
-    def dismiss(self, patience: float = 0.0) -> None:
-        """Close the connection; if it is in step with the server, say goodbye first.
+    def dismiss(self, until: float) -> None:
+        """Close the connection; if the server is there and in step, say goodbye first.
 
-        Waits at most `patience` seconds for the server to do so, too.
+        Waits for the server to do so, too, at most until a moment of `time.monotonic()`.
         """
+        connection = self.connection
         try:
-            if self.connection.reusable:
-                self.connection.say_goodbye()
-                if patience:
-                    self.connection.await_goodbye(time.monotonic() + patience)
+            if connection.reusable and connection.alive():
+                connection.say_goodbye()
+                connection.await_goodbye(until)
         finally:
-            self.connection.close()
+            connection.close()

@@ -13,11 +13,11 @@ Event = Literal[
 class PoolStats(TypedDict):
     """The state of one pool, and what has happened since it was made."""
 
-    #: Slots in use, `idle` and `in_use` together; at most the pool's max_size.
+    #: `idle` and `in_use` together; at most max_size, unless `pool` is False.
     size: int
     #: Connections that are parked.
     idle: int
-    #: Connections that are lent or being dialled.
+    #: Connections that are lent, being dialled or closed.
     in_use: int
     #: Callers that wait for a connection.
     waiting: int

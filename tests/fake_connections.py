@@ -30,6 +30,8 @@ class FakeConnection:
         self.on_goodbye: Callable[[], object] = lambda: None
         self.pings: list[float] = []
         self.goodbyes = 0
+        #: Until when the pool waits for the server's goodbye.
+        self.awaited: list[float] = []
 
     @property
     def reusable(self) -> bool:
@@ -47,6 +49,7 @@ class FakeConnection:
         self.on_goodbye()
 
     def await_goodbye(self, until: float) -> None:
+        self.awaited.append(until)
         self.close()
 
     def close(self) -> None:

@@ -48,6 +48,7 @@ ORDER = (
     "connect",
     "lease",
     "pool_stats",
+    "slots",
     "connection_pool",
     "pool",
     "transaction",
@@ -88,6 +89,7 @@ FREE_OF = {
         "pool_stats",
         "replies",
         "resolver",
+        "slots",
         "smtp",
         "talk",
         "transaction",
@@ -104,6 +106,7 @@ FREE_OF = {
         "pool_stats",
         "replies",
         "resolver",
+        "slots",
         "wire",
     },
 }

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from django_lettermint import connection_pool
+from django_lettermint import connection_pool, slots
 from django_lettermint import lease as lease_module
 from django_lettermint.connection_pool import PING_TIMEOUT
 from django_lettermint.exceptions import PoolClosed, PoolTimeout
@@ -260,6 +260,31 @@ def test_an_idle_connection_is_closed_when_its_time_is_over(
     assert old.closed
     assert old.goodbyes == 1
     assert pool.stats()["closed"] == {reason: 2}
+
+
+def test_expired_connections_keep_their_slots_until_the_server_has_answered() -> None:
+    pool = FakePool(max_size=3)
+    connections = pool.park(3)
+    sizes: list[int] = []
+    for connection in connections:
+        connection.on_goodbye = lambda: sizes.append(pool.size)
+    pool.now += 1000
+    pool.expire()
+
+    assert sizes == [3, 2, 1]
+    # One hung server must not cost the caller more than one limit.
+    assert len({*connections[0].awaited, *connections[1].awaited}) == 1
+    assert len(connections[0].awaited) == 1
+
+
+def test_an_expired_connection_that_is_dead_gets_no_goodbye() -> None:
+    pool = FakePool()
+    (dead,) = pool.park(1)
+    dead.healthy = False
+    pool.now += 1000
+    pool.expire()
+
+    assert (dead.closed, dead.goodbyes) == (True, 0)
 
 
 def test_a_connection_within_its_limits_is_kept() -> None:
@@ -536,7 +561,9 @@ def test_so_many_may_wait_and_no_more() -> None:
     pool = FakePool(max_size=1, max_waiting=2)
     with callers(pool, 3) as threads:
         with (
-            pytest.raises(PoolTimeout, match=r"2 senders wait .* max_waiting"),
+            pytest.raises(
+                PoolTimeout, match=r"queue .* is full, 2 long .* max_waiting"
+            ),
             pool.lease(),
         ):
             pass
@@ -557,7 +584,7 @@ def test_a_patient_caller_minds_neither_the_timeout_nor_the_queue(
     with callers(pool, others) as threads:
 
         def leave() -> float:
-            if len(pool._waiting) == others:
+            if len(pool._slots.waiting) == others:
                 for thread in threads:
                     thread.leave.set()
             return pool.now
@@ -573,7 +600,7 @@ def test_a_slot_that_is_handed_over_when_time_is_up_is_taken() -> None:
     with callers(pool, 1) as (holder,):
 
         def time_is_up() -> float:
-            if threading.current_thread() is holder or not pool._waiting:
+            if threading.current_thread() is holder or not pool._slots.waiting:
                 return pool.now
             holder.end()
             return pool.now + 11
@@ -597,7 +624,7 @@ def test_an_interrupted_wait_leaves_the_queue() -> None:
     pool = FakePool(max_size=1)
 
     with pool.lease():
-        pool._clock = lambda: interrupt() if pool._waiting else pool.now
+        pool._clock = lambda: interrupt() if pool._slots.waiting else pool.now
         with pytest.raises(Interrupt), pool.lease():
             pass
         assert pool.stats()["waiting"] == 0
@@ -701,7 +728,8 @@ class Interrupter:
     of a generator is one as well, but before 3.12 a profiler cannot act there.)
     """
 
-    FILES = (connection_pool.__file__, lease_module.__file__, contextlib.__file__)
+    MODULES = (connection_pool, slots, lease_module, contextlib)
+    FILES = frozenset(str(each.__file__) for each in MODULES)
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -782,3 +810,23 @@ def test_an_interrupt_at_any_point_loses_no_slot(
             connections = {one.connection, two.connection, three.connection}
             assert len(connections) == 3
     assert at > 50
+
+
+def test_an_interrupt_in_a_hand_over_leaves_nobody_asleep() -> None:
+    at, ended = 0, False
+    while not ended:
+        at += 1
+        pool = FakePool(max_size=1, timeout=30)
+        held = [pool.lease()]
+        held[0].__enter__()
+        with callers(pool, 2) as waiting:
+            ended = not interrupted(lambda _: give_back(held), pool, at)  # noqa: B023
+            for caller in waiting:
+                assert caller.arrived.wait(5), f"at point {at}"
+                caller.end()
+        assert pool.stats()["timeouts"] == 0
+    assert at > 10
+
+
+def give_back(held: list[Any]) -> None:
+    held.pop().__exit__(None, None, None)

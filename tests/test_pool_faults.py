@@ -12,7 +12,6 @@ import pytest
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
-from django_lettermint.connection_pool import GOODBYE_TIMEOUT
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -21,6 +20,7 @@ from django_lettermint.exceptions import (
     PoolTimeout,
     RecipientsRefused,
 )
+from django_lettermint.lease import GOODBYE_TIMEOUT
 from django_lettermint.pool import close_pools, get_pool, get_stats
 from tests.faults import Action, On, accept_then, drop, gate, hang, raw, reply, stall
 from tests.faultserver import FaultServer

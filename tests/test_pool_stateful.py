@@ -106,7 +106,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.undecided)
     @rule(data=st.data())
     def time_out_a_waiter(self, data: st.DataObject) -> None:
-        claim = data.draw(st.sampled_from(list(self.pool._waiting)))
+        claim = data.draw(st.sampled_from(list(self.pool._slots.waiting)))
         waiting = self.pool.stats()["waiting"]
         claim.decided.set()
         while self.pool.stats()["waiting"] == waiting:
@@ -128,7 +128,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), visibly=st.booleans())
     def kill_an_idle_one(self, data: st.DataObject, *, visibly: bool) -> None:
-        idle = [lease.connection for lease in self.pool._idle]
+        idle = [lease.connection for lease in self.pool._slots.idle]
         if idle:
             victim = data.draw(st.sampled_from(idle))
             victim.healthy = not visibly
@@ -146,7 +146,7 @@ class PoolMachine(RuleBasedStateMachine):
     def fork(self) -> None:
         still_open = [each for each in self.pool.dialled if not each.closed]
         goodbyes = [each.goodbyes for each in still_open]
-        waiting = list(self.pool._waiting)
+        waiting = list(self.pool._slots.waiting)
         self.pool.abandon()
         assert all(each.closed for each in still_open)
         assert [each.goodbyes for each in still_open] == goodbyes
@@ -173,7 +173,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_shares_a_connection(self) -> None:
         held = [each.lease.connection for each in self.holders if each.lease]
-        idle = [lease.connection for lease in self.pool._idle]
+        idle = [lease.connection for lease in self.pool._slots.idle]
         assert len({*held, *idle}) == len(held) + len(idle)
         assert not any(each.closed for each in held)
 
@@ -202,7 +202,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert stats["messages"] == sum(each.messages for each in self.pool.dialled)
 
     def teardown(self) -> None:
-        for claim in list(self.pool._waiting):
+        for claim in list(self.pool._slots.waiting):
             claim.decided.set()
         for caller in self.callers:
             caller.end()
