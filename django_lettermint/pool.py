@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from .connect import connect
 from .connection_pool import ConnectionPool
 from .smtp import Session
+from .wire import close_inherited
 
 if TYPE_CHECKING:
     from .conf import RelayConfig
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Idle connections of all pools together; beyond it the oldest are closed.
 MAX_IDLE = 64
-#: Pools that are kept, with their statistics, though they hold nothing.
+#: Pools used latest that are kept, with their statistics, though they hold nothing.
 MAX_POOLS = 64
 
 Pool = ConnectionPool[Session]
@@ -39,16 +40,14 @@ class _Registry:
     """All pools of one process."""
 
     def __init__(self) -> None:
-        #: The process that may use the connections.
-        self.pid = os.getpid()
         #: Guards the two below; never held while a pool is used.
         self.lock = threading.Lock()
         #: Every pool that somebody refers to, a holder of a connection for one.
         self.pools: weakref.WeakValueDictionary[RelayConfig, Pool] = (
             weakref.WeakValueDictionary()
         )
-        #: Refers to those used latest, the last one last, and to all that hold
-        #: connections. Others go, so that 10,000 tenants leave nothing behind.
+        #: Refers to the pools used latest, the last one last, and to all others that
+        #: hold connections. The rest goes, so that 10,000 tenants leave nothing behind.
         self.kept: OrderedDict[Pool, None] = OrderedDict()
 
     def keep(self, used: Pool) -> list[Pool]:
@@ -66,7 +65,8 @@ class _Registry:
         return {*self.pools.values(), *self.kept}
 
 
-_registry = _Registry()
+#: By process id: this process's own, and for a moment after a fork the parent's.
+_registries: dict[int, _Registry] = {}
 
 
 def get_pool(config: RelayConfig) -> Pool:
@@ -132,7 +132,12 @@ def close_pools(timeout: float = 2.0) -> None:
         registry.pools.clear()
     sessions = [session for pool in pools for session in pool.close()]
     with registry.lock:
-        registry.kept = OrderedDict.fromkeys(pool for pool in pools if not pool.empty)
+        # Those whose connections are not back yet, and any that were opened meanwhile.
+        for pool in pools:
+            if pool.empty:
+                registry.kept.pop(pool, None)
+            else:
+                registry.kept[pool] = None
     try:
         for session in sessions:
             if time.monotonic() < until:
@@ -162,29 +167,32 @@ def _tidy(used: Pool) -> None:
 
 
 def _enforce_cap(pools: list[Pool]) -> None:
+    if sum(pool.idle for pool in pools) <= MAX_IDLE:
+        return
     parked_at = sorted(moment for pool in pools for moment in pool.parked_at())
-    surplus = len(parked_at) - MAX_IDLE
-    if surplus > 0:
+    for moment in parked_at[:-MAX_IDLE][-1:]:  # none, if others were faster
         for pool in pools:
-            pool.expire(parked_at[surplus - 1])
+            pool.expire(moment)
 
 
 def _own_registry() -> _Registry:
     """Return this process's registry, even if forked without Python's hooks."""
-    if _registry.pid != os.getpid():
-        _forget_inherited()
-    return _registry
+    return _registries.get(os.getpid()) or _start_anew()
 
 
-def _forget_inherited() -> None:
-    """Start anew in a forked process; its parent goes on using the connections."""
-    global _registry  # noqa: PLW0603
-    inherited = _registry.all()
-    _registry = _Registry()
-    for pool in inherited:
-        pool.abandon()
+def _start_anew() -> _Registry:
+    """Begin without connections; a parent process goes on using what is inherited."""
+    own = os.getpid()
+    registry = _registries.setdefault(own, _Registry())  # atomic, as pop() is
+    for pid in [pid for pid in tuple(_registries) if pid != own]:
+        if inherited := _registries.pop(pid, None):
+            for pool in inherited.all():
+                pool.abandon()
+            # Those being dialled or closed are in no pool's hands.
+            close_inherited()
+    return registry
 
 
-os.register_at_fork(after_in_child=_forget_inherited)
+os.register_at_fork(after_in_child=_start_anew)
 # Early, so that what runs at exit and was registered later can still send.
 atexit.register(close_pools)

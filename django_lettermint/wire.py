@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from . import replies
 from .replies import ProtocolError, Reply
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 _STRIDE = 64 * 1024
 _RECEIVE = 16 * 1024
 _KNOWN_REPLIES = 100
+
+#: All streams of this process, and after a fork those of its parent.
+_open_wires: WeakSet[Wire] = WeakSet()
 
 
 class Wire:
@@ -41,6 +45,7 @@ class Wire:
         #: Replies by their lines, which hold nothing that is to be hidden.
         self._known: dict[tuple[bytes, ...], Reply] = {}
         self._poll = _poller(sock)
+        _open_wires.add(self)
 
     @property
     def encrypted(self) -> bool:
@@ -132,6 +137,7 @@ class Wire:
         """
         self._ended = True
         self.socket.close()
+        _open_wires.discard(self)
 
     def _read_line(self, until: float) -> bytes:
         searched = 0
@@ -177,3 +183,9 @@ def _poller(sock: socket.socket) -> Callable[[], object]:
         return lambda: select.select([sock], [], [], 0)[0]
     poll.register(sock, select.POLLIN)
     return lambda: poll.poll(0)
+
+
+def close_inherited() -> None:
+    """Close what a forked process has from its parent, without a further octet."""
+    for wire in tuple(_open_wires):
+        wire.close()

@@ -334,6 +334,23 @@ def test_who_waits_for_a_connection_that_never_comes_is_told(
     assert len(errors) == 1
 
 
+def test_a_pool_that_is_opened_while_others_close_stays_known(
+    server: FaultServer,
+) -> None:
+    closing, other = tenants(server, 2)
+    closer = threading.Thread(target=close_pools)
+    with held(closing):
+        with get_pool(closing)._lock:
+            closer.start()
+            # The registry is empty by then, and the old pool not closed yet.
+            while pool._own_registry().pools:
+                closer.join(0.001)
+            touch(other)
+        closer.join(30)
+
+    assert [stats["idle"] for stats in get_stats()] == [1]
+
+
 def test_the_next_mail_opens_a_new_pool(server: FaultServer) -> None:
     sender = backend(server)
     sender.send_messages([mail()])
@@ -359,7 +376,7 @@ def test_closing_nothing_is_harmless() -> None:
 def test_a_process_forked_without_hooks_starts_anew(server: FaultServer) -> None:
     touch(config(server))
     inherited = get_pool(config(server))
-    pool._registry.pid = os.getppid()
+    pool._registries[os.getppid()] = pool._registries.pop(os.getpid())
 
     assert get_stats() == []
     assert inherited.empty
@@ -375,5 +392,5 @@ def test_a_closed_pool_is_remembered_until_its_connections_are_back(
         closed = get_pool(config(server))
         close_pools()
         # What a forked process would have to close.
-        assert closed in pool._registry.all()
+        assert closed in pool._own_registry().all()
     touch(config(server))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from django_lettermint import pool
+from django_lettermint import pool, wire
 from django_lettermint.backend import EmailBackend
 from django_lettermint.pool import close_pools, get_stats
 from tests.faults import On, gate, hang
@@ -140,7 +140,7 @@ def test_a_fork_while_all_locks_are_held_does_not_block_the_child(
     sender = backend(server)
     send(sender, "parent@example.org")
     parents = pool.get_pool(sender.config)
-    with pool._registry.lock, parents._lock:
+    with pool._own_registry().lock, parents._lock:
         assert in_child(lambda: send(sender, "child@example.org")) == 1
     send(sender, "parent.again@example.org")
 
@@ -203,6 +203,21 @@ def test_a_holder_that_forks_keeps_the_connection_and_the_child_gives_it_up(
         assert server.received[1] == received
     send(sender, "parent@example.org")
     assert senders(server) == {"child@example.org": 2, "parent@example.org": 1}
+
+
+def test_a_child_closes_connections_that_are_in_no_pools_hands_yet() -> None:
+    release, reached = threading.Event(), threading.Event()
+    with FaultServer([On("auth", do=gate(release, reached))]) as server:
+        dialling = threading.Thread(target=send, args=(backend(server), "a@x.test"))
+        dialling.start()
+        assert reached.wait(5)
+        try:
+            assert len(wire._open_wires) == 1
+            assert in_child(lambda: len(wire._open_wires)) == 0
+        finally:
+            release.set()
+            dialling.join(30)
+        assert server.delivered == {"a@x.test": 1}
 
 
 def test_children_of_children_start_anew_as_well(server: FaultServer) -> None:
