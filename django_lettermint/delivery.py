@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import pool
-from .exceptions import ConnectFailed, ConnectionLost, LettermintError
+from .exceptions import (
+    ConnectFailed,
+    ConnectionLost,
+    LettermintError,
+    PoolClosed,
+    PoolTimeout,
+)
 from .transaction import PAUSE, Deadline, Transaction, pause
 
 if TYPE_CHECKING:
@@ -100,7 +106,8 @@ class _Run:
             except LettermintError as error:
                 for transaction in todo:
                     transaction.fail(error)
-                return error
+                # Whoever comes next may find room in the pool, or a new pool.
+                return None if isinstance(error, PoolTimeout | PoolClosed) else error
         return self.fatal
 
     def _todo(self) -> list[Transaction]:

@@ -108,7 +108,7 @@ class Lanes:
                     transaction.fail(self._fatal)
             return
         # Waiting for a connection is no failure while other lanes have one.
-        patient = self._width > 1
+        patient = self._executor is not None
         fatal = delivery.deliver(
             messages, self._config, stop=self._stop, patient=patient
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from django_lettermint import pool
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -42,6 +44,7 @@ from tests.sending import (
     listening,
     mail,
     mails,
+    relay,
     result,
     spoken,
     status,
@@ -49,7 +52,7 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from django.core.mail import EmailMessage
 
@@ -354,7 +357,7 @@ def test_a_relay_that_kills_all_connections_is_taken_as_gone() -> None:
         assert "hung up 4 times in a row: the message was not sent" in str(heard.failed[-1][2])  # fmt: skip
 
 
-def test_a_pool_without_room_fails_all_at_once() -> None:
+def test_a_pool_without_room_fails_each_run_after_its_timeout() -> None:
     release, reached = threading.Event(), threading.Event()
     with FaultServer([On("mail", message=1, do=gate(release, reached))]) as server:
         options = {"pool": {"max_size": 1, "timeout": SHORT}}
@@ -372,6 +375,22 @@ def test_a_pool_without_room_fails_all_at_once() -> None:
         release.set()
         holder.join(5)
         assert server.delivered == {"bob@example.org": 1}
+
+
+def test_a_later_run_is_sent_though_an_earlier_one_found_no_room() -> None:
+    with FaultServer() as server, ExitStack() as holding:
+        options = {"pool": {"max_size": 1, "timeout": 0.01}}
+        holding.enter_context(pool.lease(relay(server, **options), seconds=5))
+
+        def messages() -> Iterator[EmailMessage]:
+            yield from mails(25)  # one run
+            holding.close()
+            yield from mails(5)
+
+        with pytest.raises(PoolTimeout) as raised:
+            backend(server, **options).send_messages(messages())
+        ends = [each.outcome for each in raised.value.results]
+        assert ends == [NOT_SENT] * 25 + [SENT] * 5
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])

@@ -19,6 +19,7 @@ from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
     LettermintError,
+    PoolTimeout,
     RecipientsRefused,
 )
 from django_lettermint.lanes import Lanes, Run
@@ -116,6 +117,21 @@ def test_a_lane_waits_for_its_turn_beyond_the_pools_timeout() -> None:
             assert backend(server, **options).send_messages(mails(60)) == 60
         [stats] = pool.get_stats()
         assert stats["timeouts"] == 0
+
+
+def test_a_list_of_one_run_waits_no_longer_than_the_pools_timeout() -> None:
+    with FaultServer() as server:
+        options: dict[str, Any] = {
+            "batch_connections": 2,
+            "pool": {"max_size": 2, "timeout": SHORT / 10, "max_waiting": 1},
+        }
+        config = relay_config(server, **options)
+        with (
+            pool.lease(config, seconds=5),
+            pool.lease(config, seconds=5),
+            pytest.raises(PoolTimeout, match=r"in 0\.\d+ s"),
+        ):
+            backend(server, **options).send_messages(mails(1))
 
 
 def test_a_lane_does_not_wait_beyond_the_deadline() -> None:
