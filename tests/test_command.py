@@ -151,6 +151,15 @@ def test_the_rows_are_aligned(relay: Relay) -> None:
     assert len({line.index(" ms  ") for line in rows}) == 1
 
 
+@pytest.mark.parametrize("phase", ["banner", "starttls"])
+def test_the_row_of_a_failure_is_aligned_with_the_others(phase: Any) -> None:
+    with fault(On(phase, reply(554)), tls="starttls"):
+        rows = [line for line in run().out.splitlines() if " ms  " in line]
+
+    assert rows[-1].startswith("  ✗ ")
+    assert len({line.index(" ms  ") for line in rows}) == 1
+
+
 def test_the_end_says_who_got_it_and_under_which_id(relay: Relay) -> None:
     out = run("ada@example.com").out
 

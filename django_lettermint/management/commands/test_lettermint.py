@@ -144,7 +144,7 @@ class Command(BaseCommand):
 
     def _show(self, step: Step) -> None:
         self._document["steps"].append(asdict(step))
-        self._row(f"{step.name:<7}", step)
+        self._row(f"{step.name:<8}", step)
 
     def _show_pools(self, pooled: list[dict[str, Any]]) -> None:
         if not pooled:
