@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from anymail.utils import UNSET, force_non_lazy, merge_dicts_one_level
 from django.core.mail import EmailAlternative, EmailMessage
+from django.core.mail.message import DEFAULT_ATTACHMENT_MIME_TYPE
 
 from .exceptions import LettermintInvalidMessage
 from .extras import CONTROL, invalid, shown
@@ -128,10 +129,12 @@ def attach(message: EmailMessage, attachment: Any) -> None:
         message.attachments.append(attachment)
         return
     name, content, mimetype, *_ = map(force_non_lazy, (*attachment, None, None))
-    if name is not None:
-        name = line_text("attachment's name", name)
-    if mimetype:  # Django guesses an empty one too
+    if mimetype:
         mimetype = _mime_type("attachment's type", mimetype)
+    if name:
+        name = line_text("attachment's name", name)
+    else:  # Django would guess by it, and write it as a parameter without a value
+        name, mimetype = None, mimetype or DEFAULT_ATTACHMENT_MIME_TYPE
     # Not the message's own method, which may do more when it is called again.
     EmailMessage.attach(message, name, content, mimetype)
 

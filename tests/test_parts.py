@@ -113,7 +113,12 @@ def test_an_attachment_is_taken_as_django_takes_it() -> None:
 
 def test_the_type_of_an_attachment_is_guessed_when_it_is_empty() -> None:
     assert attached("a.pdf", b"%PDF", "") == ("a.pdf", b"%PDF", "application/pdf")
-    assert attached("", b"\xff", "") == ("", b"\xff", "application/octet-stream")
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_an_attachment_needs_no_name_and_no_type(nothing: str | None) -> None:
+    found = attached(nothing, b"data", nothing)
+    assert found == (None, b"data", "application/octet-stream")
 
 
 def test_lazy_names_and_contents_are_made_text() -> None:
