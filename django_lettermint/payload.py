@@ -85,6 +85,8 @@ class LettermintPayload(BasePayload):
         """Render the message into one envelope, or with merge_* into one per `to`."""
         if self.sender is None:
             raise LettermintInvalidMessage("from_email: a message needs a sender")
+        if not any(self.recipients.values()):
+            raise LettermintInvalidMessage("to: a message needs to, cc or bcc")
         layers = self._layers()
         envelopes: list[Envelope] = []
         key_given = False

@@ -286,6 +286,11 @@ def test_an_address_that_others_would_read_differently_is_refused(field: str) ->
         envelope(mail)
 
 
+def test_a_message_needs_a_recipient() -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^to: a message needs to, cc"):
+        envelope(message(to=[""]))
+
+
 @pytest.mark.parametrize("field", ["to", "cc", "bcc", "reply_to"])
 @pytest.mark.parametrize(
     "value", ["ann@example.com", gettext_lazy("ann@example.com"), b"octets", 5]
