@@ -40,7 +40,7 @@ _BY_MEANING = {
     "ask those who run the relay (for smtp.lettermint.co: Lettermint's support).",
     "name": "Set `host` to a name that is in the certificate: smtp.lettermint.co, not an "
     "alias of yours or an IP address.",
-    "issuer": "If this is Lettermint: is a proxy or a virus scanner between, or does "
+    "issuer": "If this is Lettermint: is a proxy or virus scanner in between, or does "
     "this machine lack CA certificates (Debian: the package ca-certificates)? For a "
     "relay of your own, set `ca_file` to its authority.",
     "starttls": "Remove `port` and `security` from the settings: the default, 465, "
@@ -129,7 +129,7 @@ def _login(error: Exception, step: str) -> str:
             "`auth_mechanism` from the settings."
         )
     return (
-        "In the Lettermint dashboard, open the project, see that SMTP is enabled, and "
+        "In the Lettermint dashboard, open the project, check that SMTP is enabled, and "
         "copy its sending token into LETTERMINT_API_TOKEN (`api_token`). A team token "
         "(lm_team_…) cannot send; a token with an IP allowlist must list this machine."
     )
@@ -140,15 +140,15 @@ def _lost(error: Exception, step: str) -> str:
         return _LATER
     advice = "Nothing was sent: run it again."
     if "timed out" in str(error):
-        return (
-            f"{advice} If it stays so, raise `timeout`, or try another port: {_SCAN}."
-        )
-    return f"{advice} If it stays so, something between cuts connections: {_SCAN}."
+        return f"{advice} If it keeps failing, raise `timeout`, or try another port: {_SCAN}."
+    return (
+        f"{advice} If it keeps failing, something on the way cuts connections: {_SCAN}."
+    )
 
 
 _LATER = (
-    "The relay says no for now, and its reply says why. Wait some minutes and try again; "
-    "if it stays so, show the reply to Lettermint's support."
+    "The relay's reply says why. Wait some minutes and run it again; if that does not "
+    "help, show the reply to Lettermint's support."
 )
 _OTHERWISE = (
     "This comes from the project, most likely from a receiver of "
@@ -175,6 +175,6 @@ _ADVICE: dict[
     "AnymailCancelSend: it stops other mails, too.",
     AnymailError: "Correct what is named above: in this command's options or, if it is "
     "not there, in `send_defaults`.",
-    (ImproperlyConfigured, ImportError): "Correct this setting; `manage.py check` then "
-    "tells whether others are wrong.",
+    (ImproperlyConfigured, ImportError): "Correct this setting, then run `manage.py "
+    "check` to see whether others are wrong.",
 }
