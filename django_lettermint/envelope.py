@@ -11,7 +11,7 @@ from typing import Any, Self
 from . import headers
 from .exceptions import LettermintInvalidMessage
 from .extras import CONTROL, Extras
-from .rendering import encode_bodies, with_crlf
+from .transfer_encoding import encode_bodies, with_crlf
 
 #: Octets; Lettermint's documented limit for the whole message, read as MiB.
 MAX_SIZE = 25 * 1024 * 1024

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import email
-import email.encoders
-import email.policy
 import functools
 import re
 from collections.abc import Callable
@@ -20,20 +17,9 @@ from django.core.mail import EmailMessage
 from . import mime, plain_text
 from .exceptions import LettermintInvalidMessage
 from .extras import FIELD_NAME, shown
-from .headers import MAX_LINE, is_ours
+from .headers import is_ours
 from .parts import ADDRESS_HEADERS
-
-#: Headers keep their words and folds, if not each blank around them.
-_AS_IT_IS = email.policy.compat32.clone(linesep="\r\n", max_line_length=0)
-#: What get_payload() decodes.
-_ENCODINGS = {
-    "quoted-printable",
-    "base64",
-    "x-uuencode",
-    "uuencode",
-    "uue",
-    "x-uue",
-}
+from .transfer_encoding import check_lines, encode_bodies, is_transportable, with_crlf
 
 #: The methods of Django that build a message.
 _BUILDERS = {
@@ -56,15 +42,10 @@ def render(message: EmailMessage, *, utf8: bool = False) -> bytes:
     for what cannot be sent correctly.
     """
     try:
-        pieces = None if utf8 else _plain_text(message)
-        if pieces is None:
-            part = _public(_mime(message, utf8=utf8))
-            _check_headers(part)
-            pieces = mime.flatten(part, utf8=utf8)
-        content, transportable = _join(pieces)
-        if transportable:
-            return content
-        content = encode_bodies(content)
+        content, transportable = _join(_pieces(message, utf8=utf8))
+        if not transportable:
+            content = encode_bodies(content)
+            check_lines(content)
     except LettermintInvalidMessage:
         raise
     except Exception as error:
@@ -73,18 +54,16 @@ def render(message: EmailMessage, *, utf8: bool = False) -> bytes:
             f"the message cannot be rendered: {error} ({type(error).__name__}); check "
             "its subject, headers, addresses and attachments"
         ) from error
-    if not _is_transportable(content):
-        raise LettermintInvalidMessage(
-            f"header {shown(_overlong(content))}: a line of it is longer than "
-            f"{MAX_LINE} octets or holds a NUL (RFC 5322 section 2.1.1): shorten it "
-            "or add spaces"
-        )
     return content
 
 
-def _plain_text(message: EmailMessage) -> list[mime.Piece] | None:
-    own = _takes_policy(EmailMessage.message) and _is_djangos(message)
-    return plain_text.write(message) if own else None
+def _pieces(message: EmailMessage, *, utf8: bool) -> list[mime.Piece]:
+    plain = not utf8 and _takes_policy(EmailMessage.message) and _is_djangos(message)
+    if plain and (text := plain_text.write(message)):
+        return text
+    part = _public(_mime(message, utf8=utf8))
+    _check_headers(part)
+    return mime.flatten(part, utf8=utf8)
 
 
 def _join(pieces: list[mime.Piece]) -> tuple[bytes, bool]:
@@ -97,7 +76,7 @@ def _join(pieces: list[mime.Piece]) -> tuple[bytes, bool]:
         else:
             # Whatever is ready follows a line end.
             whole.append(with_crlf(b"".join(run)))
-            transportable = transportable and _is_transportable(bytes(whole[-1]))
+            transportable = transportable and is_transportable(bytes(whole[-1]))
     return b"".join(whole), transportable
 
 
@@ -186,64 +165,3 @@ def _check_headers(message: Message) -> None:
                     f"header {shown(name)}: {shown(value)} is refused: it has a line "
                     "break that begins another header, or no proper name"
                 )
-
-
-def with_crlf(content: bytes) -> bytes:
-    """Make every CR, LF and CRLF a CRLF, and end with one (RFC 5321 section 2.3.8).
-
-    A lone CR or LF could end the message early at one server and not at the next (SMTP
-    smuggling).
-    """
-    ends = content.count(b"\r\n")
-    if content.count(b"\n") != ends or content.count(b"\r") != ends:
-        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        content = content.replace(b"\n", b"\r\n")
-    return content if content.endswith(b"\r\n") else content + b"\r\n"
-
-
-def _is_transportable(content: bytes) -> bool:
-    """Return whether no line is too long and no octet is NUL."""
-    if b"\0" in content:
-        return False
-    start = 0
-    while start + MAX_LINE + 2 < len(content):
-        end = content.rfind(b"\n", start, start + MAX_LINE + 2)
-        if end < 0:
-            return False
-        start = end + 1
-    return True
-
-
-def _overlong(content: bytes) -> str:
-    """Return the name of the header that makes content without long bodies unfit."""
-    lines = content.split(b"\r\n")
-    unfit = (len(line) > MAX_LINE or b"\0" in line for line in lines)
-    until = list(unfit).index(True) + 1
-    begins = (line for line in reversed(lines[:until]) if line[:1] not in b" \t")
-    return next(begins).partition(b":")[0].decode("ascii", "replace")
-
-
-def encode_bodies(content: bytes) -> bytes:
-    """Encode the bodies that are not 7-bit text in short lines."""
-    whole = email.message_from_bytes(content, policy=_AS_IT_IS)
-    for part in whole.walk():
-        encoding = str(part.get("Content-Transfer-Encoding", "")).lower()
-        if part.is_multipart():
-            # RFC 2045 section 6.4: composite parts only name what their leaves need.
-            if encoding in {"8bit", "binary"}:
-                del part["Content-Transfer-Encoding"]
-            continue
-        body = part.get_payload(decode=True)
-        assert isinstance(body, bytes)  # noqa: S101 - a leaf's payload, decoded
-        raw = body
-        if encoding in _ENCODINGS:
-            raw = str(part.get_payload()).encode("utf-8", "surrogateescape")
-        if raw.isascii() and _is_transportable(raw):
-            continue
-        del part["Content-Transfer-Encoding"]
-        part.set_payload(body)
-        if part.get_content_maintype() == "text":
-            email.encoders.encode_quopri(part)
-        else:
-            email.encoders.encode_base64(part)
-    return with_crlf(b"".join(mime.flatten(whole)))

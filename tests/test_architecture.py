@@ -33,6 +33,7 @@ ORDER = (
     "parts",
     "mime",
     "plain_text",
+    "transfer_encoding",
     "rendering",
     "envelope",
     "draft",
@@ -94,10 +95,12 @@ FREE_OF = {
         "talk",
         "transaction",
         "transfer",
+        "transfer_encoding",
         "verdict",
         "wire",
     },
     "django": {
+        "envelope",
         "extras",
         "header_policy",
         "headers",
@@ -107,6 +110,7 @@ FREE_OF = {
         "replies",
         "resolver",
         "slots",
+        "transfer_encoding",
         "wire",
     },
 }

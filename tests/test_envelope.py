@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from django_lettermint.envelope import Envelope, numbered
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.rendering import with_crlf
+from django_lettermint.transfer_encoding import with_crlf
 
 KEYS = st.text(st.characters(codec="ascii", min_codepoint=33, max_codepoint=126))
 ENVELOPES = st.builds(

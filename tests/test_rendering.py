@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.rendering import encode_bodies, render, with_crlf
+from django_lettermint.rendering import render
+from django_lettermint.transfer_encoding import encode_bodies, with_crlf
 from tests.preparing import envelope, header_lines, parsed
 
 if TYPE_CHECKING:
