@@ -98,7 +98,9 @@ def resolve(*layers: Layer) -> Extras:
     metadata = merged.get("metadata")
     entries = metadata.items() if isinstance(metadata, Mapping) else ()
     texts: dict[str, Any] = {name: plain(merged.get(name)) for name in _RULES}
-    return Extras(**texts, metadata={key: _text(key, value) for key, value in entries})
+    return Extras(
+        **texts, metadata={key: _value_text(key, value) for key, value in entries}
+    )
 
 
 def invalid(what: str, value: object, rule: str) -> LettermintInvalidMessage:
@@ -141,7 +143,7 @@ def _merge_metadata(
     return type(below)(below | entries)
 
 
-def _text(key: str, value: object) -> str:
+def _value_text(key: str, value: object) -> str:
     match value:
         case str():
             return value[:]
