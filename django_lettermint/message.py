@@ -98,8 +98,8 @@ def attribute_layer(
     `unsupported` is told what Lettermint has no header for; if it returns, that is left out.
     """
     layer: dict[str, object] = {}
-    values = _given((name, _attribute(message, name)) for name in SOURCES)
-    for spelling in _spellings(values, unsupported):
+    values = {name: getattr(message, name, UNSET) for name in SOURCES}
+    for spelling in _spellings(_given(values.items()), unsupported):
         for name, value in spelling.items():
             # A value hides the lower layers as None does, so the two do not conflict.
             if layer.get(name) is None:
@@ -176,6 +176,8 @@ def _spellings(
     values: Mapping[str, Any], unsupported: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the layers that our own names, `esp_extra` and `tags` make."""
+    if not values:  # as with most messages
+        return {}, {}, {}
     return (
         {name: _non_lazy(values[name]) for name in _ATTRIBUTES if name in values},
         _from_esp_extra(values.get("esp_extra"), unsupported),

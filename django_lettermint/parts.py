@@ -99,9 +99,10 @@ def for_each(field: str) -> Callable[..., Any]:
 
     def combine(*layers: Any) -> Any:
         for layer in layers:
+            if layer is UNSET or layer is None:
+                continue
             values = layer.values() if isinstance(layer, Mapping) else [layer]
-            is_sound = all(isinstance(value, Mapping) for value in values)
-            if not is_sound and layer not in (UNSET, None):
+            if not all(isinstance(value, Mapping) for value in values):
                 raise invalid(field, layer, "use a mapping of addresses to mappings")
         return merge_dicts_one_level(*layers)
 

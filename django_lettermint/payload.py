@@ -111,8 +111,10 @@ class LettermintPayload(BasePayload):
     # -- Anymail calls these, in the order of the attributes ---------------------------
 
     def validate_not_bare_string(self, attr: str, value: object) -> None:
+        if isinstance(value, list) or value is None:
+            return
         is_text = isinstance(value, str | bytes) or is_lazy(value)
-        if is_text or not isinstance(value, Iterable | None):
+        if is_text or not isinstance(value, Iterable):
             raise invalid(attr, value, "use a list of addresses")
 
     def set_from_email_list(self, value: object) -> None:
