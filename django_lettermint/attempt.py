@@ -39,6 +39,8 @@ class Attempt:
     phase: Phase = Phase.MAIL
     #: In `time.monotonic()`; 0 until something of it may be on the wire.
     started: float = 0.0
+    #: Commands of it that the server has not answered.
+    owed: int = 0
     #: The answer to each RCPT.
     replies: dict[str, Reply] = field(default_factory=dict)
     #: Its first commands, or all of it, went out behind an earlier message.

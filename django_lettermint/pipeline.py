@@ -55,6 +55,8 @@ class Pipeline:
         """Write commands of a message and of its rider, or content, in one go."""
         owed = [(attempt, command) for command in commands] + list(rider)
         self._owed.extend(owed)
+        for owner, _ in owed:
+            owner.owed += 1
         lines = b"".join([command.line for _, command in owed])
         self.write_octets(lines + content)
 
@@ -69,7 +71,7 @@ class Pipeline:
 
     def settle(self, attempt: Attempt) -> None:
         """Read all replies owed for a message, and those owed before them."""
-        while any(owner is attempt for owner, _ in self._owed):
+        while attempt.owed:
             self._read_next()
 
     def read_what_came(self) -> None:
@@ -106,6 +108,7 @@ class Pipeline:
         else:
             self._match(attempt, command, reply)
         self._owed.popleft()
+        attempt.owed -= 1
 
     def _match(self, attempt: Attempt, command: Command, reply: Reply) -> None:
         """Take the reply to a command."""
