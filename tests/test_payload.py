@@ -302,6 +302,13 @@ def test_recipients_that_are_no_list_are_refused(field: str, value: object) -> N
         envelope(mail)
 
 
+@pytest.mark.parametrize("kind", [tuple, iter, set])
+def test_recipients_may_come_from_any_iterable(kind: Any) -> None:
+    mail = message()
+    mail.to = kind(["ann@example.com"])
+    assert envelope(mail).recipients == ("ann@example.com",)
+
+
 def test_headers_that_are_no_mapping_are_refused() -> None:
     mail = message()
     mail.extra_headers = [("X-A", "b")]  # type: ignore[assignment]
