@@ -29,8 +29,8 @@ class Attempt:
 
     #: In the form that is sent: 7-bit when the relay does not offer 8BITMIME.
     envelope: Envelope
-    #: Seconds this try may take in all.
-    seconds: float
+    #: In `time.monotonic()`, set when its turn comes: all of it must be over by then.
+    until: float = 0.0
     #: These bytes may have reached the relay before, so their form must not change.
     exact: bool = False
     #: Repeating is safe, so that several such messages may be unconfirmed at once.

@@ -44,9 +44,10 @@ def transactions(
     for envelope in envelopes:
         deadline = Deadline(config.deadline)
         for part in envelope.parts():
-            Transaction(
+            transaction = Transaction(
                 envelope=part, config=config, deadline=deadline, siblings=siblings
             )
+            siblings.append(transaction)
     return siblings
 
 
@@ -62,11 +63,13 @@ def deliver(
     Adds transactions for recipients that were too many at once. Returns the error that
     any further message would meet as well, if there is one. Once `stop` is set, nothing
     more is begun. A `patient` caller waits for a connection as long as the deadlines
-    allow, whatever the pool's timeout. An interrupt propagates after every transaction has got the outcome
-    that is certain then.
+    allow, whatever the pool's timeout. An interrupt propagates when each transaction has
+    the outcome that is certain then.
     """
     try:
-        return _Run(messages, config, stop or threading.Event(), patient).to_the_end()
+        return _Delivery(
+            messages, config, stop or threading.Event(), patient
+        ).to_the_end()
     except BaseException:
         for siblings in messages:
             for transaction in siblings:
@@ -76,7 +79,7 @@ def deliver(
 
 
 @dataclass
-class _Run:
+class _Delivery:
     messages: Sequence[list[Transaction]]
     config: RelayConfig
     #: Set from outside: another thread of the same batch was interrupted.
@@ -102,7 +105,9 @@ class _Run:
                 if not error.redial or self.failures > self.config.retries:
                     self._fail_all(error)
                 else:
-                    time.sleep(pause(self.failures, most=todo[0].seconds_left()))
+                    time.sleep(
+                        pause(self.failures, most=todo[0].deadline.seconds_left())
+                    )
             except LettermintError as error:
                 for transaction in todo:
                     transaction.fail(error)
@@ -132,7 +137,7 @@ class _Run:
 
     def _send(self, ready: Sequence[Transaction]) -> None:
         """Send as many as one connection carries; the others stay to be done."""
-        seconds = ready[0].seconds_left()
+        seconds = ready[0].deadline.seconds_left()
         if seconds <= 0:
             self._expire(ready[0])
             return
@@ -162,7 +167,7 @@ class _Run:
         attempts = [attempt for _, attempt in pairs]
         served = lease.reused
         for number, (transaction, attempt) in enumerate(pairs, 1):
-            attempt.seconds = transaction.seconds_left()
+            attempt.until = transaction.deadline.start()
             transaction.reused = served
             lease.connection.send(attempt, attempts[number:])
             transaction.record(attempt)

@@ -80,6 +80,7 @@ class Queued:
                 )
                 if "outcome" in each:
                     _restore(transaction, each)
+                transactions.append(transaction)
             if not transactions:
                 raise LookupError("no transactions")
             return cls(
@@ -101,6 +102,7 @@ class Queued:
         """Return what to send next time: nothing but what is undone."""
         transactions: list[Transaction] = []
         copies = [replace(each, siblings=transactions) for each in self.transactions]
+        transactions += copies
         for each, copied in zip(self.transactions, copies, strict=True):
             if each.outcome is Outcome.UNKNOWN:
                 continue
@@ -110,12 +112,13 @@ class Queued:
             elif self._may_change(each):
                 # A subset of the recipients: a transaction with a key of its own.
                 number = len(transactions) + 1
-                Transaction(
+                further = Transaction(
                     envelope=each.envelope.part(number, undone),
                     config=each.config,
                     deadline=each.deadline,
                     siblings=transactions,
                 )
+                transactions.append(further)
         return replace(self, transactions=transactions, tries=self.tries + 1)
 
     def expire(self, *, begun: bool) -> None:
@@ -130,7 +133,6 @@ class Queued:
             if begun and each.unconfirmed is None:
                 each.unconfirmed = Attempt(
                     envelope=each.envelope,
-                    seconds=0,
                     phase=Phase.COMMIT,
                     failure=OSError(f"a worker did not come back from it, and {late}"),
                 )
@@ -193,7 +195,6 @@ def _restore(transaction: Transaction, form: Mapping[str, Any]) -> None:
     recipients = tuple(form["recipients"])
     attempt = Attempt(
         envelope=replace(transaction.envelope, recipients=recipients),
-        seconds=0,
         phase=Phase(form["phase"]),
         replies={who: _reply(each) for who, each in form["replies"].items()},
         reply=reply and _reply(reply),

@@ -136,10 +136,10 @@ def _log(job: Job, level_of_failures: int) -> None:
 def _send_signals(
     sender: type[AnymailBaseBackend], job: Job, status: AnymailStatus
 ) -> None:
+    # Django logs what receivers raise: the mail is out, or it is not, and an exception
+    # would make the caller send it again.
     message = job.message
-    # Receivers' errors are logged by Django, not raised: the mail is out, or it is not,
-    # and raising would make the caller send it again.
-    # Like other Anymail backends': when the provider has answered for the recipients.
+    # As other Anymail backends do: when the provider has answered for the recipients.
     if job.result.outcome is not Outcome.NOT_SENT or isinstance(
         job.error, RecipientsRefused
     ):

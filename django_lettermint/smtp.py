@@ -70,7 +70,7 @@ class Session:
         `failure` of each message that waits for a reply; interrupts propagate. Both
         close the session.
         """
-        self._pipeline.until = time.monotonic() + attempt.seconds
+        self._pipeline.until = attempt.until
         try:
             self._transfer.send(attempt, following)
         except OSError as error:

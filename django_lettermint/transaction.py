@@ -24,15 +24,20 @@ MAX_PAUSE = 10.0
 
 @dataclass(slots=True)
 class Deadline:
-    """The time for all recipients of an envelope; it runs from the first look at it."""
+    """The time for all recipients of an envelope; it runs from the first attempt on."""
 
     seconds: float
     #: In `time.monotonic()`; 0 until it runs.
     started: float = 0.0
 
-    def seconds_left(self) -> float:
+    def start(self) -> float:
+        """Let it run, if it does not yet; return its end (monotonic)."""
         self.started = self.started or time.monotonic()
-        return self.started + self.seconds - time.monotonic()
+        return self.started + self.seconds
+
+    def seconds_left(self) -> float:
+        """Return what is left of it; it runs from now on."""
+        return self.start() - time.monotonic()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -42,7 +47,7 @@ class Transaction:
     envelope: Envelope
     config: RelayConfig
     deadline: Deadline
-    #: All transactions of the same message, this one included, in order.
+    #: All transactions of the same message, in order; this one is appended by its maker.
     siblings: list[Transaction]
     #: The outcome is final.
     done: bool = False
@@ -60,9 +65,6 @@ class Transaction:
     ended: float = 0.0
     not_before: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.siblings.append(self)
-
     @property
     def repeatable(self) -> bool:
         """Return whether the relay would recognise a repeat, and answer for all."""
@@ -71,15 +73,10 @@ class Transaction:
         # A repeat is confirmed as a whole, whomever the relay refused the first time.
         return self.unconfirmed is None or self.unconfirmed.recipients_known
 
-    def seconds_left(self) -> float:
-        """Return what is left of the deadline."""
-        return self.deadline.seconds_left()
-
     def attempt(self) -> Attempt:
         """Return the next attempt, to be sent and recorded."""
         return Attempt(
             envelope=self.envelope,
-            seconds=self.config.deadline,
             exact=self.unconfirmed is not None,
             # What several recipients were told may be lost, and then no repeat is safe.
             repeatable=self.repeatable and len(self.envelope.recipients) == 1,
@@ -145,7 +142,7 @@ class Transaction:
         # 5yz to a repeat, a conflict say, proves that the key was used, not what came
         # of it: the outcome stays unknown. 4yz may mean that the first is in progress.
         hopeless = attempt is not None and attempt.hopeless
-        too_late = self.repeats > MAX_REPEATS or seconds >= self.seconds_left()
+        too_late = self.repeats > MAX_REPEATS or seconds >= self.deadline.seconds_left()
         if hopeless or too_late or not self.repeatable:
             self._finish(Outcome.UNKNOWN)
         else:
@@ -157,12 +154,13 @@ class Transaction:
         replies = first.replies if first else {}
         overflow = [who for who, reply in replies.items() if _too_many(reply)]
         if overflow:
-            Transaction(
+            further = Transaction(
                 envelope=self.envelope.part(len(self.siblings) + 1, overflow),
                 config=self.config,
                 deadline=self.deadline,
                 siblings=self.siblings,
             )
+            self.siblings.append(further)
 
     def _finish(self, outcome: Outcome) -> None:
         self.done = True

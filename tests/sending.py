@@ -118,13 +118,15 @@ def envelope(
     )
 
 
-def attempt(*to: str, seconds: float = 5.0, **others: Any) -> Attempt:
+def attempt(*to: str, seconds: float = 30.0, **others: Any) -> Attempt:
     """Return an attempt at a small message; `repeatable` comes with a key."""
     repeatable = others.pop("repeatable", False)
     if repeatable:
         others["idempotency_key"] = "key of " + (to or ("bob@example.org",))[0]
     return Attempt(
-        envelope=envelope(*to, **others), seconds=seconds, repeatable=repeatable
+        envelope=envelope(*to, **others),
+        until=time.monotonic() + seconds,
+        repeatable=repeatable,
     )
 
 

@@ -775,6 +775,7 @@ def test_what_was_confirmed_before_an_interrupt_is_sent() -> None:
     with FaultServer() as server, session(server) as held:
         (one,) = delivery.transactions([envelope()], relay(server))
         attempt = one.attempt()
+        attempt.until = one.deadline.start()
         held.send(attempt)
         one.interrupt(attempt)
         assert one.outcome is SENT

@@ -114,7 +114,7 @@ def test_the_time_runs_from_the_first_look_to_the_last_end() -> None:
     assert verdict.result_of(parts).elapsed == 0.0
     parts = transactions("a", "b")
     for part in parts:
-        part.seconds_left()
+        part.deadline.start()
         sent(part)
     assert 0.0 < verdict.result_of(parts).elapsed < 5.0
 
@@ -253,7 +253,7 @@ def test_a_message_that_was_never_begun_was_interrupted() -> None:
     assert isinstance(error, ConnectionLost)
     assert "interrupted before" in str(error)
     assert verdict.result_of([part]).phase is Phase.POOL
-    part.seconds_left()
+    part.deadline.start()
     assert verdict.result_of([part]).phase is Phase.CONNECT
 
 
@@ -301,7 +301,7 @@ def test_a_recipient_without_an_answer_of_its_own_is_queued_with_the_others() ->
 
 def test_recipients_of_a_repeat_are_all_of_the_first_try() -> None:
     (part,) = delivery.transactions([envelope("a@x.test", "b@x.test")], CONFIG)
-    first = Attempt(envelope=part.envelope, seconds=1, repeatable=True)
+    first = Attempt(envelope=part.envelope, repeatable=True)
     first.replies = {"a@x.test": Reply(550)}
     first.phase, first.failure = Phase.COMMIT, OSError("gone")
     object.__setattr__(part.envelope, "idempotency_key", "k")

@@ -108,7 +108,7 @@ class Diagnosis:
 
     def _send_one(self, session: Session, transaction: Transaction) -> None:
         attempt = transaction.attempt()
-        attempt.seconds = transaction.seconds_left()
+        attempt.until = transaction.deadline.start()
         try:
             session.send(attempt)
         finally:
