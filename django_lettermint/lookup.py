@@ -6,6 +6,7 @@ MAILERS), then as ANYMAIL["LETTERMINT_X"], ANYMAIL_LETTERMINT_X and LETTERMINT_X
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +34,7 @@ _ANYMAIL_OPTIONS = {
 _OPTIONS = {**OPTIONS, **QUEUE_OPTIONS, **_ANYMAIL_OPTIONS}
 
 
+@functools.cache
 def setting_name(option: str) -> str:
     """Return the name of an option in settings, without `ANYMAIL_`."""
     return _PREFIX + option.upper()
@@ -90,9 +92,12 @@ class Source:
         raise self.error(name, problem, key=key)
 
     def take_for_anymail(self) -> None:
-        """Leave Anymail's options in the keywords, also if they are set for us alone."""
-        for name in filter(self.where, _ANYMAIL_OPTIONS):
-            self.kwargs[name] = self.take(name)
+        """Put Anymail's options into the keywords, unless they are set for all of it."""
+        for name in _ANYMAIL_OPTIONS:
+            general = name.upper()
+            for_all = general in self._anymail or f"ANYMAIL_{general}" in self._names
+            if self.where(name) or not for_all:
+                self.kwargs[name] = self.take(name)
 
     def _find(self, name: str, default: object) -> object:
         if not self.where(name):
