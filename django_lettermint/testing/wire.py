@@ -90,11 +90,10 @@ class Wire(SMTP):
         #: Something was written since the client last wrote.
         self._answered = False
         self._waiting = True
-        if "CHUNKING" not in policy.features:
-            del self._smtp_methods["BDAT"]
         self._smtp_methods = {
             verb: self._guarded(verb, command)
             for verb, command in self._smtp_methods.items()
+            if verb != "BDAT" or "CHUNKING" in policy.features
         }
 
     def _create_envelope(self) -> Transaction:
