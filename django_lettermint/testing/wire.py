@@ -54,6 +54,10 @@ class Wire(SMTP):
     envelope: Transaction
     session: Session
     _handler_coroutine: asyncio.Task[None]
+    #: What the client has logged in with.
+    token: str | None = None
+    #: Counts the relay's connections.
+    number = 0
 
     def __init__(
         self,
@@ -82,8 +86,6 @@ class Wire(SMTP):
         self._context = context
         self.security = security
         self._live = live
-        self.token: str | None = None
-        self.number = 0
         #: It is one of the open connections in the statistics.
         self._counted = False
         self._pending: list[str] = []
