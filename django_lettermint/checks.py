@@ -5,25 +5,27 @@ from __future__ import annotations
 import enum
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import packages_distributions
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from anymail.exceptions import AnymailConfigurationError
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
-from django.urls import NoReverseMatch, reverse
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from .conf import WEBHOOK_OPTIONS, backend_config, webhook_config
+from .conf import WEBHOOK_OPTIONS, webhook_config
 from .lookup import unknown_settings
+
+if TYPE_CHECKING:
+    from .conf import WebhookConfig
 
 BACKEND = "django_lettermint.backend.EmailBackend"
 QUEUE = "django_lettermint.tasks.EmailBackend"
 DISTRIBUTION = "django-lettermint-smtp"
-WEBHOOK_URL = "lettermint_tracking_webhook"
+WEBHOOK_VIEW = "django_lettermint.webhooks.LettermintWebhookView"
 
 
 class Id(enum.StrEnum):
@@ -37,6 +39,7 @@ class Id(enum.StrEnum):
     NO_SIGNING_SECRET = "lettermint_smtp.W004"  # noqa: S105 -- an id
     WEBHOOK_OPTION = "lettermint_smtp.W005"
     FROM_EMAIL = "lettermint_smtp.W006"
+    CORRELATION_KEY = "lettermint_smtp.W007"
 
 
 def check_backends(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -45,7 +48,7 @@ def check_backends(app_configs: object = None, **kwargs: Any) -> list[CheckMessa
         message
         for place, path, options in _mailers()
         if _is_ours(path, BACKEND)
-        for message in _check_backend(place, options)
+        for message in _check_backend(place, path, options)
     ]
 
 
@@ -57,21 +60,29 @@ def check_queues(app_configs: object = None, **kwargs: Any) -> list[CheckMessage
             continue
         try:
             import_string(path)(**options)
-        except AnymailConfigurationError as error:
+        except Exception as error:  # noqa: BLE001 -- each mail raises it as well
             hint = "Every mail queued this way raises this error."
-            found.append(Error(str(error), hint=hint, id=Id.INVALID_BACKEND))
+            found.append(_error(error, hint, Id.INVALID_BACKEND))
     return found
 
 
-def _check_backend(place: str, options: dict[str, Any]) -> Iterator[CheckMessage]:
+def _error(error: Exception, hint: str, identity: Id) -> CheckMessage:
+    known = isinstance(error, ImproperlyConfigured)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    return Error(text, hint=hint, id=identity)
+
+
+def _check_backend(
+    place: str, path: str, options: dict[str, Any]
+) -> Iterator[CheckMessage]:
     ineffective = [name for name in WEBHOOK_OPTIONS if name in options]
     try:
-        config = backend_config(options)
-    except AnymailConfigurationError as error:
+        backend = import_string(path)(**options)
+    except Exception as error:  # noqa: BLE001 -- each mail raises it as well
         hint = "Every mail sent this way raises this error."
-        yield Error(str(error), hint=hint, id=Id.INVALID_BACKEND)
+        yield _error(error, hint, Id.INVALID_BACKEND)
         return
-    if config.relay.security == "plaintext":
+    if backend.config.security == "plaintext":
         yield CheckWarning(
             f"{place} sends mail and token in clear, though only to this machine.",
             hint='Keep security="plaintext" out of production.',
@@ -83,7 +94,7 @@ def _check_backend(place: str, options: dict[str, Any]) -> Iterator[CheckMessage
             hint=f"Set LETTERMINT_{name.upper()} instead.",
             id=Id.WEBHOOK_OPTION,
         )
-    if "from_email" in config.send_defaults:
+    if "from_email" in backend.send_defaults:
         yield CheckWarning(
             f"{place} has a from_email in send_defaults, which no message needs: each "
             "has a sender of its own.",
@@ -92,23 +103,31 @@ def _check_backend(place: str, options: dict[str, Any]) -> Iterator[CheckMessage
         )
 
 
-def _mailers() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _mailers() -> Iterator[tuple[str, object, dict[str, Any]]]:
     """Find which backends are in use, with the keywords that they will get."""
     with warnings.catch_warnings():
         # Reading it is deprecated in Django 6.1, where it is absent besides MAILERS.
         warnings.filterwarnings("ignore", "The EMAIL_BACKEND setting is deprecated")
-        yield "EMAIL_BACKEND", getattr(settings, "EMAIL_BACKEND", ""), {}
-    for alias, mailer in getattr(settings, "MAILERS", {}).items():
-        options = {**mailer.get("OPTIONS", {}), "alias": alias}
-        yield f"MAILERS[{alias!r}]", mailer.get("BACKEND", ""), options
+        path = getattr(settings, "EMAIL_BACKEND", None)
+    yield "EMAIL_BACKEND", path, {}
+    for alias, mailer in _mapping(getattr(settings, "MAILERS", {})).items():
+        options = {**_mapping(_mapping(mailer).get("OPTIONS")), "alias": alias}
+        yield f"MAILERS[{alias!r}]", _mapping(mailer).get("BACKEND"), options
 
 
-def _is_ours(path: str, backend: str) -> bool:
+def _mapping(value: object) -> Mapping[Any, Any]:
+    # Other things are Django's to refuse.
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_ours(path: object, backend: str) -> TypeGuard[str]:
     """Tell whether a path leads to our backend or a subclass that takes its options."""
+    if not isinstance(path, str):
+        return False
     try:
         found = import_string(path)
         ours = import_string(backend)
-    except ImportError:
+    except (ImportError, TypeError, ValueError):  # the latter two: it begins with a dot
         return False
     # A subclass with a constructor of its own may have options of its own.
     return (
@@ -119,30 +138,56 @@ def _is_ours(path: str, backend: str) -> bool:
 
 
 def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-    """Report webhook settings that are wrong, or missing for installed URLs."""
+    """Report webhook settings that are wrong, missing, or other than a mailer's."""
     try:
         config = webhook_config()
-    except AnymailConfigurationError as error:
-        hint = "Webhooks raise this error."
-        return [Error(str(error), hint=hint, id=Id.INVALID_WEBHOOKS)]
-    if config.signing_secrets or not _has_webhook_urls():
-        return []
-    return [
-        CheckWarning(
-            "The webhook URLs are installed, but there is no secret to verify events "
-            "with: all of them are refused.",
-            hint="Set LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…",
-            id=Id.NO_SIGNING_SECRET,
-        )
-    ]
-
-
-def _has_webhook_urls() -> bool:
+    except Exception as error:  # noqa: BLE001 -- each event raises it as well
+        return [_error(error, "Webhooks raise this error.", Id.INVALID_WEBHOOKS)]
     if not getattr(settings, "ROOT_URLCONF", None):
-        return False
-    with suppress(NoReverseMatch):
-        return bool(reverse(WEBHOOK_URL))
-    return False
+        return []
+    views = list(_webhook_views(get_resolver().url_patterns))
+    shared = config.signing_secrets
+    refusing = [url for url, own in views if not (shared if own is None else own)]
+    found = [_without_secret(refusing)] if refusing else []
+    return [*found, *_check_correlation_keys(config)] if views else []
+
+
+def _webhook_views(
+    entries: Iterable[URLPattern | URLResolver], prefix: str = ""
+) -> Iterator[tuple[str, object]]:
+    """Find the URLs of our webhooks, each with the secrets that are its own."""
+    ours = import_string(WEBHOOK_VIEW)
+    for entry in entries:
+        url = f"{prefix}{entry.pattern}"
+        if isinstance(entry, URLResolver):
+            yield from _webhook_views(entry.url_patterns, url)
+            continue
+        callback: Any = entry.callback
+        view = getattr(callback, "view_class", None)
+        if isinstance(view, type) and issubclass(view, ours):
+            of_class = callback.view_class.signing_secret
+            yield url, callback.view_initkwargs.get("signing_secret", of_class)
+
+
+def _without_secret(urls: list[str]) -> CheckMessage:
+    return CheckWarning(
+        f"There is no secret to verify events with at {' and '.join(urls)}: all of "
+        "them are refused.",
+        hint="Set LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…",
+        id=Id.NO_SIGNING_SECRET,
+    )
+
+
+def _check_correlation_keys(config: WebhookConfig) -> Iterator[CheckMessage]:
+    for place, path, options in _mailers():
+        key = options.get("correlation_key")
+        if key and key != config.correlation_key and _is_ours(path, BACKEND):
+            yield CheckWarning(
+                f"{place}['OPTIONS']['correlation_key'] is {key!r}, but webhooks look "
+                f"for {config.correlation_key!r}: they miss this mailer's message ids.",
+                hint="Set LETTERMINT_CORRELATION_KEY, which both read, instead.",
+                id=Id.CORRELATION_KEY,
+            )
 
 
 def check_names(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:

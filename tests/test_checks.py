@@ -15,10 +15,17 @@ from django.core.checks import CheckMessage, registry, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.test import override_settings
+from django.urls import URLPattern, URLResolver, include, path
 
 from django_lettermint import checks
 from django_lettermint.apps import LettermintConfig
 from django_lettermint.backend import EmailBackend
+from django_lettermint.secret import Secret
+from django_lettermint.webhooks import (
+    LettermintInboundWebhookView,
+    LettermintTrackingWebhookView,
+    LettermintWebhookView,
+)
 
 if TYPE_CHECKING:
     from django.core.mail.backends.base import BaseEmailBackend
@@ -208,6 +215,49 @@ def test_checking_changes_no_mailer() -> None:
     assert mailers == {"default": mailer(api_token=TOKEN)}
 
 
+@override_settings(
+    EMAIL_BACKEND=BACKEND,
+    ANYMAIL={"LETTERMINT_API_TOKEN": TOKEN, "IDNA_ENCODER": "nope"},
+)
+def test_a_wrong_setting_of_anymail_is_an_error() -> None:
+    (message,) = checks.check_backends()
+
+    assert message.id == "lettermint_smtp.E001"
+    assert "IDNA_ENCODER" in message.msg
+
+
+@override_settings(
+    EMAIL_BACKEND=BACKEND, ANYMAIL={"LETTERMINT_API_TOKEN": TOKEN, "SEND_DEFAULTS": 7}
+)
+def test_whatever_each_mail_would_raise_is_an_error() -> None:
+    (message,) = checks.check_backends()
+
+    assert message.id == "lettermint_smtp.E001"
+    assert message.msg.startswith("AttributeError: 'int' object")
+
+
+@pytest.mark.parametrize(
+    "mail_settings",
+    [
+        {"EMAIL_BACKEND": None},
+        {"EMAIL_BACKEND": 7},
+        {"EMAIL_BACKEND": ".EmailBackend"},
+        {"EMAIL_BACKEND": "..backend.EmailBackend"},
+        {"MAILERS": None},
+        {"MAILERS": {"default": None}},
+        {"MAILERS": {"default": BACKEND}},
+        {"MAILERS": {"default": {"BACKEND": None}}},
+        {"MAILERS": {"default": {"BACKEND": BACKEND, "OPTIONS": None}}},
+    ],
+    ids=str,
+)
+def test_settings_that_django_refuses_are_left_to_it(
+    mail_settings: dict[str, object],
+) -> None:
+    with override_settings(LETTERMINT_API_TOKEN=TOKEN, **mail_settings):
+        assert checks.check_backends() == checks.check_queues() == []
+
+
 @override_settings(LETTERMINT_WEBHOOK_DEDUPE="no")
 def test_a_wrong_setting_of_webhooks_is_an_error() -> None:
     (message,) = checks.check_webhooks()
@@ -216,9 +266,94 @@ def test_a_wrong_setting_of_webhooks_is_an_error() -> None:
     assert message.msg.startswith("LETTERMINT_WEBHOOK_DEDUPE must be True or False")
 
 
+@override_settings(ANYMAIL=None)
+def test_settings_that_no_webhook_could_read_are_an_error() -> None:
+    assert ids(checks.check_webhooks()) == ["lettermint_smtp.E002"]
+
+
 @override_settings(ROOT_URLCONF="tests.webhook_urls")
 def test_webhook_urls_without_a_secret_are_a_warning() -> None:
-    assert ids(checks.check_webhooks()) == ["lettermint_smtp.W004"]
+    (message,) = checks.check_webhooks()
+
+    assert message.id == "lettermint_smtp.W004"
+    assert "anymail/lettermint/tracking/ and anymail/lettermint/inbound/" in message.msg
+
+
+class Urls:
+    """A URLconf in place of a module."""
+
+    def __init__(self, *urlpatterns: URLPattern | URLResolver) -> None:
+        self.urlpatterns = urlpatterns
+
+
+class OwnView(LettermintTrackingWebhookView):
+    """A view of the project's own."""
+
+
+class ViewWithSecret(LettermintTrackingWebhookView):
+    """Its secret is an attribute."""
+
+    signing_secret = (Secret("whsec_own"),)
+
+
+def hook(
+    view: type[LettermintWebhookView] = LettermintTrackingWebhookView, **options: Any
+) -> URLPattern:
+    return path("hook/", view.as_view(**options))
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        Urls(hook(LettermintInboundWebhookView)),
+        Urls(hook(OwnView)),
+        Urls(path("mail/", include(([hook()], "mail"), namespace="mail"))),
+        Urls(hook(signing_secret="whsec_own"), hook()),
+        Urls(hook(signing_secret=None)),
+    ],
+)
+def test_a_webhook_without_a_secret_is_found_wherever_it_is(urls: Urls) -> None:
+    with override_settings(ROOT_URLCONF=urls):
+        assert ids(checks.check_webhooks()) == ["lettermint_smtp.W004"]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [hook(signing_secret="whsec_own"), hook(ViewWithSecret)],
+    ids=["option", "attribute"],
+)
+def test_a_webhook_with_a_secret_of_its_own_passes(view: URLPattern) -> None:
+    with override_settings(ROOT_URLCONF=Urls(view)):
+        assert checks.check_webhooks() == []
+
+
+@override_settings(
+    ROOT_URLCONF="tests.webhook_urls", LETTERMINT_SIGNING_SECRET="whsec_1"
+)
+@pytest.mark.parametrize(
+    ("webhooks", "options", "expected"),
+    [
+        ("django_message_id", {"correlation_key": "id"}, ["lettermint_smtp.W007"]),
+        ("id", {"correlation_key": "id"}, []),
+        ("django_message_id", {"correlation_key": None}, []),
+        ("id", {}, []),
+    ],
+)
+def test_a_mailer_whose_ids_webhooks_do_not_find_is_a_warning(
+    webhooks: str, options: dict[str, Any], expected: list[str]
+) -> None:
+    with override_settings(
+        LETTERMINT_CORRELATION_KEY=webhooks,
+        MAILERS={"default": mailer(**options)},
+    ):
+        assert ids(checks.check_webhooks()) == expected
+
+
+@override_settings(
+    MAILERS={"default": mailer(correlation_key="id")}, LETTERMINT_API_TOKEN=TOKEN
+)
+def test_without_webhook_urls_a_mailers_ids_are_its_own() -> None:
+    assert checks.check_webhooks() == []
 
 
 @override_settings(
