@@ -184,12 +184,12 @@ def _start_anew() -> _Registry:
     """Begin without connections; a parent process goes on using what is inherited."""
     own = os.getpid()
     registry = _registries.setdefault(own, _Registry())  # atomic, as pop() is
-    for pid in [pid for pid in tuple(_registries) if pid != own]:
-        if inherited := _registries.pop(pid, None):
-            for pool in inherited.all():
-                pool.abandon()
-            # Those being dialled or closed are in no pool's hands.
-            close_inherited()
+    others = [_registries.pop(pid, None) for pid in tuple(_registries) if pid != own]
+    for inherited in filter(None, others):
+        for pool in inherited.all():
+            pool.abandon()
+        # Those being dialled or closed are in no pool's hands.
+        close_inherited()
     return registry
 
 

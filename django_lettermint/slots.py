@@ -81,9 +81,8 @@ class Slots(Generic[C]):
 
     def withdraw(self, claim: Claim[C]) -> None:
         """Let a claim have its idle connection, which keeps its slot until it is closed."""
-        if claim.lease in self.idle:
-            self.busy.add(claim)
-            self.idle.remove(claim.lease)
+        self.busy.add(claim)
+        self.idle = [each for each in self.idle if each is not claim.lease]
 
     def clear(self) -> list[Lease[C]]:
         """Send everybody who waits away; return what was idle."""

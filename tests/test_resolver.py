@@ -67,6 +67,14 @@ def test_the_name_for_ehlo_is_one() -> None:
     assert resolver.fqdn(soon()) is name
 
 
+def test_a_name_that_the_deadline_cuts_short_is_looked_up_again() -> None:
+    resolver._own_name.clear()
+    resolver.fqdn(soon(-1))
+    assert resolver._own_name == []
+    name = resolver.fqdn(soon())
+    assert resolver._own_name == [name]
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
