@@ -167,6 +167,11 @@ def gate(
     return _delayed(wait, then)
 
 
+def once_spoken_to(then: Action) -> Action:
+    """Wait until the client has begun to speak: at "tls", it is in its handshake then."""
+    return _delayed(lambda wire: wire.wait_for_input(), then)
+
+
 def accept_then(action: Action) -> Action:
     """Take the command (at "dot": deliver the message), but answer as the action does."""
     return lambda answer: replace(action(answer), code=answer.code)

@@ -26,6 +26,7 @@ from django_lettermint.pool import get_stats
 from django_lettermint.results import Outcome, Phase
 from tests.certificates import KINDS, ca_file
 from tests.deadends import blackhole, refused_port
+from tests.faults import once_spoken_to
 from tests.faultserver import (
     TOKEN,
     FaultServer,
@@ -399,7 +400,7 @@ def test_nothing_of_ours_stands_behind_starttls() -> None:
 def test_a_handshake_that_breaks_is_bounded_and_logs_in_nowhere(
     do: Action, tls: str
 ) -> None:
-    with FaultServer([On("tls", do=do)], tls=tls) as server:
+    with FaultServer([On("tls", do=once_spoken_to(do))], tls=tls) as server:
         error = failure(server, timeout=SHORT)
         assert isinstance(error, TLSFailed | ConnectFailed)
         assert isinstance(error, TLSFailed) or error.phase is Phase.TLS
@@ -428,7 +429,8 @@ def test_an_interrupt_in_any_step_propagates_and_closes_the_connection(
     kind: type[BaseException], phase: Any
 ) -> None:
     with FaultServer() as server, interruptible(kind) as strike:
-        server.script.append(On(phase, do=strike_and_wait(strike)))
+        do = strike_and_wait(strike)
+        server.script.append(On(phase, do=once_spoken_to(do) if phase == "tls" else do))
         with pytest.raises(kind):
             dial(server, timeout=5)
         assert server.wait_for(lambda: server.open_connections == 0)
