@@ -109,8 +109,9 @@ class EmailBackend(AnymailBaseBackend):
     def repeat(self, envelopes: Iterable[Envelope]) -> SendResult:
         """Send the `envelopes` of a `repeatable` DeliveryUnknown once more, as they are.
 
-        Within 24 hours, for which Lettermint knows their keys. There is no signal: the
-        message has had its own. Raises DeliveryUnknown if it is still unknown.
+        Safe for 24 hours from the first try: so long Lettermint knows their keys. There
+        is no signal, as the message has had its own. Raises DeliveryUnknown if it is
+        still unknown.
         """
         transactions = delivery.transactions(envelopes, self.config)
         for transaction in transactions:

@@ -167,7 +167,7 @@ def _unknown(transactions: Sequence[Transaction]) -> DeliveryUnknown:
         reason += f"; a repeat was answered by {first.last.reply}"
     repeatable = all(each.repeatable for each in unknown)
     advice = (
-        "EmailBackend.repeat(error.envelopes) is safe within 24 hours"
+        "EmailBackend.repeat(error.envelopes) is safe for 24 hours from the first try"
         if repeatable
         else "look it up in the dashboard before you send it again"
     )
