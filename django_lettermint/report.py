@@ -108,7 +108,7 @@ def _log(job: Job, level_of_failures: int) -> None:
     if job.error:
         logger.log(
             level_of_failures,
-            "Message %s: %s at %s (%s, code %s, %d attempts)",
+            "Message %s: %s at %s (%s, code %s, attempts: %d)",
             result.message_id,
             result.outcome.value,
             result.phase,

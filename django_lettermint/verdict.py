@@ -187,8 +187,8 @@ def _lost(transaction: Transaction) -> Exception:
     if isinstance(attempt.failure, LettermintInvalidMessage):
         return attempt.failure
     return ConnectionLost(
-        f"the connection failed at {attempt.phase.upper()} ({_why(attempt.failure)}), "
-        f"{transaction.attempts} attempts: the message was not sent; send it again"
+        f"the connection failed at {attempt.phase.upper()} ({_why(attempt.failure)}; "
+        f"attempts: {transaction.attempts}): the message was not sent; send it again"
     )
 
 
