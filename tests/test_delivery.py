@@ -300,7 +300,7 @@ def test_losses_on_fresh_connections_are_tried_so_often_and_no_more(phase: Any) 
         assert isinstance(error, ConnectionLost)
         assert error.transient
         assert f"failed at {phase.upper()}" in str(error)
-        assert "3 attempts" in str(error)
+        assert "attempts: 3)" in str(error)
         assert server.connections == 3
         assert server.delivered == {}
         assert result(message).phase is Phase(phase)

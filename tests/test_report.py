@@ -404,7 +404,7 @@ def test_a_failure_is_logged_with_its_step_and_code(
     [record] = [each for each in caplog.records if each.levelno >= logging.INFO]
     assert record.getMessage() == (
         f"Message {error.result.message_id}: not_sent at rcpt "
-        "(RecipientsRefused, code 550, 1 attempts)"
+        "(RecipientsRefused, code 550, attempts: 1)"
     )
 
 

@@ -240,7 +240,7 @@ def test_a_loss_tells_where_and_how_often() -> None:
     error = verdict.error_of([part])
     assert isinstance(error, ConnectionLost)
     assert str(error) == (
-        "the connection failed at RCPT (gone), 3 attempts: the message was not sent; "
+        "the connection failed at RCPT (gone; attempts: 3): the message was not sent; "
         "send it again"
     )
     assert verdict.result_of([part]).phase is Phase.RCPT
