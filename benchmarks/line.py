@@ -3,9 +3,10 @@
     python benchmarks/line.py RTT PORT [PORT ...]
 
 `RTT` is in seconds. Prints a line of JSON with one port for each given one. What arrives is
-passed on half a round trip later, in order. A connection takes a round trip to be made, as
-by TCP's handshake: nothing that the client says before counts as said before. There is no
-loss, no limit of bandwidth and no slow start.
+passed on half a round trip later, in order. A connection is made as by TCP's handshake: what
+the client says first leaves after a round trip, and what the server says first, when the
+last packet of the handshake has arrived. There is no loss, no limit of bandwidth, no slow
+start and no Nagle.
 """
 
 from __future__ import annotations
@@ -52,15 +53,14 @@ async def main(rtt: float, ports: list[int]) -> None:
     async def connect(
         port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        made = loop.time() + rtt
-        await asyncio.sleep(1.5 * rtt)
+        began = loop.time()
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
         for each in (writer, far_writer):
             sock = each.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.gather(
-            carry(reader, far_writer, rtt / 2, made),
-            carry(far_reader, writer, rtt / 2, made),
+            carry(reader, far_writer, rtt / 2, began + rtt),
+            carry(far_reader, writer, rtt / 2, began + 1.5 * rtt),
         )
 
     servers = [
