@@ -262,6 +262,8 @@ def test_an_address_that_is_none_shows_its_rule_at_the_field(
 def test_a_mail_that_cannot_go_out_shows_its_failure_and_what_to_do(
     relay: Relay, site: str, page: Page, screenshots: Path
 ) -> None:
+    post_events(relay, site)  # or older mails would be waiting, in the picture
+
     with relay.outage():
         compose(page, site, Subject="In vain")
 
