@@ -52,6 +52,17 @@ def test_an_upload_of_an_odd_type_is_attached_as_bytes(
     assert attachment[2] == attached
 
 
+def test_addresses_are_parted_at_commas_but_not_in_quotes(forms: Any) -> None:
+    to = 'ann@example.com, "Lee, Kim" <kim@example.com>,Bo <bo@example.com>'
+    form = forms.ComposeForm({"to": to, "subject": "S", "text": "T"})
+    assert form.is_valid()
+    assert form.message({}).to == [
+        "ann@example.com",
+        '"Lee, Kim" <kim@example.com>',
+        "Bo <bo@example.com>",
+    ]
+
+
 def test_rows_become_metadata_and_empty_ones_do_not_count(forms: Any) -> None:
     filled = rows(forms, ("order", "4711"), ("", ""), ("UserID", "Zoë"))
     assert filled.is_valid()

@@ -12,6 +12,9 @@ from django_lettermint.message import LettermintMessage, freeze
 # A browser may say anything; a container of parts is nothing to attach as one.
 MEDIA_TYPE = re.compile(r"(?!multipart/)[\w.+-]+/[\w.+-]+", re.ASCII)
 
+# What stands between commas; those in quotes belong to a name.
+ADDRESS = re.compile(r'(?:"[^"]*"|[^,])+')
+
 
 def check(**extras: Any) -> None:
     """Let the package judge route, tag, metadata or key; its words go to the field."""
@@ -70,7 +73,7 @@ class ComposeForm(forms.Form):
         message = LettermintMessage(
             data["subject"],
             data["text"],
-            to=[address.strip() for address in data["to"].split(",")],
+            to=[address.strip() for address in ADDRESS.findall(data["to"])],
             metadata=metadata,
             **{name: data[name] for name in names if data[name]},
         )
