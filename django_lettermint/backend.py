@@ -14,14 +14,15 @@ from anymail.message import AnymailStatus
 from anymail.signals import pre_send
 from django.core import mail
 
-from . import delivery, pool
+from . import pool
 from .conf import RelayConfig, backend_config
+from .delivery import engine as delivery
+from .delivery.batch import Lanes, Run
+from .delivery.result import error_of, result_of
 from .exceptions import LettermintError, LettermintInvalidMessage
-from .lanes import Lanes, Run
 from .payload import LettermintPayload
 from .report import Job, report
 from .results import Outcome, Phase, SendResult
-from .verdict import error_of, result_of
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage

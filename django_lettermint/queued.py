@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from . import verdict
-from .attempt import Attempt
+from .delivery import result as verdict
+from .delivery.submission import Deadline, Transaction
 from .envelope import Envelope
 from .exceptions import ConnectionLost, LettermintError
-from .replies import Reply
 from .results import Outcome, Phase
-from .transaction import Deadline, Transaction
+from .smtp.attempt import Attempt
+from .smtp.replies import Reply
 
 if TYPE_CHECKING:
     from .conf import RelayConfig

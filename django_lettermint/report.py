@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from anymail.message import AnymailRecipientStatus, AnymailStatus
 from anymail.signals import post_send
 
-from . import verdict
+from .delivery import result as verdict
 from .exceptions import RecipientsRefused
 from .results import Outcome, Phase, SendResult
 from .signals import message_failed, message_sent
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anymail.backends.base import AnymailBaseBackend
     from django.core.mail import EmailMessage
 
-    from .transaction import Transaction
+    from .delivery.submission import Transaction
 
 logger = logging.getLogger("django_lettermint")
 

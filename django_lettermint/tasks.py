@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from django.core.mail import EmailMessage
     from django.tasks import Task
 
-    from .transaction import Transaction
+    from .delivery.submission import Transaction
 
 
 class EmailBackend(BaseEmailBackend):

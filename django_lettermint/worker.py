@@ -11,13 +11,13 @@ from typing import Any
 from anymail.exceptions import AnymailConfigurationError
 from django.core import mail
 
-from . import delivery
 from .backend import EmailBackend
+from .delivery import engine as delivery
+from .delivery.result import recipients_of
 from .queued import Queued, check_version
 from .rebuilt import rebuild
 from .report import Job, report
 from .results import Outcome
-from .verdict import recipients_of
 
 logger = logging.getLogger("django_lettermint")
 

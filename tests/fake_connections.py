@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django_lettermint.conf import PoolConfig
-from django_lettermint.connection_pool import ConnectionPool
+from django_lettermint.pool.connection_pool import ConnectionPool
 
 if TYPE_CHECKING:
-    from django_lettermint.lease import Lease
+    from django_lettermint.pool.connection import Lease
 
 
 class FakeConnection:

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from django.core.mail import EmailMessage
 
-from django_lettermint.attempt import Attempt
 from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import RelayConfig, backend_config
-from django_lettermint.connect import connect
 from django_lettermint.envelope import Envelope
 from django_lettermint.results import SendResult
 from django_lettermint.signals import message_failed, message_sent
+from django_lettermint.smtp.attempt import Attempt
+from django_lettermint.smtp.connect import connect
 from tests.faults import Action, Answer, Wire
 
 if TYPE_CHECKING:
     from anymail.message import AnymailMessage
 
-    from django_lettermint.smtp import Session
+    from django_lettermint.smtp.session import Session
     from tests.faultserver import FaultServer
 
 #: Seconds that are long on loopback, and short in a test that waits for them to pass.

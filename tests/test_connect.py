@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from django_lettermint import connect as connecting
 from django_lettermint.backend import EmailBackend
-from django_lettermint.connect import connect, probe
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -24,6 +22,8 @@ from django_lettermint.exceptions import (
 )
 from django_lettermint.pool import get_stats
 from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp import connect as connecting
+from django_lettermint.smtp.connect import connect, probe
 from tests.certificates import KINDS, ca_file
 from tests.deadends import blackhole, refused_port
 from tests.faults import once_spoken_to
@@ -55,7 +55,7 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from django_lettermint.smtp import Session
+    from django_lettermint.smtp.session import Session
     from tests.faults import Action
 
 TLS_MODES = ["implicit", "starttls"]

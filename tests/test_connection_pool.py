@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from django_lettermint import connection_pool, slots
-from django_lettermint import lease as lease_module
-from django_lettermint.connection_pool import PING_TIMEOUT
 from django_lettermint.exceptions import PoolClosed, PoolTimeout
-from django_lettermint.lease import LIFETIME_JITTER
+from django_lettermint.pool import connection as lease_module
+from django_lettermint.pool import connection_pool, slots
+from django_lettermint.pool.connection import LIFETIME_JITTER
+from django_lettermint.pool.connection_pool import PING_TIMEOUT
 from tests.fake_connections import Caller, FakePool, callers
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from django_lettermint import delivery, pool, transaction
+from django_lettermint import pool
 from django_lettermint.conf import backend_config
+from django_lettermint.delivery import engine as delivery
+from django_lettermint.delivery import submission as transaction
 from django_lettermint.exceptions import (
     ConnectFailed,
     ConnectionLost,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from django_lettermint.conf import POOL_OPTIONS
-from django_lettermint.pool_stats import PoolReport
+from django_lettermint.pool.stats import PoolReport
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "pool.md").read_text("utf-8")

@@ -15,6 +15,7 @@ from django.core.mail import EmailMessage
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
+from django_lettermint.delivery.batch import Lanes, Run
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -22,7 +23,6 @@ from django_lettermint.exceptions import (
     PoolTimeout,
     RecipientsRefused,
 )
-from django_lettermint.lanes import Lanes, Run
 from django_lettermint.report import Job
 from django_lettermint.results import Outcome
 from tests.faultserver import FaultServer, On, drop, gate, reply, stall

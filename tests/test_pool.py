@@ -17,10 +17,16 @@ from django.test import override_settings
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import RelayConfig, backend_config
-from django_lettermint.connection_pool import ConnectionPool
 from django_lettermint.exceptions import PoolClosed
-from django_lettermint.pool import MAX_IDLE, MAX_POOLS, close_pools, get_pool, get_stats
-from django_lettermint.pool_stats import PoolReport
+from django_lettermint.pool.connection_pool import ConnectionPool
+from django_lettermint.pool.registry import (
+    MAX_IDLE,
+    MAX_POOLS,
+    close_pools,
+    get_pool,
+    get_stats,
+)
+from django_lettermint.pool.stats import PoolReport
 from django_lettermint.testing import Relay
 from tests.faultserver import TOKEN, FaultServer, On, hang
 from tests.sending import backend, mail

@@ -20,8 +20,8 @@ from django_lettermint.exceptions import (
     PoolTimeout,
     RecipientsRefused,
 )
-from django_lettermint.lease import GOODBYE_TIMEOUT
 from django_lettermint.pool import close_pools, get_pool, get_stats
+from django_lettermint.pool.connection import GOODBYE_TIMEOUT
 from tests.faults import Action, On, accept_then, drop, gate, hang, raw, reply, stall
 from tests.faultserver import FaultServer
 from tests.sending import (
@@ -36,7 +36,7 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from django_lettermint.pool_stats import PoolStats
+    from django_lettermint.pool.stats import PoolStats
     from django_lettermint.testing import Relay
 
 

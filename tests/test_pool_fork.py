@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from django_lettermint import pool, wire
+from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.pool import close_pools, get_stats
+from django_lettermint.smtp import stream as wire
 from tests.faults import On, gate, hang
 from tests.faultserver import FaultServer
 from tests.programs import output, program

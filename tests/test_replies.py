@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from django_lettermint.replies import (
+from django_lettermint.smtp.replies import (
     MAX_TEXT,
     ProtocolError,
     Reply,

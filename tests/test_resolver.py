@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from django_lettermint import resolver
+from django_lettermint.smtp import dns as resolver
 
 
 def soon(seconds: float = 5.0) -> float:

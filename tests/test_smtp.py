@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.replies import ProtocolError
 from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp.replies import ProtocolError
 from tests.faultserver import (
     FEATURES,
     Answer,
@@ -40,7 +40,7 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from django_lettermint.attempt import Attempt
+    from django_lettermint.smtp.attempt import Attempt
     from tests.faults import Action, Wire
 
 BOB = "bob@example.org"

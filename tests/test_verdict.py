@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from django_lettermint import delivery, verdict
-from django_lettermint.attempt import Attempt
 from django_lettermint.conf import backend_config
+from django_lettermint.delivery import engine as delivery
+from django_lettermint.delivery import result as verdict
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -23,12 +23,13 @@ from django_lettermint.exceptions import (
     SenderRefused,
     TLSFailed,
 )
-from django_lettermint.replies import MAX_TEXT, Reply
 from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp.attempt import Attempt
+from django_lettermint.smtp.replies import MAX_TEXT, Reply
 from tests.sending import envelope
 
 if TYPE_CHECKING:
-    from django_lettermint.transaction import Transaction
+    from django_lettermint.delivery.submission import Transaction
 
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 CONFIG = backend_config({"api_token": "lm_x", "host": "127.0.0.1"}).relay

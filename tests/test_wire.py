@@ -15,15 +15,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from django_lettermint.replies import (
+from django_lettermint.secret import Secret
+from django_lettermint.smtp.replies import (
     MAX_LINE,
     MAX_LINES,
     MAX_REPLY,
     ProtocolError,
     Reply,
 )
-from django_lettermint.secret import Secret
-from django_lettermint.wire import Wire
+from django_lettermint.smtp.stream import Wire
 from tests.certificates import ca_file, server_context
 from tests.test_replies import code_of
 

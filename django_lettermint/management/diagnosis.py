@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from anymail.exceptions import AnymailCancelSend, AnymailError
 
-from django_lettermint.connect import connect
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -20,6 +19,7 @@ from django_lettermint.exceptions import (
 )
 from django_lettermint.report import report
 from django_lettermint.results import Phase
+from django_lettermint.smtp.connect import connect
 
 from .next_steps import Failed, brief
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from django_lettermint.backend import EmailBackend
     from django_lettermint.conf import RelayConfig
+    from django_lettermint.delivery.submission import Transaction
     from django_lettermint.report import Job
     from django_lettermint.results import SendResult
-    from django_lettermint.smtp import Session
-    from django_lettermint.transaction import Transaction
+    from django_lettermint.smtp.session import Session
 
 _PHASES = {
     Phase.MESSAGE: "message",

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from django_lettermint.conf import SECURITY_BY_PORT
-from django_lettermint.connect import probe
 from django_lettermint.exceptions import LettermintError
+from django_lettermint.smtp.connect import probe
 
 from .next_steps import Failed, brief
 

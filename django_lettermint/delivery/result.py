@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .exceptions import (
+from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
     ConnectionLost,
@@ -20,12 +20,13 @@ from .exceptions import (
     SenderRefused,
     TLSFailed,
 )
-from .replies import MAX_TEXT, Reply
-from .results import Outcome, Phase, RecipientResult, SendResult
+from django_lettermint.results import Outcome, Phase, RecipientResult, SendResult
+from django_lettermint.smtp.replies import MAX_TEXT, Reply
 
 if TYPE_CHECKING:
-    from .attempt import Attempt
-    from .transaction import Transaction
+    from django_lettermint.smtp.attempt import Attempt
+
+    from .submission import Transaction
 
 #: Reply codes that speak of the address itself (RFC 5321 section 4.2.2).
 _INVALID_ADDRESS = (501, 553)

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic
 
-from .exceptions import PoolClosed, PoolTimeout
-from .lease import GOODBYE_TIMEOUT, C, Lease
-from .pool_stats import Event, PoolStats, no_stats
+from django_lettermint.exceptions import PoolClosed, PoolTimeout
+
+from .connection import GOODBYE_TIMEOUT, C, Lease
 from .slots import Claim, Slots
+from .stats import Event, PoolStats, no_stats
 
 if TYPE_CHECKING:
-    from .conf import PoolConfig
+    from django_lettermint.conf import PoolConfig
 
 #: Seconds for the answer of a connection that has idled longer than `ping_after`.
 PING_TIMEOUT = 5.0

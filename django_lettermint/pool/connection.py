@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
-    from .conf import PoolConfig
+    from django_lettermint.conf import PoolConfig
 
 #: Lifetimes are shortened by up to this share, so that they do not all end together.
 LIFETIME_JITTER = 0.1

@@ -18,22 +18,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import pool
-from .exceptions import (
+from django_lettermint import pool
+from django_lettermint.exceptions import (
     ConnectFailed,
     ConnectionLost,
     LettermintError,
     PoolClosed,
     PoolTimeout,
 )
-from .transaction import PAUSE, Deadline, Transaction, pause
+
+from .submission import PAUSE, Deadline, Transaction, pause
 
 if TYPE_CHECKING:
-    from .attempt import Attempt
-    from .conf import RelayConfig
-    from .envelope import Envelope
-    from .lease import Lease
-    from .smtp import Session
+    from django_lettermint.conf import RelayConfig
+    from django_lettermint.envelope import Envelope
+    from django_lettermint.pool.connection import Lease
+    from django_lettermint.smtp.attempt import Attempt
+    from django_lettermint.smtp.session import Session
 
 
 def transactions(

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.results import Phase
+
 from .attempt import (
     DATA,
     DOT,
@@ -16,9 +19,7 @@ from .attempt import (
     fit,
     in_groups,
 )
-from .exceptions import LettermintInvalidMessage
 from .replies import ProtocolError
-from .results import Phase
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline

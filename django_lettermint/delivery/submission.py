@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .attempt import Attempt
-from .replies import Reply
-from .results import Outcome, Phase
+from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp.attempt import Attempt
+from django_lettermint.smtp.replies import Reply
 
 if TYPE_CHECKING:
-    from .conf import RelayConfig
-    from .envelope import Envelope
+    from django_lettermint.conf import RelayConfig
+    from django_lettermint.envelope import Envelope
 
 #: Repeats of one unconfirmed message.
 MAX_REPEATS = 10

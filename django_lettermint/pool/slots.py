@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic
 
-from .lease import C, Lease
+from .connection import C, Lease
 
 
 @dataclass(slots=True, eq=False)

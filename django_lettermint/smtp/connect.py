@@ -10,16 +10,17 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from . import resolver
-from .exceptions import TLSFailed
-from .login import authenticate
+from django_lettermint.exceptions import TLSFailed
+
+from . import dns as resolver
+from .auth import authenticate
 from .pipeline import Trace, untraced
-from .smtp import Session
+from .session import Session
+from .stream import Wire
 from .talk import Steps, Talk
-from .wire import Wire
 
 if TYPE_CHECKING:
-    from .conf import RelayConfig
+    from django_lettermint.conf import RelayConfig
 
 
 def connect(config: RelayConfig, *, until: float, trace: Trace = untraced) -> Session:

@@ -7,13 +7,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from django_lettermint.results import Phase
+
 from .attempt import DATA, RSET, Attempt, Command
 from .replies import ProtocolError, Reply
-from .results import Phase
 
 if TYPE_CHECKING:
-    from .conf import RelayConfig
-    from .wire import Wire
+    from django_lettermint.conf import RelayConfig
+
+    from .stream import Wire
 
 #: Called after each step with its name and a detail to show.
 Trace = Callable[[str, str], None]

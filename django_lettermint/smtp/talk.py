@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from .exceptions import ConnectFailed, LettermintError
-from .results import Phase
+from django_lettermint.exceptions import ConnectFailed, LettermintError
+from django_lettermint.results import Phase
 
 if TYPE_CHECKING:
-    from .conf import RelayConfig
+    from django_lettermint.conf import RelayConfig
+
     from .pipeline import Trace
     from .replies import Reply
-    from .wire import Wire
+    from .stream import Wire
 
 _T = TypeVar("_T")
 

@@ -18,15 +18,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .connect import connect
+from django_lettermint.smtp.connect import connect
+from django_lettermint.smtp.session import Session
+from django_lettermint.smtp.stream import close_inherited
+
 from .connection_pool import ConnectionPool
-from .smtp import Session
-from .wire import close_inherited
 
 if TYPE_CHECKING:
-    from .conf import RelayConfig
-    from .lease import Lease
-    from .pool_stats import PoolReport
+    from django_lettermint.conf import RelayConfig
+
+    from .connection import Lease
+    from .stats import PoolReport
 
 #: Idle connections of all pools together; beyond it the oldest are closed.
 MAX_IDLE = 64

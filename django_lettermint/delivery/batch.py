@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from . import delivery
+from . import engine as delivery
 
 if TYPE_CHECKING:
-    from .conf import RelayConfig
-    from .exceptions import LettermintError
-    from .report import Job
+    from django_lettermint.conf import RelayConfig
+    from django_lettermint.exceptions import LettermintError
+    from django_lettermint.report import Job
 
 Run = list["Job"]
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from .exceptions import LettermintInvalidMessage
-from .results import Outcome, Phase
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.results import Outcome, Phase
 
 if TYPE_CHECKING:
-    from .envelope import Envelope
+    from django_lettermint.envelope import Envelope
+
     from .replies import Reply
 
 #: RFC 1870 section 4; Python refuses to read numbers of thousands of digits.

@@ -11,9 +11,10 @@ from .pipeline import Pipeline, Trace, untraced
 from .transfer import ChunkTransfer, DataTransfer
 
 if TYPE_CHECKING:
+    from django_lettermint.conf import RelayConfig
+
     from .attempt import Attempt
-    from .conf import RelayConfig
-    from .wire import Wire
+    from .stream import Wire
 
 _MAIL_MAX = re.compile(r"(?i:\bMAILMAX=)([0-9]{1,9})(?!\S)")
 
