@@ -82,7 +82,7 @@ def _check_backend(
         hint = "Every mail sent this way raises this error."
         yield _error(error, hint, Id.INVALID_BACKEND)
         return
-    if backend.config.security == "plaintext":
+    if backend.config.endpoint.security == "plaintext":
         yield CheckWarning(
             f"{place} sends mail and token in clear, though only to this machine.",
             hint='Keep security="plaintext" out of production.',

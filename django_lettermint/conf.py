@@ -24,6 +24,7 @@ __all__ = [
     "SECURITY_BY_PORT",
     "WEBHOOK_OPTIONS",
     "BackendConfig",
+    "Endpoint",
     "Option",
     "PoolConfig",
     "QueueConfig",
@@ -49,11 +50,8 @@ _PORT_BY_SECURITY = {"tls": 465, "starttls": 587, "plaintext": 25}
 #: Options that only webhooks use. The backend takes and validates them, no more.
 WEBHOOK_OPTIONS = ("signing_secret", "webhook_dedupe")
 
-_TAKEN_AS_THEY_ARE = (
-    "username",
-    "auth_mechanism",
-    "ca_file",
-    "local_hostname",
+_OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
+_OF_THE_RELAY = (
     "timeout",
     "final_reply_timeout",
     "deadline",
@@ -64,10 +62,10 @@ _TAKEN_AS_THEY_ARE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RelayConfig:
-    """How to reach and use a relay; hashable, since each has a pool of its own.
+class Endpoint:
+    """All that shapes a connection; what agrees in it shares a pool.
 
-    Times are seconds. `security` is "tls", "starttls" or "plaintext".
+    `security` is "tls", "starttls" or "plaintext".
     """
 
     token: Secret
@@ -78,12 +76,19 @@ class RelayConfig:
     auth_mechanism: str | None
     ca_file: str | None
     local_hostname: str | None
+    pool: PoolConfig
+    pooled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayConfig:
+    """A relay, and how one backend uses its connections; times are seconds."""
+
+    endpoint: Endpoint
     timeout: float
     final_reply_timeout: float
     deadline: float
     retries: int
-    pool: PoolConfig
-    pooled: bool
     pipelining: bool
     chunking: bool
     batch_connections: int
@@ -176,17 +181,21 @@ def _relay_config(source: Source, token: Secret) -> RelayConfig:
         problem = f"must not exceed the pool's max_size, {pool.max_size}"
         raise source.error("batch_connections", f"{problem}, or that must be raised.")
     idempotency = source.take("idempotency")
-    return RelayConfig(
+    endpoint = Endpoint(
         token=token,
         host=host,
         port=port,
         security=security,
         pool=pool or PoolConfig(),
         pooled=pool is not None,
+        **{name: source.take(name) for name in _OF_THE_ENDPOINT},
+    )
+    return RelayConfig(
+        endpoint=endpoint,
         batch_connections=batch_connections,
         # A relay that ignores the key would deliver a repeated message twice.
         idempotency=_knows_idempotency(host) if idempotency is None else idempotency,
-        **{name: source.take(name) for name in _TAKEN_AS_THEY_ARE},
+        **{name: source.take(name) for name in _OF_THE_RELAY},
     )
 
 

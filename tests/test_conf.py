@@ -16,6 +16,7 @@ from django_lettermint.conf import (
     OPTIONS,
     WEBHOOK_OPTIONS,
     BackendConfig,
+    Endpoint,
     PoolConfig,
     RelayConfig,
     Secret,
@@ -47,20 +48,22 @@ def refusal(**options: Any) -> str:
 def test_a_token_is_all_that_is_needed() -> None:
     assert config() == BackendConfig(
         relay=RelayConfig(
-            token=Secret(TOKEN),
-            host="smtp.lettermint.co",
-            port=465,
-            security="tls",
-            username="lettermint",
-            auth_mechanism=None,
-            ca_file=None,
-            local_hostname=None,
+            endpoint=Endpoint(
+                token=Secret(TOKEN),
+                host="smtp.lettermint.co",
+                port=465,
+                security="tls",
+                username="lettermint",
+                auth_mechanism=None,
+                ca_file=None,
+                local_hostname=None,
+                pool=PoolConfig(),
+                pooled=True,
+            ),
             timeout=10,
             final_reply_timeout=60,
             deadline=120,
             retries=2,
-            pool=PoolConfig(),
-            pooled=True,
             pipelining=True,
             chunking=False,
             batch_connections=1,
@@ -72,8 +75,13 @@ def test_a_token_is_all_that_is_needed() -> None:
     )
 
 
-def test_equal_options_give_the_same_key_for_a_pool() -> None:
-    assert len({relay(), relay(), relay(timeout=11), relay(api_token="other")}) == 3
+def test_what_shapes_a_connection_tells_endpoints_apart() -> None:
+    def endpoint(**options: Any) -> Endpoint:
+        return relay(**options).endpoint
+
+    patient = {"timeout": 11, "final_reply_timeout": 1, "deadline": 9, "retries": 0}
+    assert endpoint() == endpoint(**patient, batch_connections=2)
+    assert len({endpoint(), endpoint(api_token="other"), endpoint(port=587)}) == 3
 
 
 def test_the_configuration_shows_no_token() -> None:
@@ -105,13 +113,13 @@ def test_the_nearest_place_wins(
     settings: dict[str, Any], options: dict[str, Any], host: str
 ) -> None:
     with override_settings(**settings):
-        assert relay(**options).host == host
+        assert relay(**options).endpoint.host == host
 
 
 def test_settings_are_read_anew_each_time() -> None:
     with override_settings(LETTERMINT_HOST="one"):
-        assert relay().host == "one"
-    assert relay().host == "smtp.lettermint.co"
+        assert relay().endpoint.host == "one"
+    assert relay().endpoint.host == "smtp.lettermint.co"
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -176,7 +184,7 @@ def test_options_set_for_all_of_anymail_are_left_to_it() -> None:
 
 @override_settings(LETTERMINT_API_TOKEN="other")
 def test_a_password_overrides_the_token() -> None:
-    assert relay(password="pass").token.reveal() == "pass"
+    assert relay(password="pass").endpoint.token.reveal() == "pass"
 
 
 def test_credentials_of_none_are_not_given() -> None:
@@ -197,22 +205,22 @@ def test_the_fail_silently_of_a_mailer_overrides_the_setting() -> None:
 
 @pytest.mark.parametrize("port", [25, 587, 2525, 2465, 2587])
 def test_the_ports_of_submission_use_starttls(port: int) -> None:
-    assert relay(port=port).security == "starttls"
+    assert relay(port=port).endpoint.security == "starttls"
 
 
 def test_port_465_uses_tls_from_the_first_byte() -> None:
-    assert relay(port=465).security == "tls"
+    assert relay(port=465).endpoint.security == "tls"
 
 
 @pytest.mark.parametrize(
     ("security", "port"), [("tls", 465), ("starttls", 587), ("STARTTLS", 587)]
 )
 def test_the_security_decides_the_port(security: str, port: int) -> None:
-    assert relay(security=security).port == port
+    assert relay(security=security).endpoint.port == port
 
 
 def test_a_given_port_stays_whatever_the_security() -> None:
-    assert relay(security="starttls", port=465).port == 465
+    assert relay(security="starttls", port=465).endpoint.port == 465
 
 
 def test_another_port_needs_the_security() -> None:
@@ -220,7 +228,7 @@ def test_another_port_needs_the_security() -> None:
         'port is 26, which is none of 465, 25, 587, 2525, 2465, 2587: set security="tls"'
         in refusal(port=26)
     )
-    assert relay(port=26, security="tls").security == "tls"
+    assert relay(port=26, security="tls").endpoint.security == "tls"
 
 
 @pytest.mark.parametrize("value", ["ssl", True, "", 1])
@@ -234,7 +242,7 @@ def test_an_unknown_security_is_refused(value: object) -> None:
     "host", ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1"]
 )
 def test_plaintext_stays_on_this_machine(host: str) -> None:
-    assert relay(host=host, security="plaintext").security == "plaintext"
+    assert relay(host=host, security="plaintext").endpoint.security == "plaintext"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +289,7 @@ def test_idempotency_can_be_set_for_any_host(host: str, *, value: bool) -> None:
 def test_without_a_pool_the_path_is_the_same_with_defaults() -> None:
     config = relay(pool=False)
 
-    assert (config.pooled, config.pool) == (False, PoolConfig())
+    assert (config.endpoint.pooled, config.endpoint.pool) == (False, PoolConfig())
 
 
 def test_a_batch_cannot_use_more_connections_than_the_pool_has() -> None:
@@ -415,7 +423,7 @@ def test_the_flags_of_anymail_are_checked_like_ours(name: str) -> None:
 
 @override_settings(LETTERMINT_SIGNING_SECRET=7)
 def test_a_wrong_secret_of_webhooks_stops_no_mail() -> None:
-    assert relay().token == Secret(TOKEN)
+    assert relay().endpoint.token == Secret(TOKEN)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def stats(sender: EmailBackend) -> PoolStats:
 def assert_no_slot_is_lost(sender: EmailBackend) -> None:
     now = stats(sender)
     assert now["in_use"] == now["waiting"] == 0
-    park(sender, sender.config.pool.max_size)
+    park(sender, sender.config.endpoint.pool.max_size)
 
 
 def assert_each_is_delivered_once(server: FaultServer, count: int) -> None:

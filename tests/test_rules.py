@@ -76,7 +76,7 @@ def test_ping_after_is_no_less_than_0(value: object) -> None:
 
 @pytest.mark.parametrize("value", [None, 0, 0.5])
 def test_ping_after_may_mean_never_or_always(value: float | None) -> None:
-    assert relay(pool={"ping_after": value}).pool.ping_after == value
+    assert relay(pool={"ping_after": value}).endpoint.pool.ping_after == value
 
 
 @pytest.mark.parametrize("value", [True, False, "465", 465.0, 0, -1, 65536, None])
@@ -88,7 +88,7 @@ def test_a_port_is_a_whole_number_from_1_to_65535(value: object) -> None:
 
 @pytest.mark.parametrize("port", [1, 65535])
 def test_the_first_and_the_last_port_are_ports(port: int) -> None:
-    assert relay(port=port, security="tls").port == port
+    assert relay(port=port, security="tls").endpoint.port == port
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, -1])
@@ -109,7 +109,7 @@ def test_a_pool_has_room_for_a_connection(value: object) -> None:
 
 @pytest.mark.parametrize("name", ["max_waiting", "max_messages"])
 def test_0_lifts_a_limit_of_the_pool(name: str) -> None:
-    assert getattr(relay(pool={name: 0}).pool, name) == 0
+    assert getattr(relay(pool={name: 0}).endpoint.pool, name) == 0
 
 
 @pytest.mark.parametrize("name", ["pipelining", "chunking", "idempotency"])
@@ -168,11 +168,13 @@ def test_a_later_error_finds_no_secret_among_the_keywords() -> None:
     ["smtp.lettermint.co", "relay_1", "10.0.0.1", "::1", "fe80::1%eth0", "a" * 63],
 )
 def test_a_host_is_a_name_or_an_address(value: str) -> None:
-    assert relay(host=value).host == value
+    assert relay(host=value).endpoint.host == value
 
 
 def test_a_host_beyond_ascii_is_written_as_idna() -> None:
-    assert relay(host="smtp.bücher.example").host == "smtp.xn--bcher-kva.example"
+    assert (
+        relay(host="smtp.bücher.example").endpoint.host == "smtp.xn--bcher-kva.example"
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_any_text_is_a_host_that_sockets_can_take_or_refused(text: str) -> None:
     "value", ["mx-1.example.com", "host", "[127.0.0.1]", "[IPv6:::1]"]
 )
 def test_the_ehlo_name_is_a_domain_or_an_address_literal(value: str) -> None:
-    assert relay(local_hostname=value).local_hostname == value
+    assert relay(local_hostname=value).endpoint.local_hostname == value
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_a_username_is_one_word_of_printable_ascii(value: object) -> None:
 
 @pytest.mark.parametrize("value", ["cram-md5", "CRAM-MD5", "Cram-Md5"])
 def test_a_login_method_is_known_in_any_letter_case(value: str) -> None:
-    assert relay(auth_mechanism=value).auth_mechanism == "CRAM-MD5"
+    assert relay(auth_mechanism=value).endpoint.auth_mechanism == "CRAM-MD5"
 
 
 @pytest.mark.parametrize("value", ["", "XOAUTH2", 1, ["PLAIN"]])
@@ -264,7 +266,11 @@ def test_other_login_methods_are_refused(value: object) -> None:
 def test_a_ca_file_may_be_a_path_object() -> None:
     path = pem_file()
 
-    assert relay(ca_file=Path(path)).ca_file == relay(ca_file=path).ca_file == path
+    assert (
+        relay(ca_file=Path(path)).endpoint.ca_file
+        == relay(ca_file=path).endpoint.ca_file
+        == path
+    )
 
 
 @pytest.mark.parametrize("value", ["", "missing.pem", "a\0b", Path("/"), b"x", 7])
@@ -287,7 +293,7 @@ def test_a_ca_file_that_was_mended_is_taken(tmp_path: Path) -> None:
 
     path.write_bytes(Path(pem_file()).read_bytes())
 
-    assert relay(ca_file=path).ca_file == str(path)
+    assert relay(ca_file=path).endpoint.ca_file == str(path)
 
 
 @pytest.mark.parametrize("value", ["Order-Id", "order_id", "!#$", None])
@@ -313,8 +319,8 @@ def test_the_pool_is_described_by_a_dict() -> None:
 
     config = relay(pool=pool)
 
-    assert config.pool == PoolConfig(**pool)  # type: ignore[arg-type]
-    assert config.pooled is True
+    assert config.endpoint.pool == PoolConfig(**pool)  # type: ignore[arg-type]
+    assert config.endpoint.pooled is True
 
 
 @pytest.mark.parametrize("value", [None, 1, "true", ["max_size"]])

@@ -39,14 +39,17 @@ class Port:
 def documented(config: RelayConfig) -> dict[int, str]:
     """Return the documented ports with their security, best first, and the one in use."""
     ports = {port: SECURITY_BY_PORT[port] for port in PREFERENCE}
-    return ports | {config.port: config.security}
+    return ports | {config.endpoint.port: config.endpoint.security}
 
 
 def scan(config: RelayConfig, ports: Mapping[int, str]) -> list[Port]:
     """Try all ports at once: TCP, verified TLS, greeting and EHLO, but no login."""
     until = time.monotonic() + min(PATIENCE, config.timeout)
     configs = [
-        replace(config, port=port, security=security)
+        replace(
+            config,
+            endpoint=replace(config.endpoint, port=port, security=security),
+        )
         for port, security in ports.items()
     ]
     with ThreadPoolExecutor(len(configs), "lettermint-scan") as threads:
@@ -84,8 +87,8 @@ def _try(config: RelayConfig, until: float) -> Port:
     else:
         ok, detail = True, details.get("TLS", "without TLS")
     return Port(
-        port=config.port,
-        security=config.security,
+        port=config.endpoint.port,
+        security=config.endpoint.security,
         ok=ok,
         seconds=round(time.monotonic() - started, 6),
         detail=detail,

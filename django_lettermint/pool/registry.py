@@ -79,9 +79,9 @@ def get_pool(config: RelayConfig) -> Pool:
         if pool is None:
             pool = ConnectionPool(
                 functools.partial(_connect, config),
-                config.pool,
-                park=config.pooled,
-                name=f"{config.host}:{config.port} ({_digest(config)})",
+                config.endpoint.pool,
+                park=config.endpoint.pooled,
+                name=f"{config.endpoint.host}:{config.endpoint.port} ({_digest(config)})",
             )
             registry.pools[config] = pool
         return pool
@@ -111,9 +111,9 @@ def get_stats() -> list[PoolReport]:
         pools = list(registry.pools.items())
     return [
         {
-            "host": config.host,
-            "port": config.port,
-            "username": config.username,
+            "host": config.endpoint.host,
+            "port": config.endpoint.port,
+            "username": config.endpoint.username,
             "digest": _digest(config),
             **pool.stats(),
         }
@@ -156,7 +156,7 @@ def _connect(config: RelayConfig, ready_by: float) -> Session:
 
 
 def _digest(config: RelayConfig) -> str:
-    text = f"{config!r} {config.token.reveal()}"
+    text = f"{config!r} {config.endpoint.token.reveal()}"
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

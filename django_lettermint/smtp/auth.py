@@ -33,7 +33,7 @@ def authenticate(talk: Talk, features: Mapping[str, str]) -> None:
 
 def _choose(talk: Talk, features: Mapping[str, str]) -> str:
     offered = features.get("AUTH", "").upper().split()
-    wanted = talk.steps.config.auth_mechanism
+    wanted = talk.steps.config.endpoint.auth_mechanism
     candidates = [wanted] if wanted else list(MECHANISMS)
     for name in candidates:
         if name in offered:
@@ -47,18 +47,20 @@ def _choose(talk: Talk, features: Mapping[str, str]) -> str:
 
 def _plain(talk: Talk) -> Reply:
     config = talk.steps.config
-    before = f"\0{config.username}\0"
-    return _ask_secret(talk, "AUTH PLAIN ", lambda: config.token.encoded(before))
+    before = f"\0{config.endpoint.username}\0"
+    return _ask_secret(
+        talk, "AUTH PLAIN ", lambda: config.endpoint.token.encoded(before)
+    )
 
 
 def _login(talk: Talk) -> Reply:
     config = talk.steps.config
     reply = talk.ask("AUTH", "AUTH LOGIN")
     if reply.code == 334:
-        username = base64.b64encode(config.username.encode()).decode("ascii")
+        username = base64.b64encode(config.endpoint.username.encode()).decode("ascii")
         reply = talk.ask("AUTH", username)
     if reply.code == 334:
-        reply = _ask_secret(talk, "", config.token.encoded)
+        reply = _ask_secret(talk, "", config.endpoint.token.encoded)
     return reply
 
 
@@ -75,8 +77,10 @@ def _cram_md5(talk: Talk) -> Reply:
         talk.steps.fail("AUTH", "the CRAM-MD5 challenge is not base64")
 
     def respond() -> Secret:
-        digest = hmac.new(config.token.reveal().encode(), challenge, "md5").hexdigest()
-        return Secret(digest).encoded(f"{config.username} ")
+        digest = hmac.new(
+            config.endpoint.token.reveal().encode(), challenge, "md5"
+        ).hexdigest()
+        return Secret(digest).encoded(f"{config.endpoint.username} ")
 
     return _ask_secret(talk, "", respond)
 

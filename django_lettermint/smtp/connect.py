@@ -53,7 +53,9 @@ def _reach(steps: Steps) -> Talk:
     config = steps.config
     addresses = steps.take(
         "DNS",
-        lambda until: resolver.resolve(config.host, config.port, until),
+        lambda until: resolver.resolve(
+            config.endpoint.host, config.endpoint.port, until
+        ),
         "check the option `host` and this machine's DNS",
     )
     steps.trace("DNS", ", ".join(str(info[4][0]) for info in addresses))
@@ -69,7 +71,7 @@ def _reach(steps: Steps) -> Talk:
 
 def _secure(talk: Talk) -> dict[str, str]:
     """Greet and encrypt, in the order of `security`; return what the relay offers."""
-    security = talk.steps.config.security
+    security = talk.steps.config.endpoint.security
     if security == "tls":
         _start_tls(talk)
     _hear_greeting(talk)
@@ -88,9 +90,9 @@ def _hear_greeting(talk: Talk) -> None:
 
 def _say_ehlo(talk: Talk) -> dict[str, str]:
     steps = talk.steps
-    name = steps.config.local_hostname or resolver.fqdn(steps.until)
+    name = steps.config.endpoint.local_hostname or resolver.fqdn(steps.until)
     reply = talk.ask("EHLO", f"EHLO {name}")
-    clear = steps.config.security == "starttls" and not talk.wire.encrypted
+    clear = steps.config.endpoint.security == "starttls" and not talk.wire.encrypted
     if reply.code >= 500 and clear:
         _no_starttls(talk, f"is not offered (EHLO was refused: {reply})")
     if not reply.positive:
@@ -130,13 +132,15 @@ def _start_tls(talk: Talk) -> None:
 
     def shake_hands(until: float) -> ssl.SSLSocket:
         try:
-            context = _tls_context(steps.config.ca_file, _stamp(steps.config.ca_file))
+            context = _tls_context(
+                steps.config.endpoint.ca_file, _stamp(steps.config.endpoint.ca_file)
+            )
         except OSError as error:
             raise TLSFailed(
                 f"the option `ca_file` cannot be used: {error}. Nothing was sent"
             ) from None
         try:
-            return wire.start_tls(context, steps.config.host, until)
+            return wire.start_tls(context, steps.config.endpoint.host, until)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise ConnectionResetError("the server hung up") from None
         except ssl.SSLError as error:

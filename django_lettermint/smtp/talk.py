@@ -34,7 +34,7 @@ class Steps:
     @property
     def where(self) -> str:
         """Return the relay as errors name it."""
-        return f"{self.config.host}:{self.config.port}"
+        return f"{self.config.endpoint.host}:{self.config.endpoint.port}"
 
     def take(self, step: str, act: Callable[[float], _T], advice: str) -> _T:
         """Act within the timeout; turn what breaks into ConnectFailed.
@@ -79,7 +79,7 @@ class Talk:
         self.steps = steps
         self.wire = wire
         # A relay may know the login from an earlier connection, and greet with it.
-        token, username = steps.config.token, steps.config.username
+        token, username = steps.config.endpoint.token, steps.config.endpoint.username
         wire.hide(token.encoded(f"\0{username}\0"), token.encoded(), token)
 
     def ask(self, step: str, line: str | Callable[[], str]) -> Reply:

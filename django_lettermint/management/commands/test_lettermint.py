@@ -97,7 +97,7 @@ class Command(BaseCommand):
         messages = _messages(options)
         backend = find_backend(options["using"])
         config = backend.config
-        self._token = config.token
+        self._token = config.endpoint.token
         self._introduce(backend.alias, config)
         if options["scan_ports"]:
             self._scan(config)
@@ -108,10 +108,16 @@ class Command(BaseCommand):
             self._send(backend, messages, options)
 
     def _introduce(self, alias: str | None, config: RelayConfig) -> None:
-        place = {"host": config.host, "port": config.port, "security": config.security}
+        place = {
+            "host": config.endpoint.host,
+            "port": config.endpoint.port,
+            "security": config.endpoint.security,
+        }
         self._document["relay"] = {"alias": alias, **place}
         mailer = f"mailer {alias!r}" if alias else "EMAIL_BACKEND"
-        where = f"{config.host}:{config.port}, {config.security}"
+        where = (
+            f"{config.endpoint.host}:{config.endpoint.port}, {config.endpoint.security}"
+        )
         self._say(f"{mailer} → {where} (django_lettermint {__version__})")
         self._say("")
 
@@ -120,8 +126,8 @@ class Command(BaseCommand):
         self._document["ports"] = [asdict(each) for each in found]
         for each in found:
             self._row(f"{each.port:>5} {each.security:<9}", each)
-        ports.require(config.port, found)
-        self._succeed(f"The port in use, {config.port}, is good.")
+        ports.require(config.endpoint.port, found)
+        self._succeed(f"The port in use, {config.endpoint.port}, is good.")
 
     def _send(
         self,
