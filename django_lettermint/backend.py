@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -15,13 +15,12 @@ from anymail.signals import pre_send
 from django.core import mail
 
 from . import pool
-from .conf import RelayConfig, backend_config
-from .delivery import engine as delivery
-from .delivery.batch import Lanes, Run
-from .delivery.result import error_of, result_of
-from .exceptions import LettermintError, LettermintInvalidMessage
+from .conf import Endpoint, RelayConfig, backend_config
+from .delivery import BatchSender, Delivery, build_error, build_result, submissions
+from .delivery.policy import LIST_PATIENCE, PATIENCE
+from .exceptions import ConnectionLost, LettermintError, LettermintInvalidMessage
+from .outgoing import OutgoingMessage, notify
 from .payload import LettermintPayload
-from .report import Job, report
 from .results import Outcome, Phase, SendResult
 
 if TYPE_CHECKING:
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 
     from .envelope import Envelope
 
-#: Messages that are rendered before, and reported after, they go out together; a run
+#: Messages that are rendered before, and reported after, they go out together; a batch
 #: also ends with this many octets, so that memory does not grow with the list.
-RUN_MESSAGES = 25
-RUN_OCTETS = 8 * 1024 * 1024
+BATCH_SIZE = 25
+BATCH_OCTETS = 8 * 1024 * 1024
 
 
 class EmailBackend(AnymailBaseBackend):
@@ -65,14 +64,14 @@ class EmailBackend(AnymailBaseBackend):
         return _rebuild, (type(self), self.alias)
 
     def open(self) -> bool | None:
-        """See to it that a live connection is ready; return whether it is a new one.
+        """Make sure that a live connection is ready; return whether it is a new one.
 
         Nothing is held: connections belong to the process's pool.
         """
         config = self.config
         try:
-            with pool.lease(config, seconds=config.deadline) as lease:
-                return not lease.reused
+            with pool.lease(config, seconds=config.deadline) as connection:
+                return not connection.reused
         except LettermintError:
             if not self.fail_silently:
                 raise
@@ -87,25 +86,20 @@ class EmailBackend(AnymailBaseBackend):
         Raises the first error, with one SendResult per message in its `results`, unless
         the option `fail_silently` is set.
         """
-        results: list[SendResult] = []
-        errors: list[Exception] = []
-
-        def land(run: Run) -> None:
-            with ExitStack() as reports:  # also after a receiver was interrupted
-                for job in reversed(run):
-                    reports.callback(report, type(self), job)
-            for job in run:
-                results.append(job.result)
-                if job.error and not errors:
-                    errors.append(job.error)
-
-        with Lanes(self.config, land) as lanes:
-            for run in self._runs(email_messages or ()):
-                lanes.send(run)
-        if errors and not self.fail_silently:
-            errors[0].results = tuple(results)  # type: ignore[attr-defined]
-            raise errors[0]
-        return sum(result.outcome is Outcome.SENT for result in results)
+        messages = email_messages or ()
+        finished = _Finished(type(self), self._config.endpoint)
+        try:
+            self._send(messages, finished)
+        except Exception:  # a pre_send receiver's
+            raise
+        except BaseException:
+            if isinstance(messages, list | tuple):
+                finished.interrupt(messages[len(finished.results) :])
+            raise
+        if finished.error and not self.fail_silently:
+            finished.error.results = tuple(finished.results)  # type: ignore[attr-defined]
+            raise finished.error
+        return sum(each.outcome is Outcome.SENT for each in finished.results)
 
     def repeat(self, envelopes: Iterable[Envelope]) -> SendResult:
         """Send the `envelopes` of a `repeatable` DeliveryUnknown once more, as they are.
@@ -114,80 +108,126 @@ class EmailBackend(AnymailBaseBackend):
         is no signal, as the message has had its own. Raises DeliveryUnknown if it is
         still unknown.
         """
-        transactions = delivery.transactions(envelopes, self.config)
-        for transaction in transactions:
-            transaction.resume()
-            if not transaction.repeatable:
+        config = self.config
+        repeated = submissions(envelopes, config)
+        for submission in repeated:
+            submission.resume()
+            if not submission.repeatable:
                 raise LettermintInvalidMessage(
-                    "an envelope without idempotency key, or for a relay that would not "
-                    "heed it, is not repeated: it could be delivered twice"
+                    "an envelope without idempotency key, or for a relay that does not "
+                    "know such keys, is not repeated: it could be delivered twice"
                 )
-        delivery.deliver([transactions], self.config)
-        result, error = result_of(transactions), error_of(transactions)
+        with pool.open_pool(config) as connections:
+            Delivery(config, connections).deliver([repeated])
+        result, error = build_result(repeated), build_error(repeated)
         if error:
             error.result = result  # type: ignore[attr-defined]
             raise error
         return result
 
-    def _runs(self, messages: Iterable[EmailMessage]) -> Iterator[Run]:
-        """Prepare messages as they are taken; what breaks that off comes after them."""
-        size = RUN_MESSAGES
-        if isinstance(messages, Sized):
-            size = min(size, -(-len(messages) // self._config.batch_connections))
+    def _send(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
+        config = self.config
+        count = len(messages) if isinstance(messages, Sized) else None
+        width = config.batch_connections
+        size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
+        with pool.open_pool(config) as connections:
+            if width == 1:
+                patience = PATIENCE if count == 1 else LIST_PATIENCE
+                delivery = Delivery(config, connections, patience=patience)
+                for batch in self._batches(messages, size):
+                    try:
+                        delivery.deliver([each.submissions for each in batch])
+                    finally:
+                        finished.add(batch)
+                return
+            with BatchSender(config, connections, finished.add, width=width) as sender:
+                for batch in self._batches(messages, size):
+                    sender.send(batch)
+
+    def _batches(
+        self, messages: Iterable[EmailMessage], size: int
+    ) -> Iterator[list[OutgoingMessage]]:
+        """Prepare messages as they are taken; what interrupts that is raised after them."""
         iterator = iter(messages)
         interruption: BaseException | None = None
         while not interruption:
-            run: Run = []
+            batch: list[OutgoingMessage] = []
             octets = 0
             try:
                 for message in islice(iterator, size):
-                    run.append(self.prepare(message))
-                    octets += run[-1].octets
-                    if octets > RUN_OCTETS:
+                    batch.append(self.prepare(message))
+                    octets += batch[-1].octets
+                    if octets > BATCH_OCTETS:
                         break
             except BaseException as error:  # noqa: BLE001 - raised below
                 interruption = error
                 if not isinstance(error, Exception):  # not a pre_send receiver's
-                    _give_up(run)
-            if not run:
+                    for each in batch:
+                        each.interrupt()
+            if not batch:
                 break
-            yield run
+            yield batch
         if interruption:
             raise interruption
 
-    def prepare(self, message: EmailMessage) -> Job:
+    def prepare(self, message: EmailMessage) -> OutgoingMessage:
         """Do all that can fail because of the message, before any network."""
-        job = Job(message)
+        outgoing = OutgoingMessage(message)
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
         except AnymailCancelSend:
-            job.end_silently(Phase.CANCELLED)
-            return job
+            outgoing.end_silently(Phase.CANCELLED)
+            return outgoing
         try:
             if not message.recipients():
-                job.end_silently(Phase.NO_RECIPIENTS)
-                return job
+                outgoing.end_silently(Phase.NO_RECIPIENTS)
+                return outgoing
             payload = LettermintPayload(message, self.send_defaults, self)
             prepared = payload.prepare()
         except AnymailError as error:
-            job.error = error
+            outgoing.error = error
         except (TypeError, ValueError, AttributeError, LookupError) as error:
-            job.error = LettermintInvalidMessage(
+            outgoing.error = LettermintInvalidMessage(
                 f"the message cannot be prepared: {error} ({type(error).__name__}); "
                 "check its addresses, headers, body and attachments"
             )
-            job.error.__cause__ = error
+            outgoing.error.__cause__ = error
         else:
-            job.given, job.key_given = prepared.given, prepared.key_given
-            job.transactions = delivery.transactions(prepared.envelopes, self.config)
-        return job
+            outgoing.original_addresses = prepared.given
+            outgoing.has_caller_key = prepared.key_given
+            outgoing.submissions = submissions(prepared.envelopes, self.config)
+        return outgoing
 
 
-def _give_up(run: Run) -> None:
-    for job in run:
-        for transaction in job.transactions:
-            transaction.fail(None)
+class _Finished:
+    """The results of one call of `send_messages()`, in the order of its messages."""
+
+    def __init__(self, sender: type[EmailBackend], endpoint: Endpoint) -> None:
+        self._sender = sender
+        self._endpoint = endpoint
+        self.results: list[SendResult] = []
+        #: The first error.
+        self.error: Exception | None = None
+
+    def add(self, batch: Sequence[OutgoingMessage]) -> None:
+        """Report the end of each message, also after a receiver was interrupted."""
+        try:
+            with ExitStack() as notifications:
+                for each in reversed(batch):
+                    notifications.callback(notify, self._sender, each, self._endpoint)
+        finally:
+            for each in batch:
+                self.results.append(each.result)
+                self.error = self.error or each.error
+
+    def interrupt(self, messages: Sequence[EmailMessage]) -> None:
+        """End the messages that were not reached."""
+        outgoing = [OutgoingMessage(message) for message in messages]
+        for each in outgoing:
+            each.message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
+            each.error = ConnectionLost("interrupted before the message was sent")
+        self.add(outgoing)
 
 
 def _rebuild(cls: type[EmailBackend], alias: str | None) -> EmailBackend:

@@ -4,7 +4,8 @@
     ├── LettermintInvalidMessage   (ValueError)              the message breaks a rule; nothing was sent
     └── AnymailAPIError
         └── LettermintError        (smtplib.SMTPException)
-            ├── ConnectFailed          (SMTPConnectError)        DNS, TCP, greeting or EHLO
+            ├── ConnectFailed          (SMTPConnectError, ConnectionError)
+            │                                                    DNS, TCP, TLS, greeting or EHLO
             ├── TLSFailed              (SMTPConnectError)        certificate, handshake, STARTTLS
             ├── AuthenticationFailed   (SMTPAuthenticationError)
             ├── SenderRefused          (SMTPSenderRefused)
@@ -96,21 +97,26 @@ class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):
         return self
 
 
-class ConnectFailed(LettermintError, smtplib.SMTPConnectError):
-    """No connection: DNS, TCP, the greeting or EHLO failed."""
+class ConnectFailed(LettermintError, smtplib.SMTPConnectError, ConnectionError):
+    """No connection: DNS, TCP, TLS, the greeting or EHLO failed."""
 
-    #: Dialling again at once makes sense.
-    redial: bool = True
     #: The step that failed, if it was a later one: TLS or AUTH.
     phase: Phase | None = None
     #: The same by its name: DNS, TCP, greeting, EHLO, STARTTLS, TLS or AUTH.
     step: str = ""
 
+    @property
+    def limits_connections(self) -> bool:
+        """Return whether the relay may accept this connection once another has ended."""
+        return self.step == "greeting" and 400 <= self.smtp_code < 500
+
 
 class TLSFailed(LettermintError, smtplib.SMTPConnectError):
-    """No verified TLS, so nothing was sent, not even the login."""
+    """No verified TLS, so nothing was sent, not even the login.
 
-    transient = False
+    Transient, so that a queue keeps the mail until the certificate is renewed.
+    """
+
     step: str = "TLS"
 
 

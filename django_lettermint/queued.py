@@ -1,7 +1,7 @@
-"""A message on its way through a queue: transactions into JSON and back.
+"""A message in a queue: submissions into JSON and back.
 
-The JSON form has a version of its own and, like the envelopes in it, no secrets: whoever
-sends it reads the relay's settings anew.
+The JSON form has a version of its own and, like the envelopes in it, no secrets: the
+worker reads the relay's settings anew.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from .delivery import result as verdict
-from .delivery.submission import Deadline, Transaction
+from .delivery import Deadline, Submission, build_error, build_result
+from .delivery.policy import later_may_help
 from .envelope import Envelope
-from .exceptions import ConnectionLost, LettermintError
+from .exceptions import ConnectionLost
 from .results import Outcome, Phase
-from .smtp.attempt import Attempt
-from .smtp.replies import Reply
+from .smtp import MailTransaction, Reply
 
 if TYPE_CHECKING:
     from .conf import RelayConfig
@@ -37,9 +36,9 @@ def check_version(form: object) -> None:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Queued:
-    """One message with all its transactions, those that have ended included."""
+    """One message with all its submissions, those that have ended included."""
 
-    transactions: list[Transaction]
+    submissions: list[Submission]
     #: The alias of the mailer that sends; None: the backend made from the settings.
     using: str | None
     #: In Unix time; no attempt begins later.
@@ -47,48 +46,48 @@ class Queued:
     #: How often it was put back into the queue.
     tries: int = 0
     #: The idempotency key is the caller's.
-    key_given: bool = False
+    has_caller_key: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types."""
-        # Most often all transactions share one content, which may be large.
-        content = self.transactions[0].envelope.to_json()["content"]
+        # Most often all submissions share one content, which may be large.
+        content = self.submissions[0].envelope.to_json()["content"]
         return {
             "version": VERSION,
             "using": self.using,
             "give_up_at": self.give_up_at,
             "tries": self.tries,
-            "key_given": self.key_given,
+            "key_given": self.has_caller_key,
             "content": content,
-            "transactions": [_form(each, content) for each in self.transactions],
+            "transactions": [_form(each, content) for each in self.submissions],
         }
 
     @classmethod
     def from_json(cls, form: Mapping[str, Any], config: RelayConfig) -> Self:
         """Read the form that `to_json()` made; raise ValueError for any other."""
         check_version(form)
-        transactions: list[Transaction] = []
+        submissions: list[Submission] = []
         deadline = Deadline(config.deadline)
         try:
             for each in form["transactions"]:
-                transaction = Transaction(
-                    envelope=_envelope(each, form["content"], transactions),
+                submission = Submission(
+                    envelope=_envelope(each, form["content"], submissions),
                     config=config,
                     deadline=deadline,
-                    siblings=transactions,
+                    message_submissions=submissions,
                     attempts=int(each["attempts"]),
                 )
                 if "outcome" in each:
-                    _restore(transaction, each)
-                transactions.append(transaction)
-            if not transactions:
+                    _restore(submission, each)
+                submissions.append(submission)
+            if not submissions:
                 raise LookupError("no transactions")
             return cls(
-                transactions=transactions,
+                submissions=submissions,
                 using=form["using"],
                 give_up_at=float(form["give_up_at"]),
                 tries=int(form["tries"]),
-                key_given=form["key_given"],
+                has_caller_key=form["key_given"],
             )
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"not a queued message: {error!r}") from error
@@ -96,14 +95,14 @@ class Queued:
     @property
     def may_change(self) -> bool:
         """Return whether another try may change what became of the message."""
-        return any(map(self._may_change, self.transactions))
+        return any(map(self._may_change, self.submissions))
 
     def next_try(self) -> Self:
         """Return what to send next time: nothing but what is undone."""
-        transactions: list[Transaction] = []
-        copies = [replace(each, siblings=transactions) for each in self.transactions]
-        transactions += copies
-        for each, copied in zip(self.transactions, copies, strict=True):
+        submissions: list[Submission] = []
+        copies = [replace(each, message_submissions=submissions) for each in self.submissions]
+        submissions += copies
+        for each, copied in zip(self.submissions, copies, strict=True):
             if each.outcome is Outcome.UNKNOWN:
                 continue
             undone = self._undone(each)
@@ -111,27 +110,27 @@ class Queued:
                 copied.last = copied.error = None
             elif self._may_change(each):
                 # A subset of the recipients: a transaction with a key of its own.
-                number = len(transactions) + 1
-                further = Transaction(
+                number = len(submissions) + 1
+                further = Submission(
                     envelope=each.envelope.part(number, undone),
                     config=each.config,
                     deadline=each.deadline,
-                    siblings=transactions,
+                    message_submissions=submissions,
                 )
-                transactions.append(further)
-        return replace(self, transactions=transactions, tries=self.tries + 1)
+                submissions.append(further)
+        return replace(self, submissions=submissions, tries=self.tries + 1)
 
-    def expire(self, *, begun: bool) -> None:
+    def expire(self, *, started: bool) -> None:
         """End what is undone because its time is over.
 
-        What was `begun`, by a worker that did not come to its end, may be out.
+        What was `started`, by a worker that did not come to its end, may be out.
         """
         late = "the message was in the queue for longer than `give_up_after`"
-        for each in self.transactions:
+        for each in self.submissions:
             if each.done:
                 continue
-            if begun and each.unconfirmed is None:
-                each.unconfirmed = Attempt(
+            if started and each.unconfirmed is None:
+                each.unconfirmed = MailTransaction(
                     envelope=each.envelope,
                     phase=Phase.COMMIT,
                     failure=OSError(f"a worker did not come back from it, and {late}"),
@@ -140,48 +139,48 @@ class Queued:
             each.config = replace(each.config, idempotency=False)
             each.fail(ConnectionLost(f"{late}: it was not sent; see the workers"))
 
-    def _may_change(self, transaction: Transaction) -> bool:
-        if transaction.outcome is Outcome.UNKNOWN:
-            last = transaction.last
-            # A 5yz to a repeat says that the key was used: it will say so again.
-            return transaction.repeatable and not (last and last.hopeless)
-        if not self._undone(transaction):
-            return False
-        error = verdict.error_of([transaction])
-        return error is None or (isinstance(error, LettermintError) and error.transient)
+    def _may_change(self, submission: Submission) -> bool:
+        last = submission.last
+        unknown = submission.outcome is Outcome.UNKNOWN
+        return (unknown or bool(self._undone(submission))) and later_may_help(
+            build_error([submission]),
+            unconfirmed=unknown,
+            repeatable=submission.repeatable,
+            permanent=last is not None and last.permanent_failure,
+        )
 
-    def _undone(self, transaction: Transaction) -> tuple[str, ...]:
+    def _undone(self, submission: Submission) -> tuple[str, ...]:
         """Return the recipients who have not got it, and are not refused for good."""
-        answers = verdict.result_of([transaction]).recipients
+        answers = build_result([submission]).recipients
         failed = {who for who, answer in answers.items() if answer.status == "failed"}
         # The relay found some too many, or they were tried again: they stand further on.
-        position = self.transactions.index(transaction) + 1
-        for later in self.transactions[position:]:
+        position = self.submissions.index(submission) + 1
+        for later in self.submissions[position:]:
             failed.difference_update(later.envelope.recipients)
         return tuple(who for who in answers if who in failed)
 
 
-def _form(transaction: Transaction, content: str) -> dict[str, Any]:
-    envelope = transaction.envelope.to_json()
+def _form(submission: Submission, content: str) -> dict[str, Any]:
+    envelope = submission.envelope.to_json()
     if envelope["content"] == content:
         del envelope["content"]
-    form = {"envelope": envelope, "attempts": transaction.attempts}
-    attempt = transaction.unconfirmed or transaction.last
-    if attempt is None:
+    form = {"envelope": envelope, "attempts": submission.attempts}
+    transaction = submission.unconfirmed or submission.last
+    if transaction is None:
         return form
     return {
         **form,
-        "outcome": transaction.outcome.value,
-        "recipients": list(attempt.envelope.recipients),
-        "phase": attempt.phase.value,
-        "replies": {who: _reply_form(each) for who, each in attempt.replies.items()},
-        "reply": attempt.reply and _reply_form(attempt.reply),
-        "failure": attempt.failure and str(attempt.failure),
+        "outcome": submission.outcome.value,
+        "recipients": list(transaction.envelope.recipients),
+        "phase": transaction.phase.value,
+        "replies": {who: _reply_form(each) for who, each in transaction.replies.items()},
+        "reply": transaction.reply and _reply_form(transaction.reply),
+        "failure": transaction.failure and str(transaction.failure),
     }
 
 
 def _envelope(
-    form: Mapping[str, Any], content: str, others: list[Transaction]
+    form: Mapping[str, Any], content: str, others: list[Submission]
 ) -> Envelope:
     envelope = Envelope.from_json({"content": content, **form["envelope"]})
     if others and others[0].envelope.content == envelope.content:
@@ -189,24 +188,24 @@ def _envelope(
     return envelope
 
 
-def _restore(transaction: Transaction, form: Mapping[str, Any]) -> None:
-    """Let a transaction stand where it stood after its last attempt."""
+def _restore(submission: Submission, form: Mapping[str, Any]) -> None:
+    """Let a transaction stand where it stood after its last transaction."""
     failure, reply = form["failure"], form["reply"]
     recipients = tuple(form["recipients"])
-    attempt = Attempt(
-        envelope=replace(transaction.envelope, recipients=recipients),
+    transaction = MailTransaction(
+        envelope=replace(submission.envelope, recipients=recipients),
         phase=Phase(form["phase"]),
         replies={who: _reply(each) for who, each in form["replies"].items()},
         reply=reply and _reply(reply),
         failure=failure and OSError(failure),
     )
-    transaction.outcome = Outcome(form["outcome"])
-    if transaction.outcome is Outcome.UNKNOWN:
-        transaction.unconfirmed = attempt
-        transaction.done = not transaction.repeatable
+    submission.outcome = Outcome(form["outcome"])
+    if submission.outcome is Outcome.UNKNOWN:
+        submission.unconfirmed = attempt
+        submission.done = not submission.repeatable
     else:
-        transaction.last = attempt
-        transaction.done = True
+        submission.last = attempt
+        submission.done = True
 
 
 def _reply_form(reply: Reply) -> list[Any]:

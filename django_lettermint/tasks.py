@@ -24,7 +24,7 @@ from .conf import queue_config
 from .exceptions import EnqueueFailed, LettermintInvalidMessage
 from .queue_options import KEY_LIFE
 from .queued import Queued
-from .report import Job, report
+from .outgoing import OutgoingMessage, notify
 from .results import Outcome, RecipientResult, SendResult
 from .worker import sending_backend
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from django.core.mail import EmailMessage
     from django.tasks import Task
 
-    from .delivery.submission import Transaction
+    from .delivery import Submission
 
 
 class EmailBackend(BaseEmailBackend):
@@ -63,11 +63,11 @@ class EmailBackend(BaseEmailBackend):
         results: list[SendResult] = []
         error: Exception | None = None
         for message in email_messages or ():
-            job = self._prepare(message)
-            count += self._queue(job)
-            report(type(self._sender), job)
-            results.append(job.result)
-            error = error or job.error
+            outgoing = self._prepare(message)
+            count += self._queue(outgoing)
+            notify(type(self._sender), outgoing)
+            results.append(outgoing.result)
+            error = error or outgoing.error
         if error and not self.fail_silently:
             error.results = tuple(results)  # type: ignore[attr-defined]
             raise error
@@ -77,60 +77,60 @@ class EmailBackend(BaseEmailBackend):
         """Hand the JSON form of a message to the queue; override it for another queue."""
         self._task.enqueue(form)
 
-    def _prepare(self, message: EmailMessage) -> Job:
-        job = self._sender.prepare(message)
-        size = max((each.envelope.size for each in job.transactions), default=0)
+    def _prepare(self, message: EmailMessage) -> OutgoingMessage:
+        outgoing = self._sender.prepare(message)
+        size = max((each.envelope.size for each in outgoing.submissions), default=0)
         if size > self._config.max_bytes:
-            job.transactions = []
-            job.error = LettermintInvalidMessage(
+            outgoing.submissions = []
+            outgoing.error = LettermintInvalidMessage(
                 f"the message has {size} octets, the queue takes "
                 f"{self._config.max_bytes}: raise `max_bytes`, send it without the "
                 "queue, or send large files as links"
             )
-        return job
+        return outgoing
 
-    def _queue(self, job: Job) -> bool:
+    def _queue(self, outgoing: OutgoingMessage) -> bool:
         """Make a task of each envelope; return whether there is one."""
-        transactions, job.transactions = job.transactions, []
-        queued: list[Transaction] = []
+        submissions, outgoing.submissions = outgoing.submissions, []
+        queued: list[Submission] = []
         # An envelope's parts share its content.
-        for _, group in groupby(transactions, key=lambda each: each.envelope.content):
+        for _, group in groupby(submissions, key=lambda each: each.envelope.content):
             envelope = list(group)
             try:
-                self._hand_over(job, envelope)
+                self._hand_over(outgoing, envelope)
             except Exception as error:  # noqa: BLE001 - the task backend's, any kind
-                job.error = self._failure(error)
+                outgoing.error = self._failure(error)
                 return bool(queued)
             queued += envelope
-            _set_status(job, envelope, "queued")
+            _set_status(outgoing, envelope, "queued")
         if queued:
             # The worker tells how it ends.
-            job.silent, job.result = True, _queued_result(queued)
+            outgoing.suppress_signals, outgoing.result = True, _queued_result(queued)
         return bool(queued)
 
-    def _hand_over(self, job: Job, transactions: list[Transaction]) -> None:
+    def _hand_over(self, outgoing: OutgoingMessage, submissions: list[Submission]) -> None:
         queued = Queued(
-            transactions=transactions,
+            submissions=submissions,
             using=self._config.using,
             give_up_at=time.time() + self._give_up_after,
-            key_given=job.key_given,
+            has_caller_key=outgoing.has_caller_key,
         )
         if not self._config.on_commit:
             self.enqueue(queued.to_json())
         elif transaction.get_connection().in_atomic_block:
-            after = partial(self._enqueue_after_commit, job, queued)
+            after = partial(self._enqueue_after_commit, outgoing, queued)
             transaction.on_commit(after, robust=True)
         else:
             transaction.on_commit(partial(self.enqueue, queued.to_json()))
 
-    def _enqueue_after_commit(self, job: Job, queued: Queued) -> None:
+    def _enqueue_after_commit(self, outgoing: OutgoingMessage, queued: Queued) -> None:
         """Queue a message, or report that it failed: nobody is left to raise it to."""
         try:
             self.enqueue(queued.to_json())
         except Exception as error:  # noqa: BLE001 - the task backend's, any kind
-            _set_status(job, queued.transactions, "failed")
-            failed = Job(job.message, error=self._failure(error))
-            report(type(self._sender), failed)
+            _set_status(outgoing, queued.submissions, "failed")
+            failed = OutgoingMessage(outgoing.message, error=self._failure(error))
+            notify(type(self._sender), failed)
 
     def _failure(self, error: Exception) -> EnqueueFailed:
         failure = EnqueueFailed(
@@ -199,20 +199,20 @@ class EmailBackend(BaseEmailBackend):
         return AnymailInvalidMailer(problem, alias=self.alias)
 
 
-def _set_status(job: Job, transactions: list[Transaction], status: str) -> None:
-    found: AnymailStatus = job.message.anymail_status  # type: ignore[attr-defined]
-    common = AnymailRecipientStatus(transactions[0].envelope.message_id, status)
+def _set_status(outgoing: OutgoingMessage, submissions: list[Submission], status: str) -> None:
+    found: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
+    common = AnymailRecipientStatus(submissions[0].envelope.message_id, status)
     found.set_recipient_status(
         {
-            job.given.get(who, who): common
-            for each in transactions
+            outgoing.original_addresses.get(who, who): common
+            for each in submissions
             for who in each.envelope.recipients
         }
     )
 
 
-def _queued_result(transactions: list[Transaction]) -> SendResult:
-    first = transactions[0].envelope
+def _queued_result(submissions: list[Submission]) -> SendResult:
+    first = submissions[0].envelope
     return SendResult(
         # Only the worker will know, and to send it again would duplicate it.
         outcome=Outcome.UNKNOWN,
@@ -220,7 +220,7 @@ def _queued_result(transactions: list[Transaction]) -> SendResult:
         idempotency_key=first.idempotency_key,
         recipients={
             who: RecipientResult(status="queued")
-            for each in transactions
+            for each in submissions
             for who in each.envelope.recipients
         },
     )

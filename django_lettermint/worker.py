@@ -12,11 +12,11 @@ from anymail.exceptions import AnymailConfigurationError
 from django.core import mail
 
 from .backend import EmailBackend
-from .delivery import engine as delivery
-from .delivery.result import recipients_of
+from .delivery import Delivery, recipients_of
+from . import pool
 from .queued import Queued, check_version
 from .rebuilt import rebuild
-from .report import Job, report
+from .outgoing import OutgoingMessage, notify
 from .results import Outcome
 
 logger = logging.getLogger("django_lettermint")
@@ -42,22 +42,23 @@ def run(
     check_version(form)
     sender = sending_backend(form.get("using"))
     queued = Queued.from_json(form, sender.config)
-    transactions = queued.transactions
-    first = transactions[0].envelope
+    submissions = queued.submissions
+    first = submissions[0].envelope
     if time.time() >= queued.give_up_at:
-        queued.expire(begun=again)
+        queued.expire(started=again)
     else:
-        delivery.deliver([transactions], sender.config)
+        with pool.open_pool(sender.config) as connections:
+            Delivery(sender.config, connections).deliver([submissions])
         if _put_back(queued, later):
             return {"message_id": first.message_id, "outcome": "put back"}
-    recipients = [who for each in transactions for who in recipients_of(each)]
-    job = Job(
+    recipients = [who for each in submissions for who in recipients_of(each)]
+    outgoing = OutgoingMessage(
         rebuild(first.content, recipients),
-        transactions=transactions,
-        key_given=queued.key_given,
+        submissions=submissions,
+        has_caller_key=queued.has_caller_key,
     )
-    report(type(sender), job)
-    return {"message_id": first.message_id, "outcome": job.result.outcome.value}
+    notify(type(sender), outgoing, sender.config.endpoint)
+    return {"message_id": first.message_id, "outcome": outgoing.result.outcome.value}
 
 
 def sending_backend(using: str | None) -> EmailBackend:
@@ -80,7 +81,7 @@ def _put_back(
     """Have what is undone tried once more, if that makes sense."""
     if not queued.may_change:
         return False
-    message_id = queued.transactions[0].envelope.message_id
+    message_id = queued.submissions[0].envelope.message_id
     pause = min(MAX_PAUSE, PAUSE * 2**queued.tries) * random.uniform(0.5, 1.5)  # noqa: S311
     if time.time() + pause >= queued.give_up_at:
         return False
@@ -92,7 +93,7 @@ def _put_back(
     try:
         later(queued.next_try().to_json(), pause)
     except Exception as error:
-        if all(each.outcome is Outcome.NOT_SENT for each in queued.transactions):
+        if all(each.outcome is Outcome.NOT_SENT for each in queued.submissions):
             raise
         # The old form must not run again: the relay would answer its key as if it had
         # taken the message for all recipients.

@@ -1,0 +1,20 @@
+"""Envelopes over connections to outcomes: `policy` is the table, `engine` carries it out."""
+
+from __future__ import annotations
+
+from .batch import BatchSender
+from .engine import Delivery
+from .result import build_error, build_result, phase_of, recipients_of
+from .submission import Deadline, Submission, submissions
+
+__all__ = [
+    "BatchSender",
+    "Deadline",
+    "Delivery",
+    "Submission",
+    "build_error",
+    "build_result",
+    "phase_of",
+    "recipients_of",
+    "submissions",
+]

@@ -1,42 +1,58 @@
-"""Runs of messages on their way: one after the other, or several at once."""
+"""The batches of a list over several connections at once."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from . import engine as delivery
+from .engine import Delivery
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
     from django_lettermint.exceptions import LettermintError
-    from django_lettermint.report import Job
+    from django_lettermint.pool import ConnectionPool
+    from django_lettermint.smtp import Session
 
-Run = list["Job"]
+    from .submission import Submission
 
 
-class Lanes:
-    """Delivers runs over `batch_connections` connections, and calls `land` for each.
+class _HasSubmissions(Protocol):
+    submissions: list[Submission]
 
-    `land` is called in the thread and in the order of `send()`, also when something
-    breaks in. More runs are taken only when earlier ones have landed, so that memory
-    does not grow with the list.
+
+M = TypeVar("M", bound=_HasSubmissions)
+
+
+class BatchSender(Generic[M]):
+    """Delivers batches over up to `width` connections.
+
+    `on_finished` is called for each batch in the caller's thread and in the order of
+    `send()`, also after an interrupt. `send()` waits while `width` batches are
+    unfinished, so that memory does not grow with the list.
     """
 
-    def __init__(self, config: RelayConfig, land: Callable[[Run], None]) -> None:
+    def __init__(
+        self,
+        config: RelayConfig,
+        connections: ConnectionPool[Session],
+        on_finished: Callable[[Sequence[M]], None],
+        *,
+        width: int,
+    ) -> None:
         self._config = config
-        self._land = land
-        self._width = config.batch_connections
+        self._connections = connections
+        self._on_finished = on_finished
+        self._width = width
         self._executor: ThreadPoolExecutor | None = None
-        #: Runs that have not landed, oldest first; None stands for this thread.
-        self._flying: deque[tuple[Run, Future[None] | None]] = deque()
-        #: The latest run. It may be the only one, which takes no thread.
-        self._latest: Run = []
-        #: What meets every message from now on: no TLS, no login, no connection.
+        #: Batches that are not finished, oldest first; None: delivered in this thread.
+        self._pending: deque[tuple[Sequence[M], Future[None] | None]] = deque()
+        #: The latest batch. It may be the only one, which takes no thread.
+        self._latest: Sequence[M] = ()
+        #: What any further message would meet as well: no TLS, no login, no connection.
         self._fatal: LettermintError | None = None
         #: Set by an interrupt: nothing new is begun.
         self._stop = threading.Event()
@@ -53,63 +69,58 @@ class Lanes:
         if kind and not issubclass(kind, Exception):
             self._stop.set()
         try:
-            self._land_all_but(self._width - 1)
-            self._send_here()
-            self._land_all_but(0)
+            self._wait_for_all_but(self._width - 1)
+            self._deliver_latest()
+            self._wait_for_all_but(0)
         except BaseException:
             self._stop.set()
-            self._send_here()
-            self._land_all_but(0)
+            self._deliver_latest()
+            self._wait_for_all_but(0)
             raise
         finally:
             if self._executor:
                 self._executor.shutdown()
 
-    def send(self, run: Run) -> None:
-        """Take a run; it is sent by a lane, or at once if there is only one."""
+    def send(self, batch: Sequence[M]) -> None:
+        """Take a batch, to be delivered by a thread."""
         if self._latest:
-            self._flying.append((self._latest, self._lane_for(self._latest)))
-        self._latest = run
-        if self._width == 1:
-            self._send_here()
-        # With a single lane, nothing remains in the air.
-        self._land_all_but(self._width if self._width > 1 else 0)
+            self._pending.append((self._latest, self._submit(self._latest)))
+        self._latest = batch
+        self._wait_for_all_but(self._width)
 
-    def _lane_for(self, run: Run) -> Future[None] | None:
+    def _submit(self, batch: Sequence[M]) -> Future[None] | None:
         self._executor = self._executor or ThreadPoolExecutor(self._width)
         try:
-            return self._executor.submit(self._deliver, run)
+            return self._executor.submit(self._deliver, batch)
         except RuntimeError:  # no new threads while Python exits
-            self._deliver(run)
+            self._deliver(batch)
             return None
 
-    def _send_here(self) -> None:
-        """Send the latest run in this thread."""
-        run, self._latest = self._latest, []
-        if run:
-            self._flying.append((run, None))
-            self._deliver(run)
+    def _deliver_latest(self) -> None:
+        """Deliver the latest batch in this thread."""
+        batch, self._latest = self._latest, ()
+        if batch:
+            self._pending.append((batch, None))
+            self._deliver(batch)
 
-    def _land_all_but(self, number: int) -> None:
-        while len(self._flying) > number:
-            run, future = self._flying[0]
+    def _wait_for_all_but(self, number: int) -> None:
+        while len(self._pending) > number:
+            batch, future = self._pending[0]
             if future:
                 wait([future])
-            self._flying.popleft()
-            self._land(run)
+            self._pending.popleft()
+            self._on_finished(batch)
             if future:
                 future.result()
 
-    def _deliver(self, run: Run) -> None:
-        messages = [job.transactions for job in run]
-        if self._fatal:
-            for transactions in messages:
-                for transaction in transactions:
-                    transaction.fail(self._fatal)
-            return
-        # Waiting for a connection is no failure while other lanes have one.
-        patient = self._executor is not None
-        fatal = delivery.deliver(
-            messages, self._config, stop=self._stop, patient=patient
+    def _deliver(self, batch: Sequence[M]) -> None:
+        delivery = Delivery(
+            self._config,
+            self._connections,
+            stop=self._stop,
+            # Waiting for a connection is no failure while other threads have one.
+            ignore_pool_timeout=self._executor is not None,
         )
-        self._fatal = self._fatal or fatal
+        delivery.fatal = self._fatal
+        delivery.deliver([each.submissions for each in batch])
+        self._fatal = self._fatal or delivery.fatal

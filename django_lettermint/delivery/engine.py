@@ -1,24 +1,16 @@
-"""From envelopes to final outcomes: connections, retries, repeats.
+"""From submissions to outcomes: connections, mail transactions, further tries.
 
-What may be tried again is decided here, for connections, and in `transaction`, for one
-message:
-
-- lost before the commit point on a connection that has served before: at once, on a
-  new one, as if nothing had happened;
-- the same on a new connection, or no connection at all: `retries` times in a row;
-- lost after it (UNKNOWN): only under an idempotency key, byte for byte;
-- refused by the relay: never; that is the job of the caller, or of a queue.
+`policy` says what a failure means; this module carries it out.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from django_lettermint import pool
 from django_lettermint.exceptions import (
     ConnectFailed,
     ConnectionLost,
@@ -26,185 +18,293 @@ from django_lettermint.exceptions import (
     PoolClosed,
     PoolTimeout,
 )
+from django_lettermint.pool import CloseReason
+from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp import MailTransaction, Reply, ServerClosing, Session
 
-from .submission import PAUSE, Deadline, Transaction, pause
+from . import policy
+from .policy import Decision, Failure
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
-    from django_lettermint.envelope import Envelope
-    from django_lettermint.pool.connection import Lease
-    from django_lettermint.smtp.attempt import Attempt
-    from django_lettermint.smtp.session import Session
+    from django_lettermint.pool import ConnectionPool, PooledConnection
+    from django_lettermint.smtp import RelayState
+
+    from .submission import Submission
+
+    _Pair = tuple[Submission, MailTransaction]
+
+logger = logging.getLogger("django_lettermint")
 
 
-def transactions(
-    envelopes: Iterable[Envelope], config: RelayConfig
-) -> list[Transaction]:
-    """Return the transactions that one message takes, most often a single one."""
-    siblings: list[Transaction] = []
-    for envelope in envelopes:
-        deadline = Deadline(config.deadline)
-        for part in envelope.parts():
-            transaction = Transaction(
-                envelope=part, config=config, deadline=deadline, siblings=siblings
-            )
-            siblings.append(transaction)
-    return siblings
+class Delivery:
+    """Delivers messages, list after list, over the connections of one pool.
 
-
-def deliver(
-    messages: Sequence[list[Transaction]],
-    config: RelayConfig,
-    *,
-    stop: threading.Event | None = None,
-    patient: bool = False,
-) -> LettermintError | None:
-    """Bring the transactions of all messages to their end.
-
-    Adds transactions for recipients that were too many at once. Returns the error that
-    any further message would meet as well, if there is one. Once `stop` is set, nothing
-    more is begun. A `patient` caller waits for a connection as long as the deadlines
-    allow, whatever the pool's timeout. An interrupt propagates when each transaction has
-    the outcome that is certain then.
+    `stop`, once set by another thread, lets nothing more begin. With
+    `ignore_pool_timeout` a connection is awaited as long as the deadlines allow.
+    `sleep` waits so many seconds, or until `stop` is set.
     """
-    try:
-        return _Delivery(
-            messages, config, stop or threading.Event(), patient
-        ).to_the_end()
-    except BaseException:
-        for siblings in messages:
-            for transaction in siblings:
-                if not transaction.done:
-                    transaction.fail(None)
-        raise
 
+    def __init__(
+        self,
+        config: RelayConfig,
+        connections: ConnectionPool[Session],
+        *,
+        patience: float = policy.LIST_PATIENCE,
+        stop: threading.Event | None = None,
+        ignore_pool_timeout: bool = False,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        self._config = config
+        self._connections = connections
+        self._patience = patience
+        self._stop = stop or threading.Event()
+        self._ignore_pool_timeout = ignore_pool_timeout
+        self._sleep = sleep or self._stop.wait
+        #: What any further message would meet as well, if there is such an error.
+        self.fatal: LettermintError | None = None
+        self._messages: Sequence[list[Submission]] = ()
+        #: Connections not made, or lost when new, since a message was answered for.
+        self._failures = 0
+        #: In `time.monotonic()`: the first of them.
+        self._failing_since = 0.0
+        #: Messages given up since then, each for losing every connection.
+        self._given_up = 0
+        #: Why the latest connection could not be made.
+        self._unreachable: LettermintError | None = None
+        #: A connection has just broken; idle ones of its age may be dead, too.
+        self._force_new = False
 
-@dataclass
-class _Delivery:
-    messages: Sequence[list[Transaction]]
-    config: RelayConfig
-    #: Set from outside: another thread of the same batch was interrupted.
-    stop: threading.Event
-    #: Connections that others hold may come back as late as the deadline.
-    patient: bool
-    #: Connections lost or not made since the relay last decided on a message.
-    failures: int = 0
-    #: A connection has just died; parked ones of its age may be dead as well.
-    fresh: bool = False
-    #: Why the latest connection could not be made.
-    unreachable: ConnectFailed | None = None
-    #: What any further message would meet as well.
-    fatal: LettermintError | None = None
+    def deliver(self, messages: Sequence[list[Submission]]) -> None:
+        """Bring the submissions of all messages to their end.
 
-    def to_the_end(self) -> LettermintError | None:
-        while todo := self._todo():
-            try:
-                self._send(self._ready(todo))
-            except ConnectFailed as error:
-                self.failures += 1
-                self.unreachable = error
-                if not error.redial or self.failures > self.config.retries:
-                    self._fail_all(error)
-                else:
-                    time.sleep(
-                        pause(self.failures, most=todo[0].deadline.seconds_left())
-                    )
-            except LettermintError as error:
-                for transaction in todo:
-                    transaction.fail(error)
-                # Whoever comes next may find room in the pool, or a new pool.
-                return None if isinstance(error, PoolTimeout | PoolClosed) else error
-        return self.fatal
+        Adds submissions for recipients that were too many at once. An interrupt
+        propagates when each submission has the outcome that is certain then.
+        """
+        self._messages = messages
+        try:
+            if self.fatal:
+                self._fail_all(self.fatal)
+            while todo := self._todo():
+                self._deliver_some(todo)
+        except BaseException:
+            for submissions in messages:
+                for submission in submissions:
+                    if not submission.done:
+                        submission.fail(None)
+            raise
 
-    def _todo(self) -> list[Transaction]:
+    def _todo(self) -> list[Submission]:
         todo = [
-            each for siblings in self.messages for each in siblings if not each.done
+            each
+            for submissions in self._messages
+            for each in submissions
+            if not each.done
         ]
-        if not self.stop.is_set():
+        if not self._stop.is_set():
             return todo
-        for transaction in todo:
-            transaction.fail(None)
+        for submission in todo:
+            submission.fail(None)
         return []
 
-    def _ready(self, todo: Sequence[Transaction]) -> list[Transaction]:
-        """Return those that may go now; wait if all are repeats whose time is to come."""
+    def _deliver_some(self, todo: Sequence[Submission]) -> None:
+        ready = self._ready(todo)
+        try:
+            self._send(ready)
+        except (PoolTimeout, PoolClosed) as error:
+            # The next message may find room in the pool, or a new pool.
+            for submission in todo:
+                submission.fail(error)
+        except LettermintError as error:
+            for submission in ready:
+                submission.attempts += 1
+            self._retry_connecting(error, ready[0])
+
+    def _ready(self, todo: Sequence[Submission]) -> list[Submission]:
+        """Return those that may go now; sleep until the first one may."""
         first = min(each.not_before for each in todo)
         # Messages that were lost together are repeated together, on one connection.
-        ready = [each for each in todo if each.not_before <= first + PAUSE]
+        ready = [each for each in todo if each.not_before <= first + policy.PAUSE]
         wait = max(each.not_before for each in ready) - time.monotonic()
-        if wait > 0:  # sleep(0) lets other processes go first
-            time.sleep(wait)
+        if wait > 0:
+            self._sleep(wait)
         return ready
 
-    def _send(self, ready: Sequence[Transaction]) -> None:
+    def _send(self, ready: Sequence[Submission]) -> None:
         """Send as many as one connection carries; the others stay to be done."""
         seconds = ready[0].deadline.seconds_left()
         if seconds <= 0:
             self._expire(ready[0])
             return
-        with pool.lease(
-            self.config, seconds=seconds, fresh=self.fresh, patient=self.patient
-        ) as lease:
-            room = max(1, lease.max_messages - lease.connection.messages)
+        with self._connections.lease(
+            seconds=seconds,
+            timeout=self._config.timeout,
+            force_new=self._force_new,
+            ignore_pool_timeout=self._ignore_pool_timeout,
+        ) as connection:
+            room = max(1, connection.max_messages - connection.session.messages)
             count = int(min(room, len(ready)))
-            pairs = [(each, each.attempt()) for each in ready[:count]]
+            pairs = [(each, each.begin()) for each in ready[:count]]
             try:
-                self._send_over(lease, pairs)
+                self._send_over(connection, pairs)
             except BaseException:
-                for transaction, attempt in pairs:
-                    if attempt.started and not transaction.done:
-                        transaction.interrupt(attempt)
+                for submission, transaction in pairs:
+                    if transaction.started and submission.last is not transaction:
+                        submission.interrupt(transaction)
                 raise
 
-    def _expire(self, transaction: Transaction) -> None:
-        """Give up a message whose time is over, for the reason that it took so long."""
-        deadline = f"the deadline of {self.config.deadline:g} s is over"
-        late = ConnectionLost(f"{deadline}: the message was not sent; send it again")
-        transaction.fail(None if transaction.last else self.unreachable or late)
+    def _expire(self, submission: Submission) -> None:
+        """Give up a message whose time has run out, and say what took so long."""
+        late = ConnectionLost(
+            f"the deadline of {self._config.deadline:g} s has passed: the message was "
+            "not sent; send it again"
+        )
+        submission.fail(None if submission.last else self._unreachable or late)
 
     def _send_over(
-        self, lease: Lease[Session], pairs: Sequence[tuple[Transaction, Attempt]]
+        self, connection: PooledConnection[Session], pairs: Sequence[_Pair]
     ) -> None:
-        attempts = [attempt for _, attempt in pairs]
-        served = lease.reused
-        for number, (transaction, attempt) in enumerate(pairs, 1):
-            attempt.until = transaction.deadline.start()
-            transaction.reused = served
-            lease.connection.send(attempt, attempts[number:])
-            transaction.record(attempt)
-            if lease.connection.closed or self.stop.is_set():
-                break
-            served = True
-            self.failures, self.fresh = 0, False
-            self.unreachable = self.fatal = None
-        for rider, its_attempt in pairs[number:]:
-            # Went out behind the one that was lost, in part or whole.
-            if its_attempt.started:
-                rider.record(its_attempt)
-        if lease.connection.closed:
-            self._take_loss(transaction, served=served)
+        session, used = connection.session, connection.reused
+        transactions = [transaction for _, transaction in pairs]
+        transactions[0].after_idle = used
+        following: Sequence[MailTransaction] = transactions
+        leaving = False
+        for number, (submission, transaction) in enumerate(pairs, 1):
+            if leaving and not transaction.started:
+                return
+            following = () if leaving else transactions[number:]
+            transaction.until = submission.deadline.start()
+            session.send(transaction, following, config=self._config)
+            decision = self._record(session, submission, transaction, used=used)
+            if session.closed or self._stop.is_set():
+                # Went out behind this one, in part or whole.
+                for follower, its_transaction in pairs[number:]:
+                    if its_transaction.started:
+                        self._record(session, follower, its_transaction, used=True)
+                return
+            if decision in (Decision.FRESH, Decision.REPEAT):
+                connection.discard(CloseReason.REFUSED)
+            if decision in (Decision.FRESH, Decision.REPEAT, Decision.ALONE):
+                leaving = True
+            used = used or bool(transaction.started)
 
-    def _take_loss(self, transaction: Transaction, *, served: bool) -> None:
-        """Decide what the loss of a connection means for its message and the others."""
-        self.fresh = True
-        if transaction.done:
-            return
-        pool.get_pool(self.config).count("retries")
-        if served or transaction.unconfirmed:
-            return
-        self.failures += 1
-        if self.failures > self.config.retries:
-            transaction.fail(None)
-        if self.failures > 2 * self.config.retries + 1:
-            # As many further messages fared no better, so it is not the message.
+    def _record(
+        self,
+        session: Session,
+        submission: Submission,
+        transaction: MailTransaction,
+        *,
+        used: bool,
+    ) -> Decision:
+        """Apply the end of a mail transaction, and prepare for what comes next."""
+        _learn(session.relay, submission, transaction)
+        lost = transaction.failure if session.closed else None
+        may_retry = False
+        if lost and not used and transaction.outcome is Outcome.NOT_SENT:
+            patience = self._patience
+            if not isinstance(lost, ServerClosing):
+                # It may be the message that breaks connections.
+                patience = min(patience, policy.PATIENCE)
+            may_retry = self._count_failure(patience)
+        decision = submission.record(transaction, used=used, may_retry=may_retry)
+        if not session.closed:
+            self._force_new = decision is Decision.FRESH
+            self._failures = self._given_up = 0
+            self._unreachable = None
+            return decision
+        self._force_new = True
+        if decision in (Decision.REPLACE, Decision.RETRY, Decision.REPEAT):
+            self._connections.count("retries")
+            self._log(decision, transaction.phase, lost)
+        if decision is Decision.RETRY:
+            self._pause(submission)
+        elif decision is Decision.GIVE_UP and lost and not used:
+            self._give_up(lost)
+        return decision
+
+    def _retry_connecting(self, error: LettermintError, first: Submission) -> None:
+        """Try again after a pause, or fail all messages."""
+        self._unreachable = error
+        phase = (isinstance(error, ConnectFailed) and error.phase) or Phase.CONNECT
+        code = error.smtp_code
+        decision = policy.decide(
+            Failure(
+                phase=phase,
+                reply=Reply(code) if code else None,
+                permanent=not isinstance(error, ConnectFailed),
+                may_retry=self._count_failure(self._patience),
+            )
+        )
+        if decision is Decision.RETRY:
+            self._log(decision, phase, error)
+            self._pause(first)
+        else:
+            self._fail_all(error)
+
+    def _count_failure(self, patience: float) -> bool:
+        """Count a connection that failed; return whether one more may be tried."""
+        now = time.monotonic()
+        if not self._failures:
+            self._failing_since = now
+        self._failures += 1
+        waited = now - self._failing_since
+        return policy.may_retry(self._failures, self._config.retries, waited, patience)
+
+    def _pause(self, submission: Submission) -> None:
+        left = self._patience - (time.monotonic() - self._failing_since)
+        most = submission.deadline.seconds_left()
+        if left > 0:
+            most = min(most, left)
+        self._sleep(policy.backoff(self._failures, most=most))
+
+    def _give_up(self, lost: Exception) -> None:
+        """Fail the other messages as well, unless it may have been this message."""
+        count, self._failures = self._failures, 0
+        self._given_up += 1
+        if isinstance(lost, ServerClosing):
+            error = ConnectionLost(f"{lost}: the message was not sent; send it again")
+            self._fail_all(error.with_reply(lost.reply.code, lost.reply.text))
+        elif self._given_up > 1:
             self._fail_all(
                 ConnectionLost(
-                    f"the relay hung up {self.failures} times in a row: the message was "
-                    "not sent; send it again later"
+                    f"the relay hung up {count} times in a row, on one message after "
+                    "the other: the message was not sent; send it again later"
                 )
             )
 
     def _fail_all(self, error: LettermintError) -> None:
         self.fatal = error
-        for transaction in self._todo():
-            transaction.fail_to_connect(error)
+        for submission in self._todo():
+            submission.fail_to_connect(error)
+
+    def _log(self, decision: Decision, phase: Phase, lost: Exception | None) -> None:
+        endpoint = self._config.endpoint
+        # What the server says may quote addresses, which are for DEBUG only.
+        reason = type(lost).__name__
+        if isinstance(lost, ServerClosing):
+            reason = str(lost.reply.code)
+        elif isinstance(lost, LettermintError) and lost.smtp_code:
+            reason = str(lost.smtp_code)
+        logger.info(
+            "%s:%d failed at %s (%s): %s on a new connection",
+            endpoint.host,
+            endpoint.port,
+            phase,
+            reason,
+            decision.value,
+        )
+        logger.debug("%s:%d failed: %s", endpoint.host, endpoint.port, lost)
+
+
+def _learn(
+    relay: RelayState, submission: Submission, transaction: MailTransaction
+) -> None:
+    """Remember what the relay has shown about pipelining behind the end of a message."""
+    if transaction.pipelined:
+        replies = (transaction.reply, *transaction.replies.values())
+        if any(reply and policy.proves_intolerance(reply) for reply in replies):
+            relay.refused_pipelining_past_data()
+    elif submission.refused_pipelined and transaction.outcome is Outcome.SENT:
+        relay.refused_pipelining_past_data()
+    if transaction.failure and (transaction.pipelined or transaction.followed):
+        relay.lost_while_pipelining()

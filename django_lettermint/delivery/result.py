@@ -1,4 +1,4 @@
-"""What the transactions of a message add up to: its result and its error."""
+"""The result and the error of a message, built from its submissions."""
 
 from __future__ import annotations
 
@@ -21,127 +21,132 @@ from django_lettermint.exceptions import (
     TLSFailed,
 )
 from django_lettermint.results import Outcome, Phase, RecipientResult, SendResult
-from django_lettermint.smtp.replies import MAX_TEXT, Reply
+from django_lettermint.smtp import Reply, ServerClosing
+from django_lettermint.smtp.replies import MAX_TEXT
+
+from .advice import advise
 
 if TYPE_CHECKING:
-    from django_lettermint.smtp.attempt import Attempt
+    from django_lettermint.smtp import MailTransaction
 
-    from .submission import Transaction
+    from .submission import Submission
 
 #: Reply codes that speak of the address itself (RFC 5321 section 4.2.2).
 _INVALID_ADDRESS = (501, 553)
 
 
-def result_of(transactions: Sequence[Transaction]) -> SendResult:
-    """Sum up: UNKNOWN if any transaction is, else SENT if any is."""
-    first = transactions[0]
-    deciding = _deciding(transactions)
-    reply = _deciding_reply(deciding)
+def build_result(submissions: Sequence[Submission]) -> SendResult:
+    """Sum up: UNKNOWN if any submission is, else SENT if any is."""
+    first = submissions[0]
+    decisive = _decisive(submissions)
+    reply = _decisive_reply(decisive)
     return SendResult(
-        outcome=deciding.outcome,
+        outcome=decisive.outcome,
         message_id=first.envelope.message_id,
         idempotency_key=first.envelope.idempotency_key,
-        recipients=dict(_recipients(transactions)),
+        recipients=dict(_recipients(submissions)),
         code=reply.code if reply else None,
         text=reply.text if reply else "",
-        phase=_phase(deciding),
-        attempts=sum(each.attempts for each in transactions),
-        elapsed=_elapsed(transactions),
-        connection_reused=deciding.reused,
+        phase=_phase(decisive),
+        attempts=sum(each.attempts for each in submissions),
+        elapsed=_elapsed(submissions),
+        connection_reused=decisive.reused,
     )
 
 
-def error_of(
-    transactions: Sequence[Transaction], *, key_given: bool = False
+def build_error(
+    submissions: Sequence[Submission], *, has_caller_key: bool = False
 ) -> Exception | None:
     """Return the error that the message ends with, or None if it was sent."""
-    deciding = _deciding(transactions)
-    if deciding.outcome is Outcome.SENT:
+    decisive = _decisive(submissions)
+    if decisive.outcome is Outcome.SENT:
         return None
-    if deciding.outcome is Outcome.UNKNOWN:
-        return _unknown(transactions)
-    if deciding.error:
+    if decisive.outcome is Outcome.UNKNOWN:
+        return _unknown(submissions)
+    if decisive.error:
         # One connection error can end many messages; each gets a copy for its result.
-        return copy.copy(deciding.error)
-    attempt = deciding.last
-    if attempt and attempt.reply:
-        return _refused(attempt, attempt.reply, key_given=key_given)
-    return _lost(deciding)
+        return copy.copy(decisive.error)
+    last = decisive.last
+    if last and last.reply:
+        return _refused(last, last.reply, has_caller_key=has_caller_key)
+    return _lost(decisive)
 
 
-def _deciding(transactions: Sequence[Transaction]) -> Transaction:
+def _decisive(submissions: Sequence[Submission]) -> Submission:
     order = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
-    return min(transactions, key=lambda each: order.index(each.outcome))
+    return min(submissions, key=lambda each: order.index(each.outcome))
 
 
-def _deciding_reply(transaction: Transaction) -> Reply | None:
-    if transaction.outcome is Outcome.UNKNOWN:
-        return None  # whatever a repeat was told
-    error = transaction.error
-    if error is None:
-        return transaction.last.reply if transaction.last else None
-    # Refused before there was a transaction, at the greeting or the login.
+def _decisive_reply(submission: Submission) -> Reply | None:
+    if submission.outcome is Outcome.UNKNOWN:
+        return None  # whatever the answer to a repeat was
+    error, last = submission.error, submission.last
+    if error is None and last:
+        if isinstance(last.failure, ServerClosing):
+            return last.failure.reply
+        return last.reply
+    # Refused before there was a mail transaction, at the greeting or the login.
     if isinstance(error, LettermintError) and error.smtp_code:
         return Reply(error.smtp_code, (error.smtp_error.decode(),))
     return None
 
 
-def _elapsed(transactions: Sequence[Transaction]) -> float:
-    starts = [each.deadline.started for each in transactions if each.deadline.started]
-    return max(each.ended for each in transactions) - min(starts) if starts else 0.0
+def _elapsed(submissions: Sequence[Submission]) -> float:
+    starts = [each.deadline.started for each in submissions if each.deadline.started]
+    return max(each.ended for each in submissions) - min(starts) if starts else 0.0
 
 
-def _phase(transaction: Transaction) -> Phase:
-    if transaction.outcome is Outcome.UNKNOWN:
+def _phase(submission: Submission) -> Phase:
+    if submission.outcome is Outcome.UNKNOWN:
         return Phase.COMMIT
-    if transaction.error:
-        return phase_of(transaction.error)
-    if transaction.last:
-        return transaction.last.phase
+    if submission.error:
+        return phase_of(submission.error)
+    if submission.last:
+        return submission.last.phase
     # Interrupted: its time runs from the moment it looks for a connection.
-    return Phase.CONNECT if transaction.deadline.started else Phase.POOL
+    return Phase.CONNECT if submission.deadline.started else Phase.POOL
 
 
 def phase_of(error: BaseException | None) -> Phase:
-    """Return the step at which an error ended a message that had no transaction."""
+    """Return the step at which an error ended a message without a mail transaction."""
     if isinstance(error, ConnectFailed) and error.phase:
         return error.phase
     matches = (phase for kind, phase in _PHASES if isinstance(error, kind))
     return next(matches, Phase.MESSAGE)
 
 
-def recipients_of(transaction: Transaction) -> tuple[str, ...]:
+def recipients_of(submission: Submission) -> tuple[str, ...]:
     """Return all its recipients, those left out of a repeat included."""
-    first = transaction.unconfirmed or transaction.last
-    return (first or transaction).envelope.recipients
+    first = submission.unconfirmed or submission.last
+    return (first or submission).envelope.recipients
 
 
 def _recipients(
-    transactions: Sequence[Transaction],
+    submissions: Sequence[Submission],
 ) -> Iterator[tuple[str, RecipientResult]]:
-    for transaction in transactions:
-        for who in recipients_of(transaction):
-            yield who, _recipient(transaction, who)
+    for submission in submissions:
+        for who in recipients_of(submission):
+            yield who, _recipient(submission, who)
 
 
-def _recipient(transaction: Transaction, who: str) -> RecipientResult:
-    first = transaction.unconfirmed or transaction.last
+def _recipient(submission: Submission, who: str) -> RecipientResult:
+    first, last = submission.unconfirmed or submission.last, submission.last
     refusal = first.replies.get(who) if first else None
     if refusal and refusal.negative:
         return _from_reply(refusal)
-    if transaction.outcome is Outcome.UNKNOWN:
+    if submission.outcome is Outcome.UNKNOWN:
         return RecipientResult(
             status="unknown", text="no reply to the end of the message"
         )
-    last = transaction.last
     answer = last.replies.get(who) if last else None
-    if transaction.outcome is Outcome.SENT:
+    if submission.outcome is Outcome.SENT:
         if answer and answer.negative:
             # Refused on a repeat: the try before it may have been delivered.
             return RecipientResult(status="unknown", text=str(answer))
         return _from_reply(answer) if answer else RecipientResult(status="queued")
-    if last and last.reply:
-        return _from_reply(last.reply, about_address=False)
+    reply = _decisive_reply(submission)
+    if reply:
+        return _from_reply(reply, about_address=False)
     return RecipientResult(status="failed", text="not sent")
 
 
@@ -160,8 +165,8 @@ def _from_reply(reply: Reply, *, about_address: bool = True) -> RecipientResult:
     )
 
 
-def _unknown(transactions: Sequence[Transaction]) -> DeliveryUnknown:
-    unknown = [each for each in transactions if each.outcome is Outcome.UNKNOWN]
+def _unknown(submissions: Sequence[Submission]) -> DeliveryUnknown:
+    unknown = [each for each in submissions if each.outcome is Outcome.UNKNOWN]
     first = unknown[0]
     reason = _why(first.unconfirmed.failure if first.unconfirmed else None)
     if first.last and first.last.reply:
@@ -181,51 +186,41 @@ def _unknown(transactions: Sequence[Transaction]) -> DeliveryUnknown:
     return error
 
 
-def _lost(transaction: Transaction) -> Exception:
-    attempt = transaction.last
-    if attempt is None:
+def _lost(submission: Submission) -> Exception:
+    last = submission.last
+    if last is None:
         return ConnectionLost("interrupted before the message was sent")
-    if isinstance(attempt.failure, LettermintInvalidMessage):
-        return attempt.failure
-    return ConnectionLost(
-        f"the connection failed at {attempt.phase.upper()} ({_why(attempt.failure)}; "
-        f"attempts: {transaction.attempts}): the message was not sent; send it again"
+    if isinstance(last.failure, LettermintInvalidMessage):
+        return last.failure
+    error = ConnectionLost(
+        f"the connection failed at {last.phase.upper()} ({_why(last.failure)}; "
+        f"attempts: {submission.attempts}): the message was not sent; send it again"
     )
+    if isinstance(last.failure, ServerClosing):
+        error.with_reply(last.failure.reply.code, last.failure.reply.text)
+    return error
 
 
-def _refused(attempt: Attempt, reply: Reply, *, key_given: bool) -> LettermintError:
-    what = f"{reply}; {_advice(attempt, reply, key_given=key_given)}"
+def _refused(
+    last: MailTransaction, reply: Reply, *, has_caller_key: bool
+) -> LettermintError:
+    what = f"{reply}; {advise(reply, last.phase, has_caller_key=has_caller_key)}"
     error: LettermintError
-    if attempt.phase is Phase.MAIL:
-        error = SenderRefused(f"the relay refused the sender at MAIL: {what}")
-        error.sender = attempt.envelope.mail_from
-    elif attempt.phase is Phase.RCPT:
-        count = len(attempt.replies)
-        everybody = f"all {count} recipients" if count > 1 else "the recipient"
-        error = RecipientsRefused(f"the relay refused {everybody} at RCPT: {what}")
+    if last.phase is Phase.MAIL:
+        error = SenderRefused(f"the relay refused the message at MAIL: {what}")
+        error.sender = last.envelope.mail_from
+    elif last.phase is Phase.RCPT:
+        count = len(last.replies)
+        who = f"all {count} recipients" if count > 1 else "the recipient"
+        error = RecipientsRefused(f"the relay refused {who} at RCPT: {what}")
         error.recipients = {
             who: (answer.code, answer.text.encode())
-            for who, answer in attempt.replies.items()
+            for who, answer in last.replies.items()
         }
     else:
-        step = _STEPS[attempt.phase]
+        step = _STEPS[last.phase]
         error = MessageRefused(f"the relay refused the message at {step}: {what}")
     return error.with_reply(reply.code, reply.text)
-
-
-def _advice(attempt: Attempt, reply: Reply, *, key_given: bool) -> str:
-    if reply.code < 500:
-        return "send it again later"
-    if attempt.phase is Phase.MAIL:
-        return "is the domain verified in the Lettermint dashboard?"
-    if attempt.phase is Phase.RCPT:
-        return "correct the address"
-    if key_given:
-        return (
-            "its idempotency key is your own: if it was used before, the message may "
-            "have been sent then"
-        )
-    return "correct the message, sending it as it is will not help"
 
 
 def _why(failure: BaseException | None) -> str:

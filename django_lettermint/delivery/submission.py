@@ -1,30 +1,26 @@
-"""One envelope's way to its outcome, over as many attempts as that takes."""
+"""One envelope's way to its outcome, over as many mail transactions as that takes."""
 
 from __future__ import annotations
 
-import random
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from django_lettermint.results import Outcome, Phase
-from django_lettermint.smtp.attempt import Attempt
-from django_lettermint.smtp.replies import Reply
+from django_lettermint.smtp import MailTransaction, Reply, ServerClosing
+
+from . import policy
+from .policy import Decision, Failure
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
     from django_lettermint.envelope import Envelope
 
-#: Repeats of one unconfirmed message.
-MAX_REPEATS = 10
-#: Seconds before the first new try; doubled for each further one, up to the maximum.
-PAUSE = 0.1
-MAX_PAUSE = 10.0
-
 
 @dataclass(slots=True)
 class Deadline:
-    """The time for all recipients of an envelope; it runs from the first attempt on."""
+    """The time for all recipients of an envelope; it runs from the first try on."""
 
     seconds: float
     #: In `time.monotonic()`; 0 until it runs.
@@ -41,26 +37,31 @@ class Deadline:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Transaction:
-    """One envelope's way to its outcome, over as many attempts as that takes."""
+class Submission:
+    """One envelope's way to its outcome, over as many mail transactions as that takes."""
 
     envelope: Envelope
     config: RelayConfig
     deadline: Deadline
-    #: All transactions of the same message, in order; this one is appended by its maker.
-    siblings: list[Transaction]
+    #: All submissions of the same message, in order; who makes this one appends it.
+    message_submissions: list[Submission]
     #: The outcome is final.
     done: bool = False
     outcome: Outcome = Outcome.NOT_SENT
-    #: The latest attempt, and the first one that may have been delivered.
-    last: Attempt | None = None
-    unconfirmed: Attempt | None = None
-    #: Why there was no attempt, or no further one.
+    #: The latest mail transaction, and the first one that may have been delivered.
+    last: MailTransaction | None = None
+    unconfirmed: MailTransaction | None = None
+    #: Why there was no transaction, or no further one.
     error: Exception | None = None
+    #: Tries, connections that could not be made included.
     attempts: int = 0
     repeats: int = 0
-    #: The latest attempt went over a connection that had served before.
+    #: The latest try was on a connection that had served before.
     reused: bool = False
+    #: The relay refused it while it was pipelined behind another message.
+    refused_pipelined: bool = False
+    #: A used connection refused it, so that it was tried on a fresh one.
+    tried_fresh: bool = False
     #: In `time.monotonic()`; a repeat waits for `not_before`.
     ended: float = 0.0
     not_before: float = 0.0
@@ -70,47 +71,64 @@ class Transaction:
         """Return whether the relay would recognise a repeat, and answer for all."""
         if not self.config.idempotency or self.envelope.idempotency_key is None:
             return False
-        # A repeat is confirmed as a whole, whomever the relay refused the first time.
+        # A repeat is confirmed as a whole, whichever recipients were refused before.
         return self.unconfirmed is None or self.unconfirmed.recipients_known
 
-    def attempt(self) -> Attempt:
-        """Return the next attempt, to be sent and recorded."""
-        return Attempt(
+    def begin(self) -> MailTransaction:
+        """Return the next mail transaction, to be sent and recorded."""
+        return MailTransaction(
             envelope=self.envelope,
-            exact=self.unconfirmed is not None,
-            # What several recipients were told may be lost, and then no repeat is safe.
+            frozen=self.unconfirmed is not None,
+            # The answers for several recipients may be lost, and then no repeat is safe.
             repeatable=self.repeatable and len(self.envelope.recipients) == 1,
+            # What was tried before goes by itself.
+            may_follow=self.last is None,
         )
 
     def resume(self) -> None:
-        """Go on with an envelope that was left unconfirmed earlier, perhaps elsewhere.
+        """Continue with an envelope that was left unconfirmed, maybe by another process.
 
         Its recipients are those that were accepted then.
         """
-        self.unconfirmed = self.attempt()
+        self.unconfirmed = self.begin()
         self.unconfirmed.phase = Phase.COMMIT
         accepted = dict.fromkeys(self.envelope.recipients, Reply(250))
         self.unconfirmed.replies = accepted
 
-    def record(self, attempt: Attempt) -> None:
-        """Take in how an attempt ended; if not done after it, try again."""
+    def record(
+        self, transaction: MailTransaction, *, used: bool = False, may_retry: bool = False
+    ) -> Decision:
+        """Apply the end of a mail transaction; if not done after it, try again.
+
+        `used`: the connection had served before. `may_retry`: one more loss of a fresh
+        connection is within the limits.
+        """
         self.attempts += 1
-        self.last = attempt
-        self.envelope = attempt.envelope
-        if attempt.outcome is Outcome.SENT:
+        self.last = transaction
+        self.reused = used
+        self.envelope = transaction.envelope
+        if transaction.outcome is Outcome.SENT:
             self._finish(Outcome.SENT)
-        elif self.unconfirmed:
-            self._plan_repeat(attempt)
-        elif attempt.outcome is Outcome.UNKNOWN:
-            self.unconfirmed = attempt
-            # A recipient refused before the loss must not ride on the repeat: the relay
-            # may answer that one as it would have answered the first.
-            self.envelope = self.envelope.part(1, attempt.not_refused)
-            self._plan_repeat(attempt)
-        elif attempt.refused or attempt.hopeless:
+            self._add_further()
+            return Decision.FINAL
+        if transaction.outcome is Outcome.UNKNOWN and not self.unconfirmed:
+            self.unconfirmed = transaction
+            # Do not resend to recipients that were refused before the connection was
+            # lost: the relay may answer for them as it answers for the others.
+            self.envelope = self.envelope.part(1, transaction.not_refused)
+        decision = policy.decide(self._failure(transaction, may_retry=may_retry))
+        if decision is Decision.REPEAT:
+            self._plan_repeat()
+        elif decision is Decision.UNKNOWN:
+            self._finish(Outcome.UNKNOWN)
+            self._add_further()
+        elif decision is Decision.ALONE:
+            self.refused_pipelined = True
+        elif decision is Decision.FRESH:
+            self.tried_fresh = True
+        elif decision in (Decision.FINAL, Decision.GIVE_UP):
             self._finish(Outcome.NOT_SENT)
-        if self.done and self.outcome is not Outcome.NOT_SENT:
-            self._add_overflow()
+        return decision
 
     def fail(self, error: Exception | None) -> None:
         """Give up; what may have been delivered stays unknown."""
@@ -119,48 +137,77 @@ class Transaction:
 
     def fail_to_connect(self, error: Exception) -> None:
         """Give up, unless a repeat may still settle what is unknown."""
-        if self.unconfirmed:
-            self._plan_repeat(None)
-        else:
+        if not self.unconfirmed:
             self.fail(error)
+        elif self._may_repeat():
+            self._plan_repeat()
+        else:
+            self._finish(Outcome.UNKNOWN)
 
-    def interrupt(self, attempt: Attempt) -> None:
+    def interrupt(self, transaction: MailTransaction) -> None:
         """End with what is certain at this moment."""
         self.attempts += 1
-        self.last = attempt
-        if attempt.outcome is Outcome.SENT:
+        self.last = transaction
+        if transaction.outcome is Outcome.SENT:
             self._finish(Outcome.SENT)
-        else:
-            if attempt.outcome is Outcome.UNKNOWN:
-                self.unconfirmed = self.unconfirmed or attempt
-            self.fail(None)
+            return
+        if transaction.outcome is Outcome.UNKNOWN:
+            self.unconfirmed = self.unconfirmed or transaction
+        self.fail(None)
 
-    def _plan_repeat(self, attempt: Attempt | None) -> None:
-        """Repeat after a pause, unless that cannot tell more than this attempt did."""
+    def _failure(self, transaction: MailTransaction, *, may_retry: bool) -> Failure:
+        lost = transaction.failure
+        return Failure(
+            phase=transaction.phase,
+            reply=lost.reply if isinstance(lost, ServerClosing) else transaction.reply,
+            permanent=transaction.permanent_failure and not transaction.refused,
+            unconfirmed=self.unconfirmed is not None,
+            pipelined=transaction.pipelined,
+            used=self.reused,
+            carried=transaction.connection_carried,
+            tried_fresh=self.tried_fresh,
+            repeatable=self._may_repeat(),
+            may_retry=may_retry,
+        )
+
+    def _may_repeat(self) -> bool:
+        return (
+            self.repeatable
+            and self.repeats < policy.MAX_REPEATS
+            and policy.backoff(self.repeats + 1) < self.deadline.seconds_left()
+        )
+
+    def _plan_repeat(self) -> None:
         self.repeats += 1
-        seconds = pause(self.repeats)
-        # 5yz to a repeat, a conflict say, proves that the key was used, not what came
-        # of it: the outcome stays unknown. 4yz may mean that the first is in progress.
-        hopeless = attempt is not None and attempt.hopeless
-        too_late = self.repeats > MAX_REPEATS or seconds >= self.deadline.seconds_left()
-        if hopeless or too_late or not self.repeatable:
-            self._finish(Outcome.UNKNOWN)
-        else:
-            self.not_before = time.monotonic() + seconds
+        self.not_before = time.monotonic() + policy.backoff(self.repeats)
 
-    def _add_overflow(self) -> None:
-        """Add a transaction for recipients that the relay found too many at once."""
+    def _add_further(self) -> None:
+        """Add a submission for recipients that need a mail transaction of their own.
+
+        The relay found them too many at once, or refused them for being pipelined.
+        """
         first = self.unconfirmed or self.last
-        replies = first.replies if first else {}
-        overflow = [who for who, reply in replies.items() if _too_many(reply)]
-        if overflow:
-            further = Transaction(
-                envelope=self.envelope.part(len(self.siblings) + 1, overflow),
-                config=self.config,
-                deadline=self.deadline,
-                siblings=self.siblings,
+        if first is None:
+            return
+        further = [
+            who
+            for who, reply in first.replies.items()
+            if reply.negative
+            and (
+                policy.limits_recipients(reply)
+                or (first.pipelined and policy.proves_intolerance(reply))
             )
-            self.siblings.append(further)
+        ]
+        if further:
+            number = len(self.message_submissions) + 1
+            self.message_submissions.append(
+                Submission(
+                    envelope=self.envelope.part(number, further),
+                    config=self.config,
+                    deadline=self.deadline,
+                    message_submissions=self.message_submissions,
+                )
+            )
 
     def _finish(self, outcome: Outcome) -> None:
         self.done = True
@@ -168,20 +215,18 @@ class Transaction:
         self.ended = time.monotonic()
 
 
-def _too_many(reply: Reply) -> bool:
-    """Return whether a reply to RCPT asks for a further transaction.
-
-    RFC 5321 section 4.5.3.1.10 says 452, older servers say 552.
-    """
-    return (reply.code, reply.enhanced_code or "?.5.3") in {
-        (452, "4.5.3"),
-        (452, "?.5.3"),
-        (552, "5.5.3"),
-        (552, "?.5.3"),
-    }
-
-
-def pause(tries: int, *, most: float = float("inf")) -> float:
-    """Return the seconds to wait, jittered so that processes do not act in step."""
-    seconds = min(MAX_PAUSE, PAUSE * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
-    return max(0.0, min(seconds, most))
+def submissions(envelopes: Iterable[Envelope], config: RelayConfig) -> list[Submission]:
+    """Return the submissions that one message takes, most often a single one."""
+    found: list[Submission] = []
+    for envelope in envelopes:
+        deadline = Deadline(config.deadline)
+        for part in envelope.parts():
+            found.append(
+                Submission(
+                    envelope=part,
+                    config=config,
+                    deadline=deadline,
+                    message_submissions=found,
+                )
+            )
+    return found

@@ -17,9 +17,9 @@ from django_lettermint.exceptions import (
     LettermintInvalidMessage,
     TLSFailed,
 )
-from django_lettermint.report import report
+from django_lettermint.outgoing import notify
 from django_lettermint.results import Phase
-from django_lettermint.smtp.connect import connect
+from django_lettermint.smtp import RelayState, connect
 
 from .next_steps import Failed, brief
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from django_lettermint.backend import EmailBackend
     from django_lettermint.conf import RelayConfig
-    from django_lettermint.delivery.submission import Transaction
-    from django_lettermint.report import Job
+    from django_lettermint.delivery import Submission
+    from django_lettermint.outgoing import OutgoingMessage
     from django_lettermint.results import SendResult
-    from django_lettermint.smtp.session import Session
+    from django_lettermint.smtp import Session
 
 _PHASES = {
     Phase.MESSAGE: "message",
@@ -82,53 +82,59 @@ class Diagnosis:
 
     def send(self, backend: EmailBackend, message: EmailMessage) -> SendResult:
         """Send a message and report it like any other: log, status, signals."""
-        job = _prepare(backend, message)
+        outgoing = _prepare(backend, message)
         try:
-            if job.transactions:
-                self._send(job.transactions)
+            if outgoing.submissions:
+                self._send(outgoing.submissions)
         finally:
-            report(type(backend), job)
-        if job.error:
+            notify(type(backend), outgoing, self._config.endpoint)
+        if outgoing.error:
             step = self._taken[-1].name if self._taken else "message"
-            raise Failed(job.error, step)
+            raise Failed(outgoing.error, step)
         return _result(message)
 
-    def _send(self, transactions: Iterable[Transaction]) -> None:
+    def _send(self, submissions: Iterable[Submission]) -> None:
         try:
             session = self._connect()
         except LettermintError as error:
-            for transaction in transactions:
-                transaction.fail(error)
+            for submission in submissions:
+                submission.fail(error)
             return
         try:
-            for transaction in transactions:
-                self._send_one(session, transaction)
+            for submission in submissions:
+                self._send_one(session, submission)
         finally:
             self._leave(session)
 
-    def _send_one(self, session: Session, transaction: Transaction) -> None:
-        attempt = transaction.attempt()
-        attempt.until = transaction.deadline.start()
+    def _send_one(self, session: Session, submission: Submission) -> None:
+        transaction = submission.begin()
+        transaction.until = submission.deadline.start()
         try:
-            session.send(attempt)
+            session.send(transaction, config=self._config)
         finally:
             # No second try: that would hide what is to be seen here.
-            transaction.interrupt(attempt)
-        if attempt.failure and self._taken[-1].ok:
-            self._take(_PHASES[attempt.phase], str(attempt.failure), ok=False)
+            submission.interrupt(transaction)
+        if transaction.failure and self._taken[-1].ok:
+            self._take(_PHASES[transaction.phase], str(transaction.failure), ok=False)
 
     def _connect(self) -> Session:
         self._since = time.monotonic()
         until = self._since + self._config.deadline
         try:
-            return connect(self._config, until=until, trace=self._trace)
+            return connect(
+                self._config.endpoint,
+                RelayState(),
+                until=until,
+                timeout=self._config.timeout,
+                trace=self._trace,
+            )
         except (ConnectFailed, TLSFailed, AuthenticationFailed) as error:
             self._take(error.step, brief(error), ok=False)
             raise
 
     def _leave(self, session: Session) -> None:
-        session.say_goodbye()
-        session.await_goodbye(time.monotonic() + 1.0)
+        session.send_quit()
+        session.wait_closed(time.monotonic() + 1.0)
 
     def _trace(self, step: str, detail: str) -> None:
         verb, _, argument = step.partition(" ")
@@ -165,7 +171,7 @@ def send_through_pool(
         yield _result(message)
 
 
-def _prepare(backend: EmailBackend, message: EmailMessage) -> Job:
+def _prepare(backend: EmailBackend, message: EmailMessage) -> OutgoingMessage:
     try:
         return backend.prepare(message)
     except Exception as error:  # noqa: BLE001 - a pre_send receiver's

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from django_lettermint.conf import SECURITY_BY_PORT
 from django_lettermint.exceptions import LettermintError
-from django_lettermint.smtp.connect import probe
+from django_lettermint.smtp import RelayState, probe
 
 from .next_steps import Failed, brief
 
@@ -80,7 +80,13 @@ def _try(config: RelayConfig, until: float) -> Port:
     started = time.monotonic()
     details: dict[str, str] = {}
     try:
-        probe(config, until=until, trace=details.__setitem__)
+        probe(
+            config.endpoint,
+            RelayState(),
+            until=until,
+            timeout=config.timeout,
+            trace=details.__setitem__,
+        )
     except LettermintError as error:
         # What to do about it stands below the table, once.
         ok, detail = False, brief(error)

@@ -1,4 +1,4 @@
-"""The login: one attempt by one mechanism, and nothing of it ever shown."""
+"""The login: one attempt by one mechanism, of which nothing is shown."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from django_lettermint.exceptions import AuthenticationFailed
 from django_lettermint.secret import Secret
 
 if TYPE_CHECKING:
+    from .connect import Handshake
     from .replies import Reply
-    from .talk import Talk
 
 
-def authenticate(talk: Talk, features: Mapping[str, str]) -> None:
+def authenticate(handshake: Handshake, features: Mapping[str, str]) -> None:
     """Log in; only 235 is success, and a refused token is not tried twice."""
-    mechanism = _choose(talk, features)
-    reply = MECHANISMS[mechanism](talk)
+    mechanism = _choose(handshake, features)
+    reply = MECHANISMS[mechanism](handshake)
     if reply.code == 235:
-        talk.steps.trace("AUTH", mechanism)
+        handshake.steps.trace("AUTH", mechanism)
         return
     if 400 <= reply.code < 500:
-        talk.steps.refused("AUTH", reply)
+        raise handshake.steps.refused("AUTH", reply)
     raise AuthenticationFailed(
-        f"{reply.code} at AUTH {mechanism} on {talk.steps.where}: check "
+        f"{reply.code} at AUTH {mechanism} on {handshake.steps.where}: check "
         "LETTERMINT_API_TOKEN; SMTP must be enabled for the project in the "
         f"dashboard (the relay said: {reply.text})"
     ).with_reply(reply.code, reply.text)
 
 
-def _choose(talk: Talk, features: Mapping[str, str]) -> str:
+def _choose(handshake: Handshake, features: Mapping[str, str]) -> str:
     offered = features.get("AUTH", "").upper().split()
-    wanted = talk.steps.config.endpoint.auth_mechanism
+    wanted = handshake.endpoint.auth_mechanism
     candidates = [wanted] if wanted else list(MECHANISMS)
     for name in candidates:
         if name in offered:
             return name
     raise AuthenticationFailed(
-        f"{talk.steps.where} offers AUTH {' '.join(offered) or '(nothing)'}, not "
+        f"{handshake.steps.where} offers AUTH {' '.join(offered) or '(nothing)'}, not "
         f"{' or '.join(candidates)}. Nothing was sent; check `host`, `port` and "
         "`auth_mechanism`"
     )
 
 
-def _plain(talk: Talk) -> Reply:
-    config = talk.steps.config
-    before = f"\0{config.endpoint.username}\0"
+def _plain(handshake: Handshake) -> Reply:
+    endpoint = handshake.endpoint
+    before = f"\0{endpoint.username}\0"
     return _ask_secret(
-        talk, "AUTH PLAIN ", lambda: config.endpoint.token.encoded(before)
+        handshake, "AUTH PLAIN ", lambda: endpoint.token.encoded(before)
     )
 
 
-def _login(talk: Talk) -> Reply:
-    config = talk.steps.config
-    reply = talk.ask("AUTH", "AUTH LOGIN")
+def _login(handshake: Handshake) -> Reply:
+    endpoint = handshake.endpoint
+    reply = handshake.command("AUTH", "AUTH LOGIN")
     if reply.code == 334:
-        username = base64.b64encode(config.endpoint.username.encode()).decode("ascii")
-        reply = talk.ask("AUTH", username)
+        username = base64.b64encode(endpoint.username.encode()).decode("ascii")
+        reply = handshake.command("AUTH", username)
     if reply.code == 334:
-        reply = _ask_secret(talk, "", config.endpoint.token.encoded)
+        reply = _ask_secret(handshake, "", endpoint.token.encoded)
     return reply
 
 
-def _cram_md5(talk: Talk) -> Reply:
-    config = talk.steps.config
-    reply = talk.ask("AUTH", "AUTH CRAM-MD5")
+def _cram_md5(handshake: Handshake) -> Reply:
+    endpoint = handshake.endpoint
+    reply = handshake.command("AUTH", "AUTH CRAM-MD5")
     if reply.code != 334:
         return reply
     try:
@@ -74,31 +74,32 @@ def _cram_md5(talk: Talk) -> Reply:
     except ValueError:
         challenge = b""
     if not challenge:
-        talk.steps.fail("AUTH", "the CRAM-MD5 challenge is not base64")
+        reason = "the CRAM-MD5 challenge is not base64"
+        raise handshake.steps.failed("AUTH", reason, "try again later")
 
     def respond() -> Secret:
         digest = hmac.new(
-            config.endpoint.token.reveal().encode(), challenge, "md5"
+            endpoint.token.reveal().encode(), challenge, "md5"
         ).hexdigest()
-        return Secret(digest).encoded(f"{config.endpoint.username} ")
+        return Secret(digest).encoded(f"{endpoint.username} ")
 
-    return _ask_secret(talk, "", respond)
+    return _ask_secret(handshake, "", respond)
 
 
-def _ask_secret(talk: Talk, command: str, respond: Callable[[], Secret]) -> Reply:
-    # Made where it is written, inside `Steps.take()`: no frame that an error carries
+def _ask_secret(handshake: Handshake, command: str, respond: Callable[[], Secret]) -> Reply:
+    # Made where it is written, inside `Steps.run()`: no frame that an error carries
     # along has ever held it.
     def line() -> str:
         response = respond()
-        talk.wire.hide(response)
+        handshake.stream.redact(response)
         return command + response.reveal()
 
-    return talk.ask("AUTH", line)
+    return handshake.command("AUTH", line)
 
 
 #: In the order of preference. CRAM-MD5 comes last: it costs a round trip more, and a
 #: relay whose users all share one name can hardly look up one secret for it.
-MECHANISMS: Mapping[str, Callable[[Talk], Reply]] = {
+MECHANISMS: Mapping[str, Callable[[Handshake], Reply]] = {
     "PLAIN": _plain,
     "LOGIN": _login,
     "CRAM-MD5": _cram_md5,

@@ -1,4 +1,9 @@
-"""From a host name to a session that may send: DNS, TCP, TLS, EHLO, AUTH."""
+"""From a host name to a session that may send: DNS, TCP, TLS, EHLO, AUTH.
+
+A host's addresses are tried in turn until one gives a session (RFC 5321 section 5.1):
+what fails before the login is done speaks of the address, not of the mail. A refused
+login and a certificate that cannot be verified end the attempt at once.
+"""
 
 from __future__ import annotations
 
@@ -7,164 +12,341 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from django_lettermint.exceptions import TLSFailed
+from django_lettermint.exceptions import (
+    ConnectFailed,
+    LettermintError,
+    TLSFailed,
+)
+from django_lettermint.results import Phase
 
-from . import dns as resolver
+from . import dns
 from .auth import authenticate
-from .pipeline import Trace, untraced
-from .session import Session
-from .stream import Wire
-from .talk import Steps, Talk
+from .session import Session, Trace, untraced
+from .stream import ClearTextReply, SMTPStream
 
 if TYPE_CHECKING:
-    from django_lettermint.conf import RelayConfig
+    from collections.abc import Mapping
+
+    from django_lettermint.conf import Endpoint
+
+    from .relay_state import RelayState
+    from .replies import Reply
+
+_T = TypeVar("_T")
+
+#: Steps that are more than connecting.
+_PHASES = {"TLS": Phase.TLS, "STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}
 
 
-def connect(config: RelayConfig, *, until: float, trace: Trace = untraced) -> Session:
+def connect(
+    endpoint: Endpoint,
+    relay: RelayState,
+    *,
+    until: float,
+    timeout: float,
+    trace: Trace = untraced,
+) -> Session:
     """Open an authenticated session before `until` (monotonic).
 
-    Raises ConnectFailed, TLSFailed (nothing was said in clear but EHLO and STARTTLS)
-    and AuthenticationFailed (one login was tried).
+    Each step takes at most `timeout` seconds. Raises ConnectFailed if no address gives
+    a session, TLSFailed (nothing was said in clear but EHLO and STARTTLS) and
+    AuthenticationFailed (one login was tried).
     """
-    talk = _reach(Steps(config, until, trace))
+
+    def log_in(handshake: Handshake) -> Session:
+        features = handshake.greet()
+        authenticate(handshake, features)
+        return Session(handshake.stream, features, relay, trace=trace)
+
+    return _at_first_address(endpoint, relay, until, timeout, trace, log_in)
+
+
+def probe(
+    endpoint: Endpoint,
+    relay: RelayState,
+    *,
+    until: float,
+    timeout: float,
+    trace: Trace = untraced,
+) -> None:
+    """Do the same as `connect()` up to the login, and hang up."""
+
+    def greet(handshake: Handshake) -> None:
+        handshake.greet()
+        handshake.stream.close()
+
+    _at_first_address(endpoint, relay, until, timeout, trace, greet)
+
+
+def _at_first_address(
+    endpoint: Endpoint,
+    relay: RelayState,
+    until: float,
+    timeout: float,
+    trace: Trace,
+    use: Callable[[Handshake], _T],
+) -> _T:
+    """Return what `use` makes of the first address that it does not fail at."""
+    steps = Steps(endpoint, until, timeout, trace)
+    found = steps.run(
+        "DNS",
+        lambda until: dns.resolve(endpoint.host, endpoint.port, until),
+        "check the option `host` and this machine's DNS",
+    )
+    trace("DNS", ", ".join(str(info[4][0]) for info in found))
+    # A dead address leaves time for the others.
+    share = timeout / len(found)
+    failure: ConnectFailed | None = None
+    refused_for_good = 0
+    for info in relay.in_order(found):
+        try:
+            with _connected(steps, info, share) as handshake:
+                result = use(handshake)
+        except ConnectFailed as error:
+            relay.note_failure(info)
+            # What a relay replied says more than a connection that was not made.
+            failure = failure if failure and failure.smtp_code else error
+            refused_for_good += error.smtp_code >= 500
+            if refused_for_good == 2 or time.monotonic() >= until:
+                break
+        else:
+            relay.note_success(info)
+            return result
+    assert failure, "a name without addresses is an error of its look-up"
+    raise failure
+
+
+@contextmanager
+def _connected(
+    steps: Steps, info: dns.AddressInfo, seconds: float
+) -> Iterator[Handshake]:
+    """Connect to an address; close the connection if anything breaks in the block."""
+    sock = steps.run(
+        "TCP",
+        lambda until: _dial(info, min(until, time.monotonic() + seconds)),
+        "is the port blocked? `manage.py test_lettermint --scan-ports` tries all",
+    )
+    stream = SMTPStream(sock)
     try:
-        features = _secure(talk)
-        authenticate(talk, features)
-        return Session(talk.wire, features, config, trace=trace)
+        # Not asked of the socket: the relay may have reset it already.
+        steps.trace("TCP", f"{info[4][0]}:{info[4][1]}")
+        yield Handshake(steps, stream)
     except BaseException:
-        talk.wire.close()
+        stream.close()
         raise
 
 
-def probe(config: RelayConfig, *, until: float, trace: Trace = untraced) -> None:
-    """Do the same as `connect()` up to the login, and hang up."""
-    talk = _reach(Steps(config, until, trace))
+def _dial(info: dns.AddressInfo, until: float) -> socket.socket:
+    family, kind, protocol, _, address = info
+    sock = socket.socket(family, kind, protocol)
     try:
-        _secure(talk)
-    finally:
-        talk.wire.close()
+        # Commands are small and awaited: Nagle's algorithm would hold them back.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(max(0.001, until - time.monotonic()))
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
-def _reach(steps: Steps) -> Talk:
-    """Look the host up and connect."""
-    config = steps.config
-    addresses = steps.take(
-        "DNS",
-        lambda until: resolver.resolve(
-            config.endpoint.host, config.endpoint.port, until
-        ),
-        "check the option `host` and this machine's DNS",
-    )
-    steps.trace("DNS", ", ".join(str(info[4][0]) for info in addresses))
-    sock, address = steps.take(
-        "TCP",
-        lambda until: _first_to_answer(addresses, until),
-        "is the port blocked? `manage.py test_lettermint --scan-ports` tries all",
-    )
-    # Not asked of the socket: the relay may have reset it already.
-    steps.trace("TCP", "{}:{}".format(*address))
-    return Talk(steps, Wire(sock))
+class Steps:
+    """The steps to a session; they end before `until` (monotonic) or fail."""
 
+    def __init__(
+        self, endpoint: Endpoint, until: float, timeout: float, trace: Trace
+    ) -> None:
+        self.endpoint = endpoint
+        self.until = until
+        self.timeout = timeout
+        self.trace = trace
 
-def _secure(talk: Talk) -> dict[str, str]:
-    """Greet and encrypt, in the order of `security`; return what the relay offers."""
-    security = talk.steps.config.endpoint.security
-    if security == "tls":
-        _start_tls(talk)
-    _hear_greeting(talk)
-    features = _say_ehlo(talk)
-    if security == "starttls":
-        _upgrade(talk, features)
-        features = _say_ehlo(talk)
-    return features
+    @property
+    def where(self) -> str:
+        """Return the relay as errors name it."""
+        return f"{self.endpoint.host}:{self.endpoint.port}"
 
+    def run(self, step: str, act: Callable[[float], _T], advice: str) -> _T:
+        """Act within the timeout; turn what breaks into ConnectFailed.
 
-def _hear_greeting(talk: Talk) -> None:
-    reply = talk.reply("greeting")
-    if reply.code != 220:
-        talk.steps.refused("greeting", reply)
-
-
-def _say_ehlo(talk: Talk) -> dict[str, str]:
-    steps = talk.steps
-    name = steps.config.endpoint.local_hostname or resolver.fqdn(steps.until)
-    reply = talk.ask("EHLO", f"EHLO {name}")
-    clear = steps.config.endpoint.security == "starttls" and not talk.wire.encrypted
-    if reply.code >= 500 and clear:
-        _no_starttls(talk, f"is not offered (EHLO was refused: {reply})")
-    if not reply.positive:
-        # HELO would do for mail, but offers neither STARTTLS nor AUTH.
-        steps.refused("EHLO", reply)
-    words = (line.split(None, 1) for line in reply.lines[1:] if line)
-    features = {keyword.upper(): "".join(rest) for keyword, *rest in words}
-    steps.trace("EHLO", " ".join(features))
-    return features
-
-
-def _upgrade(talk: Talk, features: dict[str, str]) -> None:
-    """Go over to TLS by STARTTLS (RFC 3207)."""
-    if "STARTTLS" not in features:
-        _no_starttls(talk, "is not offered")
-    reply = talk.ask("STARTTLS", "STARTTLS")
-    if reply.code != 220:
-        _no_starttls(talk, f"was refused ({reply})")
-    if talk.wire.has_input():
-        # Plaintext behind the reply would be read as if it came through TLS
-        # (CVE-2011-0411).
-        _no_starttls(talk, "was followed by plaintext")
-    _start_tls(talk)
-
-
-def _no_starttls(talk: Talk, what: str) -> NoReturn:
-    error = TLSFailed(
-        f"STARTTLS on {talk.steps.where} {what}. Nothing was sent; is somebody between "
-        "this machine and the relay? Port 465 with security='tls' is safer"
-    )
-    error.step = "STARTTLS"
-    raise error
-
-
-def _start_tls(talk: Talk) -> None:
-    steps, wire = talk.steps, talk.wire
-
-    def shake_hands(until: float) -> ssl.SSLSocket:
+        Errors and interrupts leave without their traceback: its frames may hold
+        credentials, which Django's debug page would show.
+        """
+        until = min(self.until, time.monotonic() + self.timeout)
         try:
-            context = _tls_context(
-                steps.config.endpoint.ca_file, _stamp(steps.config.endpoint.ca_file)
-            )
+            return act(until)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failure = error.with_traceback(None)
+        if isinstance(failure, LettermintError) or not isinstance(failure, OSError):
+            raise failure
+        raise self.failed(step, _reason(failure), advice)
+
+    def failed(self, step: str, reason: str, advice: str) -> ConnectFailed:
+        """Return the error of a step that broke."""
+        return self._error(step, f"failed: {reason}. Nothing was sent; {advice}")
+
+    def refused(self, step: str, reply: Reply) -> ConnectFailed:
+        """Return the error of a step that the relay refused."""
+        error = self._error(step, f"was refused: {reply}. Nothing was sent")
+        # A site's refusal may heal, if not within a second.
+        error.with_reply(reply.code, reply.text).transient = True
+        return error
+
+    def no_tls(self, step: str, what: str) -> TLSFailed:
+        """Return the error of a line that cannot be trusted."""
+        error = TLSFailed(f"{what}. Nothing was sent")
+        error.step = step
+        return error
+
+    def _error(self, step: str, what: str) -> ConnectFailed:
+        error = ConnectFailed(f"{step} on {self.where} {what}")
+        error.step, error.phase = step, _PHASES.get(step, Phase.CONNECT)
+        return error
+
+
+class Handshake:
+    """What is said on a new connection before the login."""
+
+    def __init__(self, steps: Steps, stream: SMTPStream) -> None:
+        self.steps = steps
+        self.endpoint = steps.endpoint
+        self.stream = stream
+        # A relay may know the login from an earlier connection, and greet with it.
+        token, username = self.endpoint.token, self.endpoint.username
+        stream.redact(token.encoded(f"\0{username}\0"), token.encoded(), token)
+
+    def greet(self) -> dict[str, str]:
+        """Greet and encrypt, in the order of `security`; return the relay's features."""
+        security = self.endpoint.security
+        if security == "tls":
+            self._start_tls()
+        reply = self.read_reply("greeting")
+        if reply.code != 220:
+            raise self.steps.refused("greeting", reply)
+        features = self._ehlo()
+        if security == "starttls":
+            self._upgrade(features)
+            features = self._ehlo()
+        return features
+
+    def command(self, step: str, line: str | Callable[[], str]) -> Reply:
+        """Send a line and return the reply; a secret line is made at the last moment."""
+
+        def write(until: float) -> None:
+            text = line() if callable(line) else line
+            self.stream.write(text.encode("ascii") + b"\r\n", until)
+
+        self.steps.run(step, write, "try again later")
+        return self.read_reply(step)
+
+    def read_reply(self, step: str) -> Reply:
+        """Return the next reply."""
+        advice = "are `host` and `port` an SMTP relay's?"
+        if step == "greeting":
+            advice += " If it greets late on purpose, raise the option `timeout`"
+        return self.steps.run(step, self.stream.read_reply, advice)
+
+    def _ehlo(self) -> dict[str, str]:
+        steps, stream = self.steps, self.stream
+        name = self.endpoint.local_hostname or dns.ehlo_name(
+            stream.local_address, steps.until
+        )
+        reply = self.command("EHLO", f"EHLO {name}")
+        clear = self.endpoint.security == "starttls" and not stream.encrypted
+        if reply.code >= 500 and clear:
+            self._no_starttls(f"is not offered (EHLO was refused: {reply})")
+        if not reply.positive:
+            # HELO would do for mail, but offers neither STARTTLS nor AUTH.
+            raise steps.refused("EHLO", reply)
+        features = _features(reply)
+        steps.trace("EHLO", " ".join(features))
+        return features
+
+    def _upgrade(self, features: Mapping[str, str]) -> None:
+        """Change to TLS by STARTTLS (RFC 3207)."""
+        if "STARTTLS" not in features:
+            self._no_starttls("is not offered")
+        reply = self.command("STARTTLS", "STARTTLS")
+        if 400 <= reply.code < 500:
+            raise self.steps.refused("STARTTLS", reply)
+        if reply.code != 220:
+            self._no_starttls(f"was refused ({reply})")
+        if self.stream.has_input():
+            # Plaintext behind the reply would be read as if it came through TLS
+            # (CVE-2011-0411).
+            self._no_starttls("was followed by plaintext")
+        self._start_tls()
+
+    def _no_starttls(self, what: str) -> NoReturn:
+        raise self.steps.no_tls(
+            "STARTTLS",
+            f"STARTTLS on {self.steps.where} {what}. Is somebody between this machine "
+            "and the relay? Port 465 with security='tls' is safer",
+        )
+
+    def _start_tls(self) -> None:
+        self.steps.run("TLS", self._shake_hands, "check `port` and `security`")
+        tls = self.stream.tls
+        certificate = (tls and tls.getpeercert()) or {}
+        version = tls and tls.version()
+        end = certificate.get("notAfter")
+        self.steps.trace("TLS", f"{version}, certificate valid until {end}")
+
+    def _shake_hands(self, until: float) -> None:
+        steps, ca_file = self.steps, self.endpoint.ca_file
+        try:
+            context = _tls_context(ca_file, _stamps(ca_file))
         except OSError as error:
-            raise TLSFailed(
-                f"the option `ca_file` cannot be used: {error}. Nothing was sent"
+            raise steps.no_tls(
+                "TLS", f"the option `ca_file` cannot be used: {error}"
             ) from None
         try:
-            return wire.start_tls(context, steps.config.endpoint.host, until)
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise ConnectionResetError("the server hung up") from None
-        except ssl.SSLError as error:
-            raise TLSFailed(
-                f"TLS with {steps.where} failed: {_reason(error)}. Nothing was sent; "
-                "check `host`, `port` and `security` (465 is implicit TLS, the other "
-                "ports STARTTLS), and `ca_file` for a private relay"
+            self.stream.start_tls(context, self.endpoint.host, until)
+        except ClearTextReply as error:
+            if error.reply.negative:
+                step = "STARTTLS" if self.endpoint.security == "starttls" else "greeting"
+                raise steps.refused(step, error.reply) from None
+            raise steps.no_tls(
+                "TLS",
+                f"TLS with {steps.where} failed: the relay speaks in clear (465 is "
+                "implicit TLS, the other ports STARTTLS: check `port` and `security`)",
             ) from None
+        except ssl.SSLCertVerificationError as error:
+            raise steps.no_tls("TLS", self._not_verified(error)) from None
 
-    sock = steps.take("TLS", shake_hands, "check `port` and `security`")
-    certificate = sock.getpeercert() or {}
-    version, end = sock.version(), certificate["notAfter"]
-    steps.trace("TLS", f"{version}, certificate valid until {end}")
-
-
-def _reason(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
+    def _not_verified(self, error: ssl.SSLCertVerificationError) -> str:
         # OpenSSL ends some of these with a full stop, and our sentence goes on.
-        return f"certificate not accepted: {error.verify_message.rstrip('.')}"
-    return error.strerror or str(error)
+        reason = error.verify_message.rstrip(".")
+        return (
+            f"TLS with {self.steps.where} failed: certificate not accepted: {reason}; "
+            "check `host`, and `ca_file` for a private relay"
+        )
+
+
+def _features(reply: Reply) -> dict[str, str]:
+    """Return the EHLO keywords with their parameters.
+
+    Several AUTH lines are one list, and AUTH=PLAIN is an old form of AUTH PLAIN.
+    """
+    features: dict[str, str] = {}
+    for line in reply.lines[1:]:
+        keyword, *rest = line.split(None, 1) or [""]
+        if keyword.upper().startswith("AUTH="):
+            keyword, rest = "AUTH", [keyword[5:], *rest]
+        keyword = keyword.upper()
+        if keyword == "AUTH":
+            rest = [features.get("AUTH", ""), *rest]
+        if keyword:
+            features[keyword] = " ".join(rest).strip()
+    return features
 
 
 @functools.lru_cache(maxsize=64)
-def _tls_context(ca_file: str | None, _stamp: object) -> ssl.SSLContext:
+def _tls_context(ca_file: str | None, _stamps: object) -> ssl.SSLContext:
     """Return the one context of a configuration: parsing CA bundles takes 30 ms."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -173,37 +355,18 @@ def _tls_context(ca_file: str | None, _stamp: object) -> ssl.SSLContext:
     return context
 
 
-def _stamp(ca_file: str | None) -> object:
-    """Return what changes when a CA file is replaced."""
-    if not ca_file:
-        return None
-    stat = os.stat(ca_file)
-    return stat.st_mtime_ns, stat.st_size
+def _stamps(ca_file: str | None) -> tuple[object, ...]:
+    """Return what changes when a CA file, or the system's bundle, is replaced."""
+    system = ssl.get_default_verify_paths()
+    found: list[object] = []
+    for path in (ca_file, system.cafile, system.capath):
+        if path:
+            stat = os.stat(path)
+            found.append((path, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(found)
 
 
-def _first_to_answer(
-    addresses: Sequence[resolver.AddressInfo], until: float
-) -> tuple[socket.socket, tuple[str, int]]:
-    """Connect to one of a host's addresses; a dead one leaves time for the others."""
-    failure = OSError("the name has no address")
-    for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        share = (until - time.monotonic()) / (len(addresses) - number)
-        try:
-            sock = socket.socket(family, kind, protocol)
-        except OSError as error:  # a family that this machine lacks
-            failure = error
-            continue
-        try:
-            # Commands are small and awaited: Nagle's algorithm would hold them back.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(max(0.001, share))
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock, address[:2]
-    raise failure
+def _reason(failure: OSError) -> str:
+    if isinstance(failure, TimeoutError):
+        return "timed out"
+    return failure.strerror or str(failure) or type(failure).__name__

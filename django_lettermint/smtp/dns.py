@@ -1,4 +1,4 @@
-"""Name look-ups that cannot hang a request: the C library's own take no timeout."""
+"""Name look-ups with a time limit, which the C library's own functions lack."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
-#: Seconds for this machine's own name; without it an address literal serves.
+#: Seconds for this machine's own name.
 _FQDN_TIMEOUT = 2.0
-_EHLO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+#: With a dot: servers refuse `localhost` and the like (RFC 5321 section 4.1.4).
+_FQDN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*\.)+(?:[A-Za-z0-9-]*[A-Za-z0-9])")
 
-#: The name, once it is known.
+#: The name, once it was looked up; empty if the machine has none.
 _own_name: list[str] = []
 
 #: family, socket type, protocol, canonical name, address: as `getaddrinfo` gives them.
@@ -32,29 +33,31 @@ def resolve(host: str, port: int, until: float) -> list[AddressInfo]:
         return _before(until, look_up)
 
 
-def fqdn(until: float) -> str:
-    """Return this machine's name for EHLO (RFC 5321 section 4.1.3), looked up once.
+def ehlo_name(own_address: str, until: float) -> str:
+    """Return this machine's full name, or an address literal (RFC 5321 section 4.1.3).
 
-    Answers before `until` (monotonic), by an address literal if need be.
+    The name is looked up once; the answer comes before `until` (monotonic).
     """
     if not _own_name:
-        name = _ehlo_name(min(until, time.monotonic() + _FQDN_TIMEOUT), socket.getfqdn)
-        if time.monotonic() >= until:
-            return name  # cut short: not for good
-        _own_name.append(name)
-    return _own_name[0]
+        name = _fqdn(min(until, time.monotonic() + _FQDN_TIMEOUT))
+        if time.monotonic() < until:  # else it was cut short: do not keep it
+            _own_name.append(name)
+    if _own_name and _own_name[0]:
+        return _own_name[0]
+    address = own_address.partition("%")[0]
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
-def _ehlo_name(until: float, look_up: Callable[[], str]) -> str:
+def _fqdn(until: float) -> str:
     try:
-        name = _before(until, look_up)
+        name = _before(until, socket.getfqdn)
     except OSError:
-        name = ""
-    return name if _EHLO_NAME.fullmatch(name) else "[127.0.0.1]"
+        return ""
+    return name if _FQDN.fullmatch(name) else ""
 
 
 def _before(until: float, look_up: Callable[[], _T]) -> _T:
-    """Wait for a look-up in a thread of its own, which is left behind if it hangs."""
+    """Look up in a thread, which is left behind if it takes too long."""
     answers: list[_T] = []
     errors: list[OSError] = []
 

@@ -19,7 +19,15 @@ _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
 
 
 class ProtocolError(OSError):
-    """The server said something that is not SMTP: client and server are out of step."""
+    """The server sent something that is not SMTP: client and server are out of step."""
+
+
+class ServerClosing(ConnectionResetError):
+    """The server announced that it closes the connection; `reply` says how."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"the server is closing: {reply}")
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +49,17 @@ class Reply:
 
     @property
     def closing(self) -> bool:
-        """Return whether the server says goodbye.
+        """Return whether the server closes the connection (Inbucket says so by 221)."""
+        return self.code in (221, 421)
 
-        Not only by 421: Amazon SES announces an idle close as 451 4.4.2,
-        Inbucket as 221.
+    @property
+    def bad_connection(self) -> bool:
+        """Return whether the refusal has the enhanced code X.4.2.
+
+        It speaks of the next hop (RFC 3463 section 3.5), but Amazon SES and Gmail also
+        announce by it that they close an idle connection.
         """
-        return self.code in (221, 421) or (
-            self.negative and self.enhanced_code == "4.4.2"
-        )
+        return self.negative and (self.enhanced_code or "").endswith(".4.2")
 
     @property
     def enhanced_code(self) -> str | None:
@@ -94,10 +105,10 @@ def is_last(line: bytes) -> bool:
 def sanitise(raw: bytes) -> str:
     """Decode a server's text so that it is safe in logs, terminals and headers.
 
-    Controls, line and paragraph separators and marks that turn the direction of writing
-    become question marks.
+    Tabs become blanks; other controls, line and paragraph separators and marks that
+    turn the direction of writing become question marks.
     """
-    text = raw.decode("utf-8", "replace").strip()
+    text = raw.decode("utf-8", "replace").replace("\t", " ").strip()
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else "?" for char in text)

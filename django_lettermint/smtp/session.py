@@ -1,61 +1,121 @@
-"""One SMTP session after login: messages one after the other, their point of no return."""
+"""One SMTP session after login: a state machine that sends message after message.
+
+    READY ──send()──► BUSY ──all replies read──► READY        any error: CLOSED, for good
+
+BUSY remains when the next message's commands were pipelined behind the end of this one:
+that message must be sent next. The phase of each message becomes COMMIT in `commit()`
+and nowhere else; from there on the relay may have the message.
+"""
 
 from __future__ import annotations
 
+import enum
 import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from .pipeline import Pipeline, Trace, untraced
-from .transfer import ChunkTransfer, DataTransfer
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.results import Phase
+
+from . import chunking
+from .replies import ProtocolError, Reply, ServerClosing
+from .transaction import (
+    DATA,
+    DOT,
+    GROUP_COMMANDS,
+    RSET,
+    Command,
+    MailTransaction,
+    adapt_to,
+    mail_commands,
+    pipelining_groups,
+)
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
 
-    from .attempt import Attempt
-    from .stream import Wire
+    from .relay_state import RelayState
+    from .stream import SMTPStream
+
+#: Called after each step with its name and a detail to show.
+Trace = Callable[[str, str], None]
+
+#: A message with more recipients is never pipelined behind the end of another: a server
+#: that looks each of them up may keep the reply to that end meanwhile.
+MAX_PIPELINED_RECIPIENTS = 3
 
 _MAIL_MAX = re.compile(r"(?i:\bMAILMAX=)([0-9]{1,9})(?!\S)")
 
 
+def untraced(step: str, detail: str) -> None:
+    """Ignore a step."""
+
+
+class State(enum.Enum):
+    """Whether a session can send."""
+
+    READY = "ready"  #: between two messages
+    BUSY = "busy"  #: a reply is pending
+    CLOSED = "closed"  #: for good
+
+
+class _Pending(NamedTuple):
+    """A command without its reply."""
+
+    transaction: MailTransaction
+    command: Command
+    #: It was written together with a command before it.
+    grouped: bool
+
+
 class Session:
-    """An authenticated connection on which messages are sent one after the other."""
+    """An authenticated connection on which messages are sent one after the other.
+
+    `stream` is an SMTPStream, or anything that has its methods. The other methods than
+    `send()` belong to the pool, or to `chunking`.
+    """
 
     def __init__(
         self,
-        wire: Wire,
+        stream: SMTPStream,
         features: Mapping[str, str],
-        config: RelayConfig,
+        relay: RelayState,
         *,
         trace: Trace = untraced,
     ) -> None:
         self.features = features
-        self._wire = wire
-        self._pipeline = Pipeline(wire, config, trace)
-        chunking = config.chunking and "CHUNKING" in features
-        self._transfer = (ChunkTransfer if chunking else DataTransfer)(
-            self._pipeline,
-            features,
-            pipelining=config.pipelining and "PIPELINING" in features,
-        )
-        #: Never becomes False again; every error leads here.
-        self.closed = False
+        self.relay = relay
+        self.stream = stream
+        #: CLOSED never changes again.
+        self.state = State.READY
+        #: Transactions begun.
+        self.messages = 0
+        #: The content of a message has passed over this connection.
+        self.carried = False
+        #: A refusal may have left a transaction open: RSET precedes the next one.
+        self.needs_rset = False
+        #: Commands without a reply, in the order of both; empty in state READY.
+        self._pending: deque[_Pending] = deque()
+        #: All that is written and read now must end by then (monotonic).
+        self._until = 0.0
+        self._trace = trace
 
     @property
-    def messages(self) -> int:
-        """Return the number of transactions begun."""
-        return self._transfer.begun
-
-    @property
-    def dirty(self) -> bool:
-        """Return whether RSET must go ahead of the next message."""
-        return self._pipeline.dirty
+    def closed(self) -> bool:
+        """Return whether the connection is lost or closed."""
+        return self.state is State.CLOSED
 
     @property
     def reusable(self) -> bool:
         """Return whether client and server are in step, between two messages."""
-        return not self.closed and not self._pipeline.waits
+        return self.state is State.READY
+
+    @property
+    def has_pending(self) -> bool:
+        """Return whether any reply is pending."""
+        return bool(self._pending)
 
     @property
     def mail_max(self) -> int | None:
@@ -63,55 +123,318 @@ class Session:
         limit = _MAIL_MAX.search(self.features.get("LIMITS", ""))
         return int(limit[1]) if limit else None
 
-    def send(self, attempt: Attempt, following: Sequence[Attempt] = ()) -> None:
-        """Send a message and fill in the attempt.
+    # -- one message ---------------------------------------------------------------------
+
+    def send(
+        self,
+        transaction: MailTransaction,
+        following: Sequence[MailTransaction] = (),
+        *,
+        config: RelayConfig,
+    ) -> None:
+        """Send a message and fill in the transaction.
 
         To save round trips, parts of the `following` ones may go out behind it; they
         must then be sent next, in this order. A broken connection ends up in the
         `failure` of each message that waits for a reply; interrupts propagate. Both
         close the session.
         """
-        self._pipeline.until = attempt.until
+        self._config = config
+        self._until = transaction.until
+        self.state = State.BUSY
         try:
-            self._transfer.send(attempt, following)
+            if config.chunking and "CHUNKING" in self.features:
+                chunking.send(self, transaction, following)
+            else:
+                self._send_data(transaction, following)
         except OSError as error:
             self.close()
-            self._pipeline.fail(attempt, error)
+            for each in (transaction, *(one.transaction for one in self._pending)):
+                each.lose(error)
         except BaseException:
             self.close()
             raise
+        else:
+            self.state = State.BUSY if self._pending else State.READY
+
+    def _send_data(
+        self, transaction: MailTransaction, following: Sequence[MailTransaction]
+    ) -> None:
+        if not transaction.pipelined:
+            if not self.begin(transaction):
+                return
+            for group in self.groups(transaction, DATA):
+                if not transaction.refused:
+                    self.write(transaction, group)
+                    self.read_replies(transaction)
+        self.read_replies(transaction)
+        if transaction.refused:
+            self._leave_refused(transaction)
+            return
+        transaction.phase = Phase.CONTENT
+        self._write_content(transaction)
+        follower = self._follower(following)
+        self.commit(transaction)
+        self.write(transaction, [DOT], follower)
+        self.read_replies(transaction)
+
+    def begin(self, transaction: MailTransaction) -> bool:
+        """Return whether the relay can take the message; nothing is written yet."""
+        if not self._fits(transaction):
+            return False
+        if not self._pending and self.stream.has_input():
+            raise ConnectionResetError("the server closed the connection while idle")
+        self._start(transaction)
+        return True
+
+    def commit(self, transaction: MailTransaction) -> None:
+        """Pass the point from which on the relay may have the message.
+
+        The caller's very next act is the write that completes the message.
+        """
+        self.stream.check_time(self._until)
+        transaction.phase = Phase.COMMIT
+
+    def may_follow(self, transaction: MailTransaction) -> bool:
+        """Return whether a message may go out behind the unconfirmed end of another."""
+        return (
+            transaction.may_follow
+            and self.relay.pipelines_past_data
+            and len(transaction.envelope.recipients) <= MAX_PIPELINED_RECIPIENTS
+        )
+
+    def groups(
+        self, transaction: MailTransaction, *last: Command
+    ) -> list[list[Command]]:
+        """Return [RSET] MAIL RCPT* and the last command, by the writes they may share."""
+        commands = mail_commands(transaction.envelope, self.features)
+        if self.needs_rset:
+            commands.insert(0, RSET)
+        most = GROUP_COMMANDS if self._pipelining else 1
+        return pipelining_groups([*commands, *last], most=most)
+
+    @property
+    def _pipelining(self) -> bool:
+        return self._config.pipelining and "PIPELINING" in self.features
+
+    def _fits(self, transaction: MailTransaction) -> bool:
+        try:
+            transaction.envelope = adapt_to(self.features, transaction)
+        except LettermintInvalidMessage as error:
+            transaction.phase, transaction.failure = Phase.MESSAGE, error
+            return False
+        return True
+
+    def _start(self, transaction: MailTransaction) -> None:
+        # A follower starts before the end of the message in front of it.
+        transaction.started = time.monotonic()
+        transaction.connection_carried = self.carried or self.has_pending
+        self.messages += 1
+
+    def _follower(
+        self, following: Sequence[MailTransaction]
+    ) -> tuple[MailTransaction, list[Command]] | None:
+        """Return the next message's commands, if they may go behind this one's end."""
+        for transaction in following[:1]:
+            if (
+                self._pipelining
+                and self.may_follow(transaction)
+                and self._fits(transaction)
+            ):
+                groups = self.groups(transaction, DATA)
+                if len(groups) == 1:
+                    self._start(transaction)
+                    transaction.pipelined = True
+                    return transaction, groups[0]
+        return None
+
+    def _leave_refused(self, transaction: MailTransaction) -> None:
+        """Leave a refused message so that the next one can follow."""
+        self.needs_rset = True
+        if not transaction.data_accepted:
+            return
+        if transaction.accepted:
+            # Only MAIL was refused, and whatever ends the content might be delivered.
+            raise ProtocolError("the server awaits a message that it has refused")
+        # A lone dot, which sends an empty message to nobody (RFC 2920 section 3.1).
+        self.write(transaction, [DOT])
+        self.read_replies(transaction)
+
+    def _write_content(self, transaction: MailTransaction) -> None:
+        """Write all but the terminator; a refusal that comes meanwhile counts."""
+        data = transaction.envelope.data.replace(b"\r\n.", b"\r\n..")
+        if data.startswith(b"."):
+            data = b"." + data
+        try:
+            self.write_bytes(data, stop_on_reply=True)
+        except OSError:
+            if not self.stream.has_input():
+                raise
+        if self.stream.has_input():
+            self._interrupted(transaction, self._read(self._config.timeout))
+
+    # -- commands and their replies ------------------------------------------------------
+
+    def write(
+        self,
+        transaction: MailTransaction,
+        commands: Sequence[Command],
+        follower: tuple[MailTransaction, Sequence[Command]] | None = None,
+        *,
+        content: bytes = b"",
+    ) -> None:
+        """Write commands of a message and of its follower, or content, at once."""
+        first = len(self._pending)
+        sequence = [(transaction, command) for command in commands]
+        if follower:
+            transaction.followed = True
+            sequence += [(follower[0], command) for command in follower[1]]
+        for owner, command in sequence:
+            grouped = len(self._pending) > first
+            self._pending.append(_Pending(owner, command, grouped))
+            owner.pending_replies += 1
+        lines = b"".join([command.line for _, command in sequence])
+        self.write_bytes(lines + content)
+
+    def write_bytes(self, data: bytes, *, stop_on_reply: bool = False) -> None:
+        """Write octets; with `stop_on_reply`, return when the server sends meanwhile."""
+        try:
+            self.stream.write(
+                data,
+                self._until,
+                stall=self._config.timeout,
+                stop_on_reply=stop_on_reply,
+            )
+        except OSError:
+            # What the server said before it left tells more than the loss.
+            self.read_available_replies()
+            raise
+
+    def read_replies(self, transaction: MailTransaction) -> None:
+        """Read all replies to a message, and those that are due before them."""
+        while transaction.pending_replies:
+            self._read_next()
+
+    def read_available_replies(self) -> None:
+        """Read the replies that are there already."""
+        while self._pending and self.stream.has_input():
+            self._read_next()
+
+    def _read(self, seconds: float) -> Reply:
+        return self.stream.read_reply(min(self._until, time.monotonic() + seconds))
+
+    def _read_next(self) -> None:
+        # The command stays pending if anything breaks: see send().
+        transaction, command, grouped = self._pending[0]
+        if command.phase is Phase.COMMIT:
+            reply = self._read(self._config.final_reply_timeout)
+            self._take_final_reply(transaction, reply)
+        else:
+            if transaction.phase is not Phase.COMMIT and not transaction.refused:
+                transaction.phase = command.phase
+            reply = self._read_early(grouped=grouped)
+            self._take_reply(transaction, command, reply)
+        if self._trace is not untraced:
+            self._trace(command.line.decode().strip(), str(reply))
+        self._pending.popleft()
+        transaction.pending_replies -= 1
+
+    def _read_early(self, *, grouped: bool) -> Reply:
+        try:
+            return self._read(self._config.timeout)
+        except TimeoutError:
+            if not grouped:
+                raise
+            raise TimeoutError(
+                "timed out behind another command: if the relay offers PIPELINING "
+                "without mastering it, set pipelining=False"
+            ) from None
+
+    def _take_reply(
+        self, transaction: MailTransaction, command: Command, reply: Reply
+    ) -> None:
+        """Apply the reply to MAIL, RCPT, DATA or RSET."""
+        first_after_idle, transaction.after_idle = transaction.after_idle, False
+        if reply.closing or (first_after_idle and reply.bad_connection):
+            if command.phase is Phase.MAIL:
+                # With BDAT all of it is on the wire, but nothing of it is taken.
+                transaction.phase = Phase.MAIL
+            raise ServerClosing(reply)
+        positive = reply.code == 354 if command is DATA else reply.positive
+        if not (positive or (reply.negative and command is not RSET)):
+            line = command.line.decode().strip()
+            raise ProtocolError(f"unexpected reply to {line[:80]}: {reply}")
+        if command is RSET:
+            self.needs_rset = False
+        elif command.phase is Phase.RCPT:
+            # After a refused MAIL, the 503 to what follows does not speak of recipients.
+            if reply.positive or not transaction.refused:
+                transaction.replies[command.recipient] = reply
+            # Now: the server may hang up instead of answering what follows.
+            transaction.refuse_without_recipients()
+        elif reply.negative:
+            transaction.refuse(command.phase, reply)
+        elif command is DATA:
+            transaction.data_accepted = True
+
+    def _take_final_reply(self, transaction: MailTransaction, reply: Reply) -> None:
+        """Apply the reply to the end of the content."""
+        if transaction.phase is not Phase.COMMIT and not transaction.refused:
+            self._interrupted(transaction, reply)
+        self.carried = self.carried or not transaction.refused
+        if reply.negative:
+            transaction.refuse(Phase.COMMIT, reply)
+            self.needs_rset = True
+        elif not reply.positive or reply.code == 221:
+            raise ProtocolError(f"unexpected reply to the end of the message: {reply}")
+        elif not transaction.refused:
+            transaction.phase, transaction.reply = Phase.DONE, reply
+        elif transaction.accepted:
+            transaction.phase, transaction.reply = Phase.COMMIT, None
+            raise ProtocolError(f"a message that was refused at MAIL got {reply}")
+        if reply.closing:
+            raise ServerClosing(reply)
+
+    def _interrupted(self, transaction: MailTransaction, reply: Reply) -> NoReturn:
+        if reply.closing:
+            raise ServerClosing(reply)
+        if reply.negative:
+            transaction.refuse(Phase.CONTENT, reply)
+        raise ProtocolError(f"the server interrupted the message: {reply}")
+
+    # -- between messages ----------------------------------------------------------------
 
     def alive(self) -> bool:
-        """Look, without a round trip, whether the server is there and silent."""
-        return not self.closed and not self._wire.has_input()
+        """Return, without a round trip, whether the connection is open and silent."""
+        return not self.closed and not self.stream.has_input()
 
     def ping(self, seconds: float) -> bool:
-        """Ask for a sign of life: exactly 250, with no 421 queued behind it."""
+        """Send NOOP and require 250, with no 421 queued behind it."""
         until = time.monotonic() + seconds
         try:
-            self._wire.write(b"NOOP\r\n", until)
-            return self._wire.read_reply(until).code == 250 and self.alive()
+            self.stream.write(b"NOOP\r\n", until)
+            return self.stream.read_reply(until).code == 250 and self.alive()
         except OSError:
             return False
 
-    def say_goodbye(self) -> None:
-        """Write QUIT, as far as that takes no waiting."""
+    def send_quit(self) -> None:
+        """Send QUIT without waiting."""
         try:
-            self._wire.write(b"QUIT\r\n", time.monotonic() + 0.1)
+            self.stream.write(b"QUIT\r\n", time.monotonic() + 0.01)
         except OSError:
             self.close()
 
-    def await_goodbye(self, until: float) -> None:
-        """Wait for the server to leave, at most until then (monotonic), and close."""
+    def wait_closed(self, until: float) -> None:
+        """Wait for the reply to QUIT, at most until then (monotonic), and close."""
         try:
             if not self.closed:
-                self._wire.read_reply(until)
+                self.stream.read_reply(until)
         except OSError:
-            pass  # many servers hang up without a word
+            pass  # many servers hang up without a reply
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close hard: no further octet is written."""
-        self.closed = True
-        self._wire.close()
+        """Close without a further octet."""
+        self.state = State.CLOSED
+        self.stream.close()

@@ -1,13 +1,16 @@
-"""Bytes to and from a relay: one socket, strict replies, every wait bounded."""
+"""A TCP or TLS stream to a relay: one socket, strict replies, every wait bounded."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import select
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakSet
 
 from . import replies
@@ -16,59 +19,105 @@ from .replies import ProtocolError, Reply
 if TYPE_CHECKING:
     from django_lettermint.secret import Secret
 
+_T = TypeVar("_T")
+
 #: Octets written between two looks for an early refusal.
 _STRIDE = 64 * 1024
-_RECEIVE = 16 * 1024
+_RECEIVE = 64 * 1024
+#: The largest TLS record (RFC 8446 section 5.1).
+_RECORD = 16 * 1024
 _KNOWN_REPLIES = 100
+#: Seconds; more than any option makes sense for, and less than `poll()` can take.
+_DAY = 86400.0
 
 #: All streams of this process, and after a fork those of its parent.
-_open_wires: WeakSet[Wire] = WeakSet()
+_open_streams: WeakSet[SMTPStream] = WeakSet()
 
 
-class Wire:
-    """A TCP or TLS stream on which the other side answers in lines.
+class ClearTextReply(OSError):
+    """The server sent an SMTP reply in clear where TLS was to begin."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"the server answered in clear: {reply}")
+        self.reply = reply
+
+
+class SMTPStream:
+    """A stream on which the other side answers in lines.
+
+    The socket never blocks; each wait is a `poll()`. TLS runs on memory buffers: so the
+    first octets can be read before OpenSSL gets them, and no failed system call leaves
+    an entry in the thread's OpenSSL error queue, where another connection of this
+    thread would find it (python/cpython#148594).
 
     `until` is a moment of `time.monotonic()`; each method raises TimeoutError beyond
     it, and OSError (ProtocolError, ssl.SSLError) when the stream is broken. After any
-    error the stream is of no use but to be closed.
+    error the stream can only be closed.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        #: Received, not yet parsed. Empty whenever no reply is owed; if it is not, the
-        #: server has spoken out of turn.
+        sock.setblocking(False)
+        #: Set once TLS has begun; nothing is written in clear from then on.
+        self.tls: ssl.SSLObject | None = None
+        self._tls_in, self._tls_out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        #: Received, not yet parsed. Empty whenever no reply is pending; otherwise the
+        #: server has sent something unasked.
         self._received = bytearray()
-        #: The server has closed its side: nothing will follow what is in `_received`.
+        #: The server has closed its side: nothing follows what is in `_received`.
         self._ended = False
         #: What a reply must not show, should the relay echo it.
-        self._hidden: list[Secret] = []
-        #: Replies by their lines, which hold nothing that is to be hidden.
+        self._secrets: list[Secret] = []
+        #: Replies by their lines, which hold no secret.
         self._known: dict[tuple[bytes, ...], Reply] = {}
-        self._poll = _poller(sock)
-        _open_wires.add(self)
+        #: Wait so many seconds to read, and to write or read.
+        self._readable, self._writable = _pollers(sock)
+        _open_streams.add(self)
 
     @property
     def encrypted(self) -> bool:
-        """Return whether TLS was begun; nothing is said in clear from then on."""
-        return isinstance(self.socket, ssl.SSLSocket)
+        """Return whether TLS has begun."""
+        return self.tls is not None
 
-    def start_tls(
-        self, context: ssl.SSLContext, host: str, until: float
-    ) -> ssl.SSLSocket:
-        """Encrypt the stream; raise ssl.SSLError unless host and certificate agree."""
-        # In two steps: an interrupt during the handshake must find the socket here.
-        encrypted = context.wrap_socket(
-            self.socket, server_hostname=host, do_handshake_on_connect=False
+    @property
+    def local_address(self) -> str:
+        """Return this side's IP address."""
+        return str(self.socket.getsockname()[0])
+
+    def start_tls(self, context: ssl.SSLContext, host: str, until: float) -> None:
+        """Encrypt the stream.
+
+        Raises ssl.SSLError unless host and certificate agree, and ClearTextReply if the
+        server answers in clear: no TLS record begins with the digit of a reply.
+        """
+        tls = self.tls = context.wrap_bio(
+            self._tls_in, self._tls_out, server_hostname=host
         )
-        self.socket = encrypted
-        self._poll = _poller(encrypted)
-        self.check_time(until)
-        encrypted.do_handshake()
-        return encrypted
+        greeted = False
+        while True:
+            try:
+                _without_stale_errors(tls.do_handshake)
+            except ssl.SSLWantReadError:
+                # Even if the server has left, its refusal may be there to be read.
+                with contextlib.suppress(ConnectionError):
+                    self._send(self._tls_out.read(), until)
+            else:
+                self._send(self._tls_out.read(), until)
+                self._decrypt(tls)
+                return
+            data = self._receive(until)
+            if not data:
+                raise ConnectionResetError("the server hung up")
+            if not greeted and data[:1] in (b"2", b"3", b"4", b"5"):
+                self.tls = None
+                self._received += data
+                raise ClearTextReply(self.read_reply(until))
+            greeted = True
+            self._tls_in.write(data)
 
-    def hide(self, *secrets: Secret) -> None:
+    def redact(self, *secrets: Secret) -> None:
         """Replace these texts by *** wherever the relay echoes them."""
-        self._hidden += secrets
+        self._secrets += secrets
         self._known.clear()
 
     def write(
@@ -77,17 +126,23 @@ class Wire:
         until: float,
         *,
         stall: float = float("inf"),
-        heed: bool = False,
+        stop_on_reply: bool = False,
     ) -> None:
         """Write all octets, each stride of them within `stall` seconds.
 
-        With `heed`, stop when the server speaks in between.
+        With `stop_on_reply`, return early when the server sends something meanwhile.
         """
         view = memoryview(data)
         while view:
-            self.check_time(min(until, time.monotonic() + stall))
-            view = view[self.socket.send(view[:_STRIDE]) :]
-            if heed and view and self.has_input():
+            stride, view = view[:_STRIDE], view[_STRIDE:]
+            limit = min(until, time.monotonic() + stall)
+            self.check_time(limit)
+            octets: bytes | memoryview = stride
+            if self.tls:
+                self.tls.write(stride)
+                octets = self._tls_out.read()
+            self._send(octets, limit, stop_on_reply=stop_on_reply)
+            if stop_on_reply and view and self.has_input():
                 return
 
     def read_reply(self, until: float) -> Reply:
@@ -107,37 +162,29 @@ class Wire:
                 return self._parsed(tuple(lines))
 
     def has_input(self) -> bool:
-        """Look, without waiting, whether the server has spoken or closed."""
-        if self._received or self._ended:
-            return True
-        pending = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()
-        if not pending and not self._poll():
-            return False
-        self.socket.settimeout(0)
-        try:
-            self._receive()
-        except (BlockingIOError, ssl.SSLWantReadError):
-            # A TLS record without data, such as a session ticket.
-            return False
-        except OSError:
-            self._ended = True
-        return True
+        """Return, without waiting, whether the server has sent something or closed."""
+        if not self._received and not self._ended and self._readable(0.0):
+            try:
+                self._take(self._receive_now())
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._ended = True
+        return bool(self._received) or self._ended
 
     def check_time(self, until: float) -> None:
-        """Limit the next operation on the socket; raise TimeoutError beyond `until`."""
-        remaining = until - time.monotonic()
-        if remaining <= 0:
+        """Raise TimeoutError beyond `until`."""
+        if time.monotonic() >= until:
             raise TimeoutError("timed out")
-        self.socket.settimeout(remaining)
 
     def close(self) -> None:
-        """Close the descriptor without a further octet, not even TLS's goodbye.
+        """Close the descriptor without a further octet, TLS's close_notify included.
 
         Safe on a socket that a parent process still uses.
         """
         self._ended = True
         self.socket.close()
-        _open_wires.discard(self)
+        _open_streams.discard(self)
 
     def _read_line(self, until: float) -> bytes:
         searched = 0
@@ -147,45 +194,115 @@ class Wire:
                 break
             if self._ended:
                 raise ConnectionResetError("the server closed the connection")
-            self.check_time(until)
-            self._receive()
+            self._take(self._receive(until))
         if not 0 <= end <= replies.MAX_LINE:
             raise ProtocolError(f"a line of more than {replies.MAX_LINE} octets")
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         return line.removesuffix(b"\r")
 
-    def _receive(self) -> None:
-        data = self.socket.recv(_RECEIVE)
-        self._received += data
-        self._ended = not data
+    def _receive(self, until: float) -> bytes:
+        """Wait for octets and return them as they are on the wire; b"" at the end."""
+        while True:
+            self._wait(until)
+            with contextlib.suppress(BlockingIOError):
+                return self._receive_now()
+
+    def _receive_now(self) -> bytes:
+        return self.socket.recv(_RECEIVE)
+
+    def _take(self, data: bytes) -> None:
+        if not data:
+            self._ended = True
+        elif self.tls is None:
+            self._received += data
+        else:
+            self._tls_in.write(data)
+            self._decrypt(self.tls)
+
+    def _decrypt(self, tls: ssl.SSLObject) -> None:
+        """Decrypt what came, as far as its TLS records are complete."""
+        # A record may also hold no text, but a session ticket.
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while not self._ended and (self._tls_in.pending or tls.pending()):
+                text = _without_stale_errors(functools.partial(tls.read, _RECORD))
+                self._received += text
+                self._ended = not text
+
+    def _send(
+        self,
+        octets: bytes | memoryview,
+        until: float,
+        *,
+        stop_on_reply: bool = False,
+    ) -> None:
+        while octets:
+            try:
+                octets = octets[self.socket.send(octets) :]
+            except BlockingIOError:
+                self._wait(until, writing=True)
+                if stop_on_reply and self.has_input():
+                    return
+
+    def _wait(self, until: float, *, writing: bool = False) -> None:
+        """Wait until there is something to read or, if `writing`, room to write."""
+        seconds = until - time.monotonic()
+        ready = self._writable if writing else self._readable
+        if seconds <= 0 or not ready(seconds):
+            raise TimeoutError("timed out")
 
     def _parsed(self, lines: tuple[bytes, ...]) -> Reply:
-        # A server says few different things, over and over again.
+        # A server sends few different replies, over and over again.
         reply = self._known.get(lines)
         if reply is None:
-            censored = tuple(map(self._censored, lines))
-            reply = replies.parse(censored)
-            if censored == lines and len(self._known) < _KNOWN_REPLIES:
+            redacted = tuple(map(self._redacted, lines))
+            reply = replies.parse(redacted)
+            if redacted == lines and len(self._known) < _KNOWN_REPLIES:
                 self._known[lines] = reply
         return reply
 
-    def _censored(self, line: bytes) -> bytes:
-        for secret in self._hidden:
+    def _redacted(self, line: bytes) -> bytes:
+        for secret in self._secrets:
             line = line.replace(secret.reveal().encode(), b"***")
         return line
 
 
-def _poller(sock: socket.socket) -> Callable[[], object]:
+def _without_stale_errors(operation: Callable[[], _T]) -> _T:
+    """Call a TLS operation, once more if it fails for another connection's error.
+
+    An operation that needs more input reports the oldest entry of the thread's OpenSSL
+    error queue, which any library may have left there; reporting clears the queue. Our
+    own errors come again.
+    """
     try:
-        poll = select.poll()
-    except AttributeError:  # eventlet and Windows have no poll()
-        return lambda: select.select([sock], [], [], 0)[0]
-    poll.register(sock, select.POLLIN)
-    return lambda: poll.poll(0)
+        return operation()
+    except ssl.SSLWantReadError:
+        raise
+    except OSError:
+        return operation()
+
+
+_Wait = Callable[[float], object]
+
+
+def _pollers(sock: socket.socket) -> tuple[_Wait, _Wait]:
+    """Return functions that wait so many seconds to read, and to write or read."""
+    if hasattr(select, "poll"):
+        return _poller(sock, select.POLLIN), _poller(sock, select.POLLIN | select.POLLOUT)
+    # eventlet and Windows have no poll().
+    return (
+        lambda seconds: any(select.select([sock], [], [], min(seconds, _DAY))),
+        lambda seconds: any(select.select([sock], [sock], [], min(seconds, _DAY))),
+    )
+
+
+def _poller(sock: socket.socket, events: int) -> _Wait:
+    poll = select.poll()
+    poll.register(sock, events)
+    return lambda seconds: poll.poll(math.ceil(min(seconds, _DAY) * 1000))
 
 
 def close_inherited() -> None:
     """Close what a forked process has from its parent, without a further octet."""
-    for wire in tuple(_open_wires):
-        wire.close()
+    for stream in tuple(_open_streams):
+        stream.close()

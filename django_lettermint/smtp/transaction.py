@@ -1,4 +1,4 @@
-"""One message's way through a session: what is said, and what came back."""
+"""One mail transaction (RFC 5321 section 3.3): its commands, and what came back."""
 
 from __future__ import annotations
 
@@ -25,29 +25,37 @@ GROUP_OCTETS = 4096
 
 
 @dataclass(slots=True, kw_only=True)
-class Attempt:
-    """One try to hand an envelope to a relay; the session fills it in as it goes."""
+class MailTransaction:
+    """One try to hand an envelope to a relay; the session fills it in."""
 
     #: In the form that is sent: 7-bit when the relay does not offer 8BITMIME.
     envelope: Envelope
-    #: In `time.monotonic()`, set when its turn comes: all of it must be over by then.
+    #: In `time.monotonic()`, set when its turn comes: all of it must end by then.
     until: float = 0.0
     #: These bytes may have reached the relay before, so their form must not change.
-    exact: bool = False
+    frozen: bool = False
     #: Repeating is safe, so that several such messages may be unconfirmed at once.
     repeatable: bool = False
+    #: Its commands may be pipelined behind the end of another message.
+    may_follow: bool = True
+    #: It is the first one on a connection that was idle in the pool.
+    after_idle: bool = False
     #: How far it came. From COMMIT on, the relay may have the message.
     phase: Phase = Phase.MAIL
     #: In `time.monotonic()`; 0 until something of it may be on the wire.
     started: float = 0.0
-    #: Commands of it that the server has not answered.
-    owed: int = 0
+    #: The number of its commands that the server has not answered.
+    pending_replies: int = 0
     #: The answer to each RCPT.
     replies: dict[str, Reply] = field(default_factory=dict)
-    #: Its first commands, or all of it, went out behind an earlier message.
-    ahead: bool = False
+    #: Its first commands, or all of it, went out behind another message.
+    pipelined: bool = False
+    #: Another message's commands went out behind its end.
+    followed: bool = False
     #: The server waits for the content.
-    awaited: bool = False
+    data_accepted: bool = False
+    #: The content of another message had passed over the connection before.
+    connection_carried: bool = False
     #: The reply that decided: the first refusal, or the one to the end of the content.
     reply: Reply | None = None
     #: What broke the connection before a reply decided, or what the relay cannot take.
@@ -69,21 +77,22 @@ class Attempt:
 
     @property
     def recipients_known(self) -> bool:
-        """Return whether the relay's word on each recipient is known.
+        """Return whether the relay's answer for each recipient is known.
 
-        BDAT may be lost together with them; one recipient alone shares the message's fate.
+        BDAT may be lost together with them; one recipient alone has the same end as the
+        message.
         """
         left = self.not_refused
         return len(left) < 2 or all(who in self.replies for who in left)
 
     @property
     def refused(self) -> bool:
-        """Return whether the relay has answered that it does not take the message."""
+        """Return whether the relay has refused the message."""
         return self.reply is not None and self.reply.negative
 
     @property
-    def hopeless(self) -> bool:
-        """Return whether another attempt would end like this one."""
+    def permanent_failure(self) -> bool:
+        """Return whether the same message would fail again."""
         return (self.reply is not None and self.reply.code >= 500) or isinstance(
             self.failure, LettermintInvalidMessage
         )
@@ -111,6 +120,17 @@ class Attempt:
         if len(replies) == len(self.envelope.recipients) and not self.accepted:
             self.refuse(Phase.RCPT, min(replies, key=lambda reply: reply.code))
 
+    def lose(self, error: OSError) -> None:
+        """Note that the connection broke before a reply decided.
+
+        A refusal by X.4.2 was the announcement of that.
+        """
+        early = self.phase is not Phase.COMMIT
+        if self.reply and self.reply.bad_connection and early:
+            self.reply, self.replies = None, {}
+        if self.reply is None:
+            self.failure = error
+
 
 class Command(NamedTuple):
     """One command line, and the step it belongs to."""
@@ -125,19 +145,19 @@ DATA = Command(Phase.DATA, b"DATA\r\n")
 DOT = Command(Phase.COMMIT, b".\r\n")
 
 
-def fit(attempt: Attempt, features: Mapping[str, str]) -> Envelope:
+def adapt_to(features: Mapping[str, str], transaction: MailTransaction) -> Envelope:
     """Return the envelope in a form that a relay with these features takes.
 
     Raises LettermintInvalidMessage if there is none.
     """
-    envelope = attempt.envelope
+    envelope = transaction.envelope
     if envelope.smtputf8 and "SMTPUTF8" not in features:
         raise LettermintInvalidMessage(
             "an address has non-ASCII characters before its @, and the relay does not "
             "offer SMTPUTF8 (RFC 6531): use an ASCII address"
         )
     if "8BITMIME" not in features and not envelope.content.isascii():
-        if attempt.exact:
+        if transaction.frozen:
             raise LettermintInvalidMessage(
                 "the relay no longer offers 8BITMIME: the message cannot be repeated "
                 "byte for byte"
@@ -152,10 +172,8 @@ def fit(attempt: Attempt, features: Mapping[str, str]) -> Envelope:
     return envelope
 
 
-def compose(
-    envelope: Envelope, features: Mapping[str, str], last: Command, *, reset: bool
-) -> list[Command]:
-    """Return [RSET] MAIL RCPT* and the last command."""
+def mail_commands(envelope: Envelope, features: Mapping[str, str]) -> list[Command]:
+    """Return MAIL and one RCPT for each recipient."""
     encoding = "utf-8" if envelope.smtputf8 else "ascii"
     parameters = ""
     if "SIZE" in features:
@@ -165,19 +183,19 @@ def compose(
     if envelope.smtputf8:
         parameters += " SMTPUTF8"
     mail = f"MAIL FROM:<{envelope.mail_from}>{parameters}\r\n"
-    commands = [RSET] if reset else []
-    commands.append(Command(Phase.MAIL, mail.encode(encoding)))
+    commands = [Command(Phase.MAIL, mail.encode(encoding))]
     for who in envelope.recipients:
         line = f"RCPT TO:<{who}>\r\n".encode(encoding)
         commands.append(Command(Phase.RCPT, line, who))
-    commands.append(last)
     return commands
 
 
-def in_groups(commands: Sequence[Command], *, most: int) -> list[list[Command]]:
+def pipelining_groups(
+    commands: Sequence[Command], *, most: int
+) -> list[list[Command]]:
     """Divide commands into groups that may be written before a reply is read.
 
-    A group holds `most` commands, and no more octets than buffers do.
+    A group holds at most `most` commands, and no more octets than buffers do.
     """
     groups: list[list[Command]] = [[]]
     octets = 0

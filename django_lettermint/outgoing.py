@@ -1,0 +1,193 @@
+"""One message through the backend, and what everybody learns of its end."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from anymail.message import AnymailRecipientStatus, AnymailStatus
+from anymail.signals import post_send
+
+from .delivery.result import build_error, build_result, recipients_of
+from .exceptions import (
+    AuthenticationFailed,
+    ConnectFailed,
+    PoolClosed,
+    PoolTimeout,
+    RecipientsRefused,
+    TLSFailed,
+)
+from .results import Outcome, Phase, SendResult
+from .signals import message_failed, message_sent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anymail.backends.base import AnymailBaseBackend
+    from django.core.mail import EmailMessage
+
+    from .conf import Endpoint
+    from .delivery import Submission
+
+logger = logging.getLogger("django_lettermint")
+
+_WITHOUT_ADDRESSES = (
+    AuthenticationFailed,
+    ConnectFailed,
+    PoolClosed,
+    PoolTimeout,
+    TLSFailed,
+)
+
+#: Nesting depth of `notify()`. A log handler may send mail (AdminEmailHandler) that fails
+#: as well; this stops the recursion.
+_depth: ContextVar[int] = ContextVar("django_lettermint_notify_depth", default=0)
+
+
+@dataclass(slots=True, eq=False)
+class OutgoingMessage:
+    """One message on its way through the backend."""
+
+    message: EmailMessage
+    #: How it is delivered; empty if it never got that far.
+    submissions: list[Submission] = field(default_factory=list)
+    #: The caller's spelling of each address, by its form in SMTP.
+    original_addresses: Mapping[str, str] = field(default_factory=dict)
+    #: The idempotency key is the caller's.
+    has_caller_key: bool = False
+    #: The error it ends with, if any.
+    error: Exception | None = None
+    result: SendResult = field(
+        default_factory=lambda: SendResult(outcome=Outcome.NOT_SENT)
+    )
+    #: It ends without status, log and signals: cancelled, without recipients, or queued.
+    suppress_signals: bool = False
+
+    @property
+    def octets(self) -> int:
+        """Return what its rendered form keeps in memory."""
+        return sum(each.envelope.size for each in self.submissions)
+
+    def interrupt(self) -> None:
+        """End before anything was sent."""
+        for submission in self.submissions:
+            submission.fail(None)
+
+    def end_silently(self, phase: Phase) -> None:
+        """End before the start, for a reason that is no failure."""
+        self.suppress_signals = True
+        self.result = SendResult(outcome=Outcome.NOT_SENT, phase=phase)
+        self.message.anymail_status.esp_response = self.result  # type: ignore[attr-defined]
+
+
+def notify(
+    sender: type[AnymailBaseBackend],
+    outgoing: OutgoingMessage,
+    endpoint: Endpoint | None = None,
+) -> None:
+    """Set the status of a message that has ended, log its end, and send the signals.
+
+    `endpoint` is the relay that the log names. Nothing that receivers do changes the
+    result.
+    """
+    if outgoing.suppress_signals:
+        return
+    if outgoing.submissions:
+        outgoing.result = build_result(outgoing.submissions)
+        outgoing.error = build_error(
+            outgoing.submissions, has_caller_key=outgoing.has_caller_key
+        )
+    if outgoing.error:
+        outgoing.error.result = outgoing.result  # type: ignore[attr-defined]
+    depth = _depth.get()
+    token = _depth.set(depth + 1)
+    try:
+        status = _status(outgoing)
+        # Handlers may mail ADMINS, and raise when that fails as well.
+        with suppress(Exception):
+            _log(outgoing, endpoint, logging.DEBUG if depth else logging.ERROR)
+        if depth < 2:
+            _send_signals(sender, outgoing, status)
+    finally:
+        _depth.reset(token)
+
+
+def _status(outgoing: OutgoingMessage) -> AnymailStatus:
+    status: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
+    status.esp_response = outgoing.result
+    ids = {
+        who: submission.envelope.message_id
+        for submission in outgoing.submissions
+        for who in recipients_of(submission)
+    }
+    if ids:  # else it was never sent to the provider, which Anymail says by None
+        status.set_recipient_status(
+            {
+                outgoing.original_addresses.get(who, who): AnymailRecipientStatus(ids[who], answer.status)
+                for who, answer in outgoing.result.recipients.items()
+            }
+        )
+    return status
+
+
+def _log(
+    outgoing: OutgoingMessage, endpoint: Endpoint | None, level_of_failures: int
+) -> None:
+    # Addresses and server texts, which may quote them, are for DEBUG only.
+    result, error = outgoing.result, outgoing.error
+    if error:
+        logger.log(
+            level_of_failures,
+            "Message %s: %s at %s%s (%s, code %s, attempts: %d)%s",
+            result.message_id,
+            result.outcome.value,
+            result.phase,
+            f" on {endpoint.host}:{endpoint.port}" if endpoint else "",
+            type(error).__name__,
+            result.code,
+            result.attempts,
+            # Errors of a connection hold no addresses.
+            f": {error}" if isinstance(error, _WITHOUT_ADDRESSES) else "",
+        )
+        logger.debug("Message %s: %s", result.message_id, error)
+        return
+    refused = [
+        who for who, answer in result.recipients.items() if answer.status != "queued"
+    ]
+    if refused:
+        logger.warning(
+            "Message %s: sent, but %d of %d recipients were refused",
+            result.message_id,
+            len(refused),
+            len(result.recipients),
+        )
+        logger.debug("Message %s: refused for %s", result.message_id, refused)
+    else:
+        logger.debug("Message %s: sent in %.3f s", result.message_id, result.elapsed)
+
+
+def _send_signals(
+    sender: type[AnymailBaseBackend], outgoing: OutgoingMessage, status: AnymailStatus
+) -> None:
+    # Django logs what receivers raise: the mail is out, or it is not, and an exception
+    # would make the caller send it again.
+    message = outgoing.message
+    # As other Anymail backends do: when the provider has answered for the recipients.
+    if outgoing.result.outcome is not Outcome.NOT_SENT or isinstance(
+        outgoing.error, RecipientsRefused
+    ):
+        post_send.send_robust(
+            sender,
+            message=message,
+            status=status,
+            esp_name=sender.esp_name,
+        )
+    if outgoing.error:
+        message_failed.send_robust(
+            sender, message=message, result=outgoing.result, error=outgoing.error
+        )
+    else:
+        message_sent.send_robust(sender, message=message, result=outgoing.result)

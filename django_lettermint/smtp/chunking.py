@@ -1,0 +1,90 @@
+"""BDAT (RFC 3030): a message in one write, but for the octets that complete it.
+
+Messages that are safe to repeat follow each other unconfirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from django_lettermint.results import Phase
+
+from .transaction import Command, MailTransaction
+
+if TYPE_CHECKING:
+    from .session import Session
+
+#: This much may be on the wire unconfirmed.
+WINDOW_MESSAGES = 50
+WINDOW_OCTETS = 1024 * 1024
+
+#: Octets at the end of a chunk that are written by themselves: without them the chunk
+#: is incomplete, so they are what the dot is to DATA.
+FINAL_OCTETS = 2
+
+
+def send(
+    session: Session,
+    transaction: MailTransaction,
+    following: Sequence[MailTransaction],
+) -> None:
+    """Send a message, and as many of the following ones as may be unconfirmed."""
+    if not transaction.pipelined and not _start_chunk(session, transaction):
+        return
+    octets = transaction.envelope.size
+    for later in following[: WINDOW_MESSAGES - 1]:
+        octets += later.envelope.size
+        if not later.pipelined:
+            # Without a key to repeat it, one message at most may end as UNKNOWN.
+            safe = transaction.repeatable and later.repeatable
+            if not (safe and octets <= WINDOW_OCTETS and session.may_follow(later)):
+                break
+            transaction.followed = True
+            complete = _start_chunk(session, later)
+            later.pipelined = bool(later.started)
+            if not complete:
+                break
+    session.read_replies(transaction)
+    if transaction.refused:
+        session.needs_rset = True
+
+
+def _start_chunk(session: Session, transaction: MailTransaction) -> bool:
+    """Write a whole message, its end included; return whether its reply is pending."""
+    if not session.begin(transaction):
+        return False
+    if session.has_pending:
+        # Should the message before it be refused, its transaction may still be open.
+        session.needs_rset = True
+    bdat = Command(Phase.COMMIT, b"BDAT %d LAST\r\n" % transaction.envelope.size)
+    # After a pause the connection may be dead without a sign: let the replies to MAIL
+    # and RCPT come before the end goes out. They share no write with BDAT, as Exim then
+    # answers nothing until the chunk is complete.
+    if transaction.after_idle:
+        groups = [*session.groups(transaction), [bdat]]
+    else:
+        groups = session.groups(transaction, bdat)
+    for group in groups:
+        if transaction.refused:
+            break
+        if group[-1] is bdat:
+            _write_chunk(session, transaction, group)
+            return True
+        session.write(transaction, group)
+        session.read_replies(transaction)
+    session.needs_rset = True
+    return False
+
+
+def _write_chunk(
+    session: Session, transaction: MailTransaction, group: Sequence[Command]
+) -> None:
+    data = transaction.envelope.data
+    transaction.phase = Phase.CONTENT
+    session.write(transaction, group, content=data[:-FINAL_OCTETS])
+    session.read_available_replies()
+    if not transaction.refused:
+        session.commit(transaction)
+    # Also of a refused chunk: the server waits for all its octets.
+    session.write_bytes(data[-FINAL_OCTETS:])
