@@ -223,6 +223,4 @@ def _port_and_security(source: Source, host: str) -> tuple[int, str]:
 
 def _knows_idempotency(host: str) -> bool:
     name = host.lower()
-    return (
-        name == "lettermint.co" or name.endswith(".lettermint.co") or is_loopback(host)
-    )
+    return name == "lettermint.co" or name.endswith(".lettermint.co")

@@ -112,8 +112,9 @@ OPTIONS = _table(
     Option(
         "retries",
         rules.whole(0),
-        default=2,
-        doc="Further attempts to connect, within the deadline.",
+        default=8,
+        doc="Further attempts when no connection can be made or a new one is lost: with "
+        "growing pauses, for 2 seconds, or for 10 with the mails of a list.",
     ),
     Option(
         "pool",
@@ -144,7 +145,7 @@ OPTIONS = _table(
         rules.optional(rules.flag),
         default=None,
         doc="Give messages an `Idempotency-Key` and repeat unconfirmed ones; "
-        "`None`: at Lettermint's and loopback hosts only.",
+        "`None`: at Lettermint's hosts only.",
     ),
     Option(
         "correlation_key",

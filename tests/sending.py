@@ -20,14 +20,13 @@ from django_lettermint.conf import RelayConfig, backend_config
 from django_lettermint.envelope import Envelope
 from django_lettermint.results import SendResult
 from django_lettermint.signals import message_failed, message_sent
-from django_lettermint.smtp.attempt import Attempt
-from django_lettermint.smtp.connect import connect
+from django_lettermint.smtp import MailTransaction, RelayState, connect
 from tests.faults import Action, Answer, Wire
 
 if TYPE_CHECKING:
     from anymail.message import AnymailMessage
 
-    from django_lettermint.smtp.session import Session
+    from django_lettermint.smtp import Session
     from tests.faultserver import FaultServer
 
 #: Seconds that are long on loopback, and short in a test that waits for them to pass.
@@ -95,49 +94,19 @@ def relay(server: FaultServer, **options: Any) -> RelayConfig:
     return backend_config(server.options(**options)).relay
 
 
-@contextmanager
-def session(server: FaultServer, **options: Any) -> Iterator[Session]:
-    """Hold an authenticated session of one's own, without a pool."""
-    held = connect(relay(server, **options), until=time.monotonic() + 5)
-    try:
-        yield held
-    finally:
-        held.close()
+@dataclass
+class HeldSession:
+    """A session and the options that its messages are sent with."""
 
+    session: Session
+    config: RelayConfig
 
-def envelope(
-    *to: str, content: bytes = b"Subject: Hello\r\n\r\nHow are you?\r\n", **others: Any
-) -> Envelope:
-    """Return an envelope of a small message."""
-    return Envelope(
-        mail_from="ann@example.org",
-        recipients=to or ("bob@example.org",),
-        content=content,
-        message_id="id",
-        **others,
-    )
+    def send(
+        self, one: MailTransaction, following: Sequence[MailTransaction] = ()
+    ) -> None:
+        self.session.send(one, following, config=self.config)
 
-
-def attempt(*to: str, seconds: float = 30.0, **others: Any) -> Attempt:
-    """Return an attempt at a small message; `repeatable` comes with a key."""
-    repeatable = others.pop("repeatable", False)
-    if repeatable:
-        others["idempotency_key"] = "key of " + (to or ("bob@example.org",))[0]
-    return Attempt(
-        envelope=envelope(*to, **others),
-        until=time.monotonic() + seconds,
-        repeatable=repeatable,
-    )
-
-
-def send_all(held: Session, attempts: Sequence[Attempt]) -> None:
-    """Send attempts as a batch does: each knows of those that follow."""
-    for number, each in enumerate(attempts, 1):
-        if not held.closed:
-            held.send(each, attempts[number:])
-
-
-def spoken(server: FaultServer, connection: int | None = None) -> list[str]:
+    def spoken(server: FaultServer, connection: int | None = None) -> list[str]:
     """Return the verbs that the server heard since the login."""
     lines = [
         line.decode("utf-8", "replace").split(" ")[0].partition(":")[0]

@@ -53,7 +53,7 @@ class Failure:
 
     #: The step that failed.
     phase: Phase
-    #: The refusal, or None if the connection was lost or never made.
+    #: The refusal; None if the connection was lost, or never made without a word.
     reply: Reply | None = None
     #: No further try can end otherwise: TLS is not verified, the message is too large.
     permanent: bool = False
@@ -88,7 +88,7 @@ def decide(failure: Failure) -> Decision:
         refused_for_good = reply is not None and reply.code >= 500
         retry = failure.may_retry and not refused_for_good
         return Decision.RETRY if retry else Decision.GIVE_UP
-    if reply is None or (reply.closing and not _about_content(failure)):
+    if reply is None:
         if failure.used:
             return Decision.REPLACE
         return Decision.RETRY if failure.may_retry else Decision.GIVE_UP

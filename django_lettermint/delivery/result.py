@@ -138,11 +138,10 @@ def _recipient(submission: Submission, who: str) -> RecipientResult:
         return RecipientResult(
             status="unknown", text="no reply to the end of the message"
         )
-    answer = last.replies.get(who) if last else None
     if submission.outcome is Outcome.SENT:
-        if answer and answer.negative:
-            # Refused on a repeat: the try before it may have been delivered.
-            return RecipientResult(status="unknown", text=str(answer))
+        if doubt := submission.refused_on_repeat.get(who):
+            return RecipientResult(status="unknown", text=str(doubt))
+        answer = last.replies.get(who) if last else None
         return _from_reply(answer) if answer else RecipientResult(status="queued")
     reply = _decisive_reply(submission)
     if reply:

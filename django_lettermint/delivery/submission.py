@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from django_lettermint.results import Outcome, Phase
-from django_lettermint.smtp import MailTransaction, Reply, ServerClosing
+from django_lettermint.smtp import MailTransaction, Reply
 
 from . import policy
 from .policy import Decision, Failure
@@ -51,6 +51,8 @@ class Submission:
     #: The latest mail transaction, and the first one that may have been delivered.
     last: MailTransaction | None = None
     unconfirmed: MailTransaction | None = None
+    #: Refusals by recipient on any repeat: the try before it may have been delivered.
+    refused_on_repeat: dict[str, Reply] = field(default_factory=dict)
     #: Why there was no transaction, or no further one.
     error: Exception | None = None
     #: Tries, connections that could not be made included.
@@ -107,6 +109,12 @@ class Submission:
         self.last = transaction
         self.reused = used
         self.envelope = transaction.envelope
+        if self.unconfirmed:
+            self.refused_on_repeat |= {
+                who: reply
+                for who, reply in transaction.replies.items()
+                if reply.negative
+            }
         if transaction.outcome is Outcome.SENT:
             self._finish(Outcome.SENT)
             self._add_further()
@@ -156,10 +164,9 @@ class Submission:
         self.fail(None)
 
     def _failure(self, transaction: MailTransaction, *, may_retry: bool) -> Failure:
-        lost = transaction.failure
         return Failure(
             phase=transaction.phase,
-            reply=lost.reply if isinstance(lost, ServerClosing) else transaction.reply,
+            reply=transaction.reply,
             permanent=transaction.permanent_failure and not transaction.refused,
             unconfirmed=self.unconfirmed is not None,
             pipelined=transaction.pipelined,

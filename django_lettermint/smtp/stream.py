@@ -271,12 +271,12 @@ def _without_stale_errors(operation: Callable[[], _T]) -> _T:
     """Call a TLS operation, once more if it fails for another connection's error.
 
     An operation that needs more input reports the oldest entry of the thread's OpenSSL
-    error queue, which any library may have left there; reporting clears the queue. Our
-    own errors come again.
+    error queue, in which any library may have left a failed system call. Memory buffers
+    make no system calls, so it cannot be ours; reporting it clears the queue.
     """
     try:
         return operation()
-    except ssl.SSLWantReadError:
+    except ssl.SSLError:
         raise
     except OSError:
         return operation()

@@ -30,17 +30,16 @@ from tests.faultserver import (
 )
 from tests.sending import (
     SHORT,
-    attempt,
     cases,
     interruptible,
-    send_all,
     session,
     spoken,
     strike_and_wait,
+    transaction,
 )
 
 if TYPE_CHECKING:
-    from django_lettermint.smtp.attempt import Attempt
+    from django_lettermint.smtp import MailTransaction
     from tests.faults import Action, Wire
 
 BOB = "bob@example.org"
@@ -53,7 +52,7 @@ def without(*names: str) -> tuple[str, ...]:
     return tuple(each for each in FEATURES if each.partition(" ")[0] not in names)
 
 
-def send_one(server: FaultServer, one: Attempt, **options: Any) -> Attempt:
+def send_one(server: FaultServer, one: MailTransaction, **options: Any) -> MailTransaction:
     """Send over a session of its own and return the attempt."""
     with session(server, **options) as held:
         held.send(one)
@@ -61,7 +60,7 @@ def send_one(server: FaultServer, one: Attempt, **options: Any) -> Attempt:
     return one
 
 
-def outcomes(attempts: list[Attempt]) -> list[Outcome]:
+def outcomes(attempts: list[MailTransaction]) -> list[Outcome]:
     return [each.outcome for each in attempts]
 
 
@@ -71,7 +70,7 @@ def outcomes(attempts: list[Attempt]) -> list[Outcome]:
 @pytest.mark.parametrize("pipelining", cases(on=True, off=False))
 def test_a_message_arrives_as_it_is(pipelining: Any) -> None:
     with FaultServer() as server:
-        one = send_one(server, attempt(BOB, "cid@example.org"), pipelining=pipelining)
+        one = send_one(server, transaction(BOB, "cid@example.org"), pipelining=pipelining)
         assert one.outcome is SENT
         assert one.phase is Phase.DONE
         assert one.reply
@@ -85,7 +84,7 @@ def test_a_message_arrives_as_it_is(pipelining: Any) -> None:
 
 def test_a_null_sender_is_said_as_such() -> None:
     with FaultServer() as server:
-        one = attempt()
+        one = transaction()
         object.__setattr__(one.envelope, "mail_from", "")
         assert send_one(server, one).outcome is SENT
         assert server.deliveries[0].mail_from == ""
@@ -93,7 +92,7 @@ def test_a_null_sender_is_said_as_such() -> None:
 
 def test_the_key_is_the_first_line_of_the_content() -> None:
     with FaultServer() as server:
-        one = send_one(server, attempt(repeatable=True))
+        one = send_one(server, transaction(repeatable=True))
         (delivery,) = server.deliveries
         assert delivery.key == f"key of {BOB}"
         assert delivery.content == one.envelope.data
@@ -114,7 +113,7 @@ def test_any_lines_arrive_unchanged_whatever_dots_they_begin_with() -> None:
         @example([b".MAIL FROM:<x>", b"."])
         def round_trip(lines: list[bytes]) -> None:
             content = b"".join(line + b"\r\n" for line in lines) or b"\r\n"
-            one = attempt(content=content)
+            one = transaction(content=content)
             held.send(one)
             assert one.outcome is SENT
             assert server.deliveries.pop().content == content
@@ -127,7 +126,7 @@ def test_any_lines_arrive_unchanged_whatever_dots_they_begin_with() -> None:
 def test_chunks_are_not_dot_stuffed() -> None:
     content = b".\r\n..\r\n\r\n.\r\n"
     with FaultServer(features=CHUNKING) as server:
-        one = send_one(server, attempt(content=content), chunking=True)
+        one = send_one(server, transaction(content=content), chunking=True)
         assert one.outcome is SENT
         assert server.deliveries[0].content == content
 
@@ -140,7 +139,7 @@ def test_a_message_beyond_the_size_limit_is_not_begun() -> None:
         FaultServer(features=("SIZE 30", "PIPELINING")) as server,
         session(server) as held,
     ):
-        one = attempt()
+        one = transaction()
         held.send(one)
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.MESSAGE
@@ -148,21 +147,21 @@ def test_a_message_beyond_the_size_limit_is_not_begun() -> None:
         assert "the relay takes 30" in str(one.failure)
         assert held.reusable
         assert spoken(server) == []
-        held.send(two := attempt(content=b"Subject: x\r\n\r\n"))
+        held.send(two := transaction(content=b"Subject: x\r\n\r\n"))
         assert two.outcome is SENT
 
 
 @pytest.mark.parametrize("limit", ["SIZE", "SIZE 0", "SIZE many", f"SIZE {'9' * 5000}"])
 def test_a_size_limit_that_is_none_limits_nothing(limit: str) -> None:
     with FaultServer(features=(limit,)) as server:
-        assert send_one(server, attempt()).outcome is SENT
+        assert send_one(server, transaction()).outcome is SENT
         assert server.deliveries[0].parameters.startswith("SIZE=")
 
 
 def test_eight_bits_are_declared() -> None:
     content = "Subject: x\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: 8bit\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n\u00e9\r\n".encode()
     with FaultServer() as server:
-        assert send_one(server, attempt(content=content)).outcome is SENT
+        assert send_one(server, transaction(content=content)).outcome is SENT
         assert server.deliveries[0].parameters.endswith(" BODY=8BITMIME")
         assert server.deliveries[0].content == content
         assert server.violations == []
@@ -178,8 +177,8 @@ EIGHT_BIT = (
 def test_eight_bits_become_seven_for_a_relay_that_takes_no_more(count: int) -> None:
     with FaultServer(features=without("8BITMIME")) as server, session(server) as held:
         # The second and third ride behind the one before.
-        attempts = [attempt(content=EIGHT_BIT) for _ in range(count)]
-        send_all(held, attempts)
+        attempts = [transaction(content=EIGHT_BIT) for _ in range(count)]
+        held.send_all(attempts)
         assert outcomes(attempts) == [SENT] * count
         for each, delivery in zip(attempts, server.deliveries, strict=True):
             assert b"=C3=A9" in delivery.content
@@ -190,7 +189,7 @@ def test_eight_bits_become_seven_for_a_relay_that_takes_no_more(count: int) -> N
 
 def test_bytes_that_were_sent_before_are_not_encoded_anew() -> None:
     with FaultServer(features=without("8BITMIME")) as server:
-        one = attempt(content=EIGHT_BIT)
+        one = transaction(content=EIGHT_BIT)
         one.exact = True
         send_one(server, one)
         assert one.outcome is NOT_SENT
@@ -202,12 +201,12 @@ def test_bytes_that_were_sent_before_are_not_encoded_anew() -> None:
 def test_an_address_beyond_ascii_needs_smtputf8() -> None:
     bob = "b\u00f6b@example.org"
     with FaultServer() as server:
-        assert send_one(server, attempt(bob, smtputf8=True)).outcome is SENT
+        assert send_one(server, transaction(bob, smtputf8=True)).outcome is SENT
         assert server.deliveries[0].recipients == (bob,)
         assert server.deliveries[0].parameters.endswith(" SMTPUTF8")
         assert server.violations == []
     with FaultServer(features=without("SMTPUTF8")) as server:
-        one = send_one(server, attempt(bob, smtputf8=True))
+        one = send_one(server, transaction(bob, smtputf8=True))
         assert one.outcome is NOT_SENT
         assert "SMTPUTF8" in str(one.failure)
         assert spoken(server) == []
@@ -216,8 +215,8 @@ def test_an_address_beyond_ascii_needs_smtputf8() -> None:
 def test_a_message_that_does_not_fit_does_not_ride_and_harms_nobody() -> None:
     with FaultServer(features=("SIZE 60", "PIPELINING")) as server:
         with session(server) as held:
-            attempts = [attempt("1@x.test"), attempt("2@x.test", content=b"x" * 99 + b"\r\n"), attempt("3@x.test")]  # fmt: skip
-            send_all(held, attempts)
+            attempts = [transaction("1@x.test"), transaction("2@x.test", content=b"x" * 99 + b"\r\n"), transaction("3@x.test")]  # fmt: skip
+            held.send_all(attempts)
             assert outcomes(attempts) == [SENT, NOT_SENT, SENT]
         assert server.delivered == {"1@x.test": 1, "3@x.test": 1}
         assert server.violations == []
@@ -232,11 +231,11 @@ def test_the_number_of_messages_a_server_allows_is_read() -> None:
 # -- pipelining --------------------------------------------------------------------------
 
 
-def heard_at(server: FaultServer, phase: Any, **options: Any) -> tuple[bytes, Attempt]:
+def heard_at(server: FaultServer, phase: Any, **options: Any) -> tuple[bytes, MailTransaction]:
     """Return what the server has received when it comes to a phase, and the attempt."""
     release, reached = threading.Event(), threading.Event()
     server.script.append(On(phase, times=1, do=gate(release, reached)))
-    one = attempt(BOB, "cid@example.org")
+    one = transaction(BOB, "cid@example.org")
     with session(server, **options) as held:
         sender = threading.Thread(target=held.send, args=(one,))
         sender.start()
@@ -278,7 +277,7 @@ def test_commands_go_out_in_groups_that_no_buffer_chokes_on(local: str) -> None:
     release, reached = threading.Event(), threading.Event()
     with FaultServer([On("mail", do=gate(release, reached))]) as server:
         with session(server) as held:
-            one = attempt(*everybody)
+            one = transaction(*everybody)
             sender = threading.Thread(target=held.send, args=(one,))
             sender.start()
             assert reached.wait(5)
@@ -295,7 +294,7 @@ def test_commands_go_out_in_groups_that_no_buffer_chokes_on(local: str) -> None:
 def test_a_sender_that_is_refused_ends_it_after_the_first_group() -> None:
     everybody = [f"{number}@example.org" for number in range(250)]
     with FaultServer([On("mail", do=reply(550))]) as server:
-        one = send_one(server, attempt(*everybody))
+        one = send_one(server, transaction(*everybody))
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.MAIL
         assert len(spoken(server)) == 100
@@ -305,7 +304,7 @@ def test_recipients_that_are_all_refused_end_it_before_a_data_of_its_own() -> No
     everybody = [f"{number}@example.org" for number in range(99)]
     with FaultServer([On("rcpt", do=reply(550))]) as server:
         # 100 commands make a group, so that DATA would be the next one.
-        one = send_one(server, attempt(*everybody))
+        one = send_one(server, transaction(*everybody))
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.RCPT
         assert "DATA" not in spoken(server)
@@ -315,7 +314,7 @@ def test_the_next_message_rides_behind_the_end_of_the_one_before() -> None:
     release, reached = threading.Event(), threading.Event()
     script = [On("dot", message=1, do=gate(release, reached))]
     with FaultServer(script) as server, session(server) as held:
-        attempts = [attempt("1@x.test"), attempt("2@x.test"), attempt("3@x.test")]
+        attempts = [transaction("1@x.test"), transaction("2@x.test"), transaction("3@x.test")]
         sender = threading.Thread(target=send_all, args=(held, attempts))
         sender.start()
         assert reached.wait(5)
@@ -332,8 +331,8 @@ def test_the_next_message_rides_behind_the_end_of_the_one_before() -> None:
 def test_a_message_of_several_groups_does_not_ride() -> None:
     everybody = [f"{number}@x.test" for number in range(120)]
     with FaultServer() as server, session(server) as held:
-        attempts = [attempt("one@x.test"), attempt(*everybody), attempt("two@x.test")]
-        send_all(held, attempts)
+        attempts = [transaction("one@x.test"), transaction(*everybody), transaction("two@x.test")]
+        held.send_all(attempts)
         assert outcomes(attempts) == [SENT] * 3
         assert not attempts[1].ahead
         assert attempts[2].ahead
@@ -354,7 +353,7 @@ def test_a_refusal_is_believed_and_the_next_message_goes_out_clean(
 ) -> None:
     with FaultServer([On(phase, message=1, do=reply(code, "5.0.0 no"))]) as server:
         with session(server, pipelining=pipelining) as held:
-            one, two = attempt("1@x.test"), attempt("2@x.test")
+            one, two = transaction("1@x.test"), transaction("2@x.test")
             held.send(one)
             assert one.outcome is NOT_SENT
             assert one.phase is ends_at
@@ -362,10 +361,10 @@ def test_a_refusal_is_believed_and_the_next_message_goes_out_clean(
             assert one.reply.code == code
             assert one.failure is None
             assert one.hopeless is (code >= 500)
-            assert (held.dirty, held.reusable) == (True, True)
+            assert (held.needs_rset, held.reusable) == (True, True)
             held.send(two)
             assert two.outcome is SENT
-            assert (held.dirty, held.reusable) == (False, True)
+            assert (held.needs_rset, held.reusable) == (False, True)
         assert server.delivered == {"2@x.test": 1}
         assert spoken(server).count("RSET") == 1
         assert server.connections == 1
@@ -379,8 +378,8 @@ def test_a_refusal_in_the_middle_of_riders_harms_nobody_else(
 ) -> None:
     with FaultServer([On(phase, message=2, do=reply(code))]) as server:
         with session(server) as held:
-            attempts = [attempt(f"{number}@x.test") for number in (1, 2, 3, 4)]
-            send_all(held, attempts)
+            attempts = [transaction(f"{number}@x.test") for number in (1, 2, 3, 4)]
+            held.send_all(attempts)
             assert outcomes(attempts) == [SENT, NOT_SENT, SENT, SENT]
             assert attempts[1].reply
             assert attempts[1].reply.code == code
@@ -391,7 +390,7 @@ def test_a_refusal_in_the_middle_of_riders_harms_nobody_else(
 
 def test_a_recipient_that_is_refused_leaves_the_message_to_the_others() -> None:
     with FaultServer([On("rcpt", match="2@", do=reply(450))]) as server:
-        one = send_one(server, attempt("1@x.test", "2@x.test", "3@x.test"))
+        one = send_one(server, transaction("1@x.test", "2@x.test", "3@x.test"))
         assert one.outcome is SENT
         assert one.accepted == one.not_refused == ("1@x.test", "3@x.test")
         assert one.replies["2@x.test"].code == 450
@@ -401,13 +400,13 @@ def test_a_recipient_that_is_refused_leaves_the_message_to_the_others() -> None:
 @pytest.mark.parametrize("code", [251, 252])
 def test_a_recipient_that_is_forwarded_or_not_verified_is_accepted(code: int) -> None:
     with FaultServer([On("rcpt", do=reply(code))]) as server:
-        assert send_one(server, attempt()).outcome is SENT
+        assert send_one(server, transaction()).outcome is SENT
 
 
 def test_one_refusal_for_now_decides_for_all() -> None:
     script = [On("rcpt", match="1@", do=reply(550)), On("rcpt", do=reply(450))]
     with FaultServer(script) as server:
-        one = send_one(server, attempt("1@x.test", "2@x.test"))
+        one = send_one(server, transaction("1@x.test", "2@x.test"))
         assert one.reply
         assert one.reply.code == 450
         assert not one.hopeless
@@ -421,8 +420,8 @@ def test_a_server_that_awaits_a_message_for_nobody_gets_a_lone_dot(code: int) ->
         On("dot", message=1, do=reply(code)),
     ]
     with FaultServer(script) as server, session(server) as held:
-        attempts = [attempt("1@x.test"), attempt("2@x.test")]
-        send_all(held, attempts)
+        attempts = [transaction("1@x.test"), transaction("2@x.test")]
+        held.send_all(attempts)
         assert outcomes(attempts) == [NOT_SENT, SENT]
         assert attempts[0].phase is Phase.RCPT
         assert server.delivered == {"2@x.test": 1}
@@ -433,14 +432,14 @@ def test_a_server_that_awaits_a_message_for_nobody_gets_a_lone_dot(code: int) ->
 def test_a_lone_dot_leaves_the_session_in_step() -> None:
     script = [On("rcpt", do=reply(550)), On("data", do=reply(354))]
     with FaultServer(script) as server, session(server) as held:
-        held.send(attempt())
-        assert (held.reusable, held.dirty, held.alive()) == (True, True, True)
+        held.send(transaction())
+        assert (held.reusable, held.needs_rset, held.alive()) == (True, True, True)
 
 
 def test_a_server_that_awaits_a_message_it_refused_gets_no_end_of_it() -> None:
     script = [On("mail", do=reply(451)), On("rcpt", do=reply(250)), On("data", do=reply(354))]  # fmt: skip
     with FaultServer(script) as server:
-        one = send_one(server, attempt())
+        one = send_one(server, transaction())
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.MAIL
         assert server.wait_for(lambda: server.open_connections == 0)
@@ -453,8 +452,8 @@ def test_a_server_that_awaits_a_message_it_refused_gets_no_end_of_it() -> None:
 def test_a_reset_that_fails_closes_the_connection(do: Action) -> None:
     script = [On("rcpt", message=1, do=reply(550)), On("rset", do=do)]
     with FaultServer(script) as server, session(server) as held:
-        held.send(attempt("1@x.test"))
-        two = attempt("2@x.test")
+        held.send(transaction("1@x.test"))
+        two = transaction("2@x.test")
         held.send(two)
         assert two.outcome is NOT_SENT
         assert isinstance(two.failure, OSError)
@@ -491,7 +490,7 @@ def test_a_reply_that_is_none_ends_it_before_anything_is_sent(
     phase: Any, do: Action, pipelining: Any
 ) -> None:
     with FaultServer([On(phase, do=do)]) as server:
-        one = send_one(server, attempt(), timeout=SHORT, pipelining=pipelining)
+        one = send_one(server, transaction(), timeout=SHORT, pipelining=pipelining)
         assert one.outcome is NOT_SENT
         assert one.phase is Phase(phase)
         assert isinstance(one.failure, OSError)
@@ -504,7 +503,7 @@ def test_a_reply_that_is_none_ends_it_before_anything_is_sent(
 @pytest.mark.parametrize("phase", ["mail", "rcpt"])
 def test_a_go_ahead_that_nobody_asked_for_sends_no_content(phase: Any) -> None:
     with FaultServer([On(phase, do=reply(354))]) as server:
-        one = send_one(server, attempt())
+        one = send_one(server, transaction())
         assert one.outcome is NOT_SENT
         assert isinstance(one.failure, ProtocolError)
         assert b"Subject" not in server.received[1]
@@ -512,7 +511,7 @@ def test_a_go_ahead_that_nobody_asked_for_sends_no_content(phase: Any) -> None:
 
 def test_a_success_in_place_of_the_go_ahead_sends_no_content() -> None:
     with FaultServer([On("data", do=reply(250))]) as server:
-        one = send_one(server, attempt())
+        one = send_one(server, transaction())
         assert one.outcome is NOT_SENT
         assert isinstance(one.failure, ProtocolError)
         assert "unexpected reply to DATA: 250" in str(one.failure)
@@ -524,9 +523,9 @@ def test_a_success_in_place_of_the_go_ahead_sends_no_content() -> None:
 )
 def test_a_server_that_spoke_while_idle_gets_no_message(word: bytes) -> None:
     with FaultServer() as server, session(server) as held:
-        held.send(attempt("1@x.test"))
+        held.send(transaction("1@x.test"))
         server.act(1, raw(word))
-        two = attempt("2@x.test")
+        two = transaction("2@x.test")
         held.send(two)
         assert two.outcome is NOT_SENT
         assert isinstance(two.failure, ConnectionResetError)
@@ -538,7 +537,7 @@ def test_a_server_that_left_while_idle_gets_no_message() -> None:
     with FaultServer() as server, session(server) as held:
         server.act(1, drop())
         assert not held.alive()
-        one = attempt()
+        one = transaction()
         held.send(one)
         assert one.outcome is NOT_SENT
         assert spoken(server) == []
@@ -561,7 +560,7 @@ def test_a_word_behind_the_go_ahead_stops_the_end_of_the_message(
         wire.pause()
 
     with FaultServer([On("data", do=speak)]) as server:
-        one = send_one(server, attempt(), timeout=SHORT)
+        one = send_one(server, transaction(), timeout=SHORT)
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.CONTENT
         assert (one.reply.code if one.reply else None) == code
@@ -576,7 +575,7 @@ def test_a_refusal_while_the_content_is_written_is_believed(
 ) -> None:
     early = On("body", after_bytes=50_000, do=reply(code, "4.3.0 enough", close=close))
     with FaultServer([early], rcvbuf=4096) as server:
-        one = send_one(server, attempt(content=BIG), timeout=SHORT)
+        one = send_one(server, transaction(content=BIG), timeout=SHORT)
         assert one.outcome is NOT_SENT
         if one.reply is None:
             # The kernel may drop what a server said when it resets the connection.
@@ -592,7 +591,7 @@ def test_a_refusal_while_the_content_is_written_is_believed(
 def test_a_refusal_while_the_content_is_written_stops_it() -> None:
     early = On("body", after_bytes=50_000, do=reply(552, "too big"))
     with FaultServer([early], rcvbuf=4096) as server:
-        one = send_one(server, attempt(content=BIG * 5), timeout=5)
+        one = send_one(server, transaction(content=BIG * 5), timeout=5)
         assert one.outcome is NOT_SENT
         assert server.wait_for(lambda: server.open_connections == 0)
         assert len(server.received[1]) < len(BIG) * 4
@@ -606,7 +605,7 @@ def test_a_loss_while_the_content_is_written_is_before_the_point_of_no_return(
 ) -> None:
     with FaultServer([On("body", after_bytes=50_000, do=do)], rcvbuf=4096) as server:
         began = time.monotonic()
-        one = send_one(server, attempt(content=BIG, seconds=30), timeout=SHORT)
+        one = send_one(server, transaction(content=BIG, seconds=30), timeout=SHORT)
         assert time.monotonic() - began < 10
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.CONTENT
@@ -640,7 +639,7 @@ def test_whatever_is_no_reply_to_the_end_leaves_it_unknown(
     do: Action, chunking: Any
 ) -> None:
     with FaultServer([On("dot", do=do)], features=CHUNKING) as server:
-        one = send_one(server, attempt(), final_reply_timeout=SHORT, chunking=chunking)
+        one = send_one(server, transaction(), final_reply_timeout=SHORT, chunking=chunking)
         assert one.outcome is UNKNOWN
         assert one.phase is Phase.COMMIT
         assert isinstance(one.failure, OSError)
@@ -654,8 +653,8 @@ def test_a_confirmation_counts_though_the_connection_is_lost_behind_it(
 ) -> None:
     with FaultServer([On("dot", do=drop(after=True))], features=CHUNKING) as server:
         with session(server, chunking=chunking) as held:
-            one, two = attempt("1@x.test"), attempt("2@x.test")
-            send_all(held, [one, two])
+            one, two = transaction("1@x.test"), transaction("2@x.test")
+            held.send_all([one, two])
             assert one.outcome is SENT
             assert one.failure is None
             # A chunk may be on its way before the loss is seen.
@@ -669,8 +668,8 @@ def test_a_goodbye_at_the_end_is_a_refusal_and_closes(chunking: Any) -> None:
     script = [On("dot", message=1, do=reply(421, "4.3.2 shutting down"))]
     with FaultServer(script, features=CHUNKING) as server:
         with session(server, chunking=chunking) as held:
-            one, two = attempt("1@x.test"), attempt("2@x.test")
-            send_all(held, [one, two])
+            one, two = transaction("1@x.test"), transaction("2@x.test")
+            held.send_all([one, two])
             assert one.outcome is NOT_SENT
             assert one.reply
             assert one.reply.code == 421
@@ -682,18 +681,18 @@ def test_a_goodbye_at_the_end_is_a_refusal_and_closes(chunking: Any) -> None:
 
 def test_the_reply_to_the_end_has_a_time_of_its_own() -> None:
     with FaultServer([On("dot", do=stall(3 * SHORT))]) as server:
-        one = send_one(server, attempt(), timeout=SHORT, final_reply_timeout=5)
+        one = send_one(server, transaction(), timeout=SHORT, final_reply_timeout=5)
         assert one.outcome is SENT
     with FaultServer([On("dot", do=stall(30))]) as server:
-        one = send_one(server, attempt(), timeout=5, final_reply_timeout=SHORT)
+        one = send_one(server, transaction(), timeout=5, final_reply_timeout=SHORT)
         assert one.outcome is UNKNOWN
 
 
 def test_garbage_behind_the_confirmation_is_not_taken_for_the_next_messages() -> None:
     script = [On("dot", message=1, do=accept_then(raw(b"250 ok\r\n250 ok\r\n")))]
     with FaultServer(script) as server, session(server) as held:
-        attempts = [attempt("1@x.test"), attempt("2@x.test")]
-        send_all(held, attempts)
+        attempts = [transaction("1@x.test"), transaction("2@x.test")]
+        held.send_all(attempts)
         assert outcomes(attempts) == [SENT, NOT_SENT]
         assert isinstance(attempts[1].failure, ProtocolError)
         assert server.delivered == {"1@x.test": 1}
@@ -708,7 +707,7 @@ def test_the_time_of_a_message_may_end_in_any_phase(
 ) -> None:
     with FaultServer([On(phase, do=hang())]) as server:
         began = time.monotonic()
-        one = send_one(server, attempt(seconds=SHORT), timeout=30)
+        one = send_one(server, transaction(seconds=SHORT), timeout=30)
         assert time.monotonic() - began < 5
         assert one.outcome is outcome
         assert isinstance(one.failure, TimeoutError)
@@ -718,7 +717,7 @@ def test_the_time_of_a_message_bounds_many_slow_replies() -> None:
     everybody = [f"{number}@x.test" for number in range(20)]
     with FaultServer([On("rcpt", do=stall(0.2))]) as server:
         began = time.monotonic()
-        one = send_one(server, attempt(*everybody, seconds=1), timeout=0.5)
+        one = send_one(server, transaction(*everybody, seconds=1), timeout=0.5)
         assert time.monotonic() - began < 2.5
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.RCPT
@@ -727,7 +726,7 @@ def test_the_time_of_a_message_bounds_many_slow_replies() -> None:
 
 def test_a_time_that_is_over_says_nothing() -> None:
     with FaultServer() as server:
-        one = send_one(server, attempt(seconds=-1))
+        one = send_one(server, transaction(seconds=-1))
         assert one.outcome is NOT_SENT
         assert spoken(server) == []
 
@@ -749,7 +748,7 @@ def test_an_interrupt_propagates_and_leaves_what_is_certain(
     with FaultServer(features=CHUNKING) as server, interruptible(kind) as strike:
         server.script.append(On(phase, do=strike_and_wait(strike)))
         with session(server, chunking=chunking) as held:
-            one, two = attempt("1@x.test"), attempt("2@x.test")
+            one, two = transaction("1@x.test"), transaction("2@x.test")
             with pytest.raises(kind):
                 held.send(one, [two])
             assert held.closed
@@ -766,7 +765,7 @@ def test_a_chunk_goes_out_in_one_write_but_for_its_end() -> None:
     script = [On("mail", do=gate(release, reached))]
     with FaultServer(script, features=CHUNKING) as server:
         with session(server, chunking=True) as held:
-            one = attempt()
+            one = transaction()
             sender = threading.Thread(target=held.send, args=(one,))
             sender.start()
             assert reached.wait(5)
@@ -782,7 +781,7 @@ def test_a_chunk_goes_out_in_one_write_but_for_its_end() -> None:
 def test_chunking_is_used_only_if_it_is_offered_and_wanted() -> None:
     for features, wanted in [(FEATURES, True), (CHUNKING, False)]:
         with FaultServer(features=features) as server:
-            assert send_one(server, attempt(), chunking=wanted).outcome is SENT
+            assert send_one(server, transaction(), chunking=wanted).outcome is SENT
             assert "DATA" in spoken(server)
 
 
@@ -791,8 +790,8 @@ def test_without_pipelining_a_chunk_waits_for_each_reply() -> None:
         FaultServer(features=("CHUNKING",)) as server,
         session(server, chunking=True) as held,
     ):
-        attempts = [attempt(f"{number}@x.test") for number in (1, 2)]
-        send_all(held, attempts)
+        attempts = [transaction(f"{number}@x.test") for number in (1, 2)]
+        held.send_all(attempts)
         assert outcomes(attempts) == [SENT, SENT]
         assert server.violations == []
 
@@ -802,7 +801,7 @@ def unconfirmed(server: FaultServer, count: int, **kinds: Any) -> tuple[int, int
     release, reached = threading.Event(), threading.Event()
     server.script.append(On("mail", times=1, do=gate(release, reached)))
     with session(server, chunking=True) as held:
-        attempts = [attempt(f"{number}@x.test", **kinds) for number in range(count)]
+        attempts = [transaction(f"{number}@x.test", **kinds) for number in range(count)]
         sender = threading.Thread(target=send_all, args=(held, attempts))
         sender.start()
         assert reached.wait(5)
@@ -835,10 +834,10 @@ def test_a_message_that_must_not_be_repeated_waits_for_its_confirmation() -> Non
         assert unconfirmed(server, 5) == (1, 5)
 
 
-def window(kinds: str) -> list[Attempt]:
+def window(kinds: str) -> list[MailTransaction]:
     """Return attempts, each repeatable (r) or not (-)."""
     return [
-        attempt(f"{number}@x.test", repeatable=kind == "r")
+        transaction(f"{number}@x.test", repeatable=kind == "r")
         for number, kind in enumerate(kinds, 1)
     ]
 
@@ -852,7 +851,7 @@ def test_a_refusal_in_the_middle_of_a_window_harms_nobody_else(
     with FaultServer(script, features=CHUNKING) as server:
         with session(server, chunking=True) as held:
             attempts = window("rrrr")
-            send_all(held, attempts)
+            held.send_all(attempts)
             assert outcomes(attempts) == [SENT, NOT_SENT, SENT, SENT]
             ends_at = {"mail": Phase.MAIL, "rcpt": Phase.RCPT, "dot": Phase.COMMIT}
             assert attempts[1].phase is ends_at[phase]
@@ -872,7 +871,7 @@ def test_a_loss_in_the_middle_of_a_window_confirms_nothing_behind_it(
     with FaultServer([On(phase, message=2, do=do)], features=CHUNKING) as server:
         with session(server, chunking=True) as held:
             attempts = window("rrr")
-            send_all(held, attempts)
+            held.send_all(attempts)
             # What had left before the loss was seen is unknown, the rest was not sent.
             assert SENT not in outcomes(attempts[1:])
             assert attempts[0].outcome is SENT
@@ -886,7 +885,7 @@ def test_a_goodbye_at_mail_tells_that_its_chunk_is_not_taken() -> None:
     with FaultServer(script, features=CHUNKING) as server:
         with session(server, chunking=True) as held:
             attempts = window("rrr")
-            send_all(held, attempts)
+            held.send_all(attempts)
             # The third may or may not be on the wire when the second's reply is seen.
             assert outcomes(attempts)[:2] == [SENT, NOT_SENT]
             assert attempts[2].outcome is not SENT
@@ -900,7 +899,7 @@ def test_a_window_ends_before_a_message_that_must_not_be_repeated() -> None:
         session(server, chunking=True) as held,
     ):
         attempts = window("rr-r")
-        send_all(held, attempts)
+        held.send_all(attempts)
         assert outcomes(attempts) == [SENT, UNKNOWN, NOT_SENT, NOT_SENT]
         assert attempts[2].started == 0
 
@@ -909,10 +908,10 @@ def test_a_message_that_does_not_fit_ends_a_window_and_harms_nobody() -> None:
     with FaultServer(features=("SIZE 200", "PIPELINING", "CHUNKING")) as server:
         with session(server, chunking=True) as held:
             attempts = window("rrr")
-            attempts[1] = attempt(
+            attempts[1] = transaction(
                 "2@x.test", repeatable=True, content=b"x: " + b"y" * 300 + b"\r\n"
             )
-            send_all(held, attempts)
+            held.send_all(attempts)
             assert outcomes(attempts) == [SENT, NOT_SENT, SENT]
             assert attempts[1].phase is Phase.MESSAGE
         assert server.delivered == {"1@x.test": 1, "3@x.test": 1}
@@ -924,10 +923,10 @@ def test_a_chunk_of_several_groups_is_refused_before_its_content(phase: Any) -> 
     script = [On(phase, message=1, do=reply(550))]
     with FaultServer(script, features=CHUNKING) as server:
         with session(server, chunking=True) as held:
-            one, two = attempt(*everybody), attempt("two@x.test")
+            one, two = transaction(*everybody), transaction("two@x.test")
             held.send(one, [two])
             assert one.outcome is NOT_SENT
-            assert held.dirty
+            assert held.needs_rset
             held.send(two)
             assert two.outcome is SENT
         assert server.delivered == {"two@x.test": 1}
@@ -940,11 +939,11 @@ def test_a_chunk_of_several_groups_settles_what_is_ahead_of_it() -> None:
     with FaultServer(features=CHUNKING) as server:
         with session(server, chunking=True) as held:
             attempts = [
-                attempt("a@x.test", repeatable=True),
-                attempt(*everybody, repeatable=True),
-                attempt("b@x.test", repeatable=True),
+                transaction("a@x.test", repeatable=True),
+                transaction(*everybody, repeatable=True),
+                transaction("b@x.test", repeatable=True),
             ]
-            send_all(held, attempts)
+            held.send_all(attempts)
             assert outcomes(attempts) == [SENT] * 3
         assert set(server.delivered.values()) == {1}
         assert len(server.delivered) == 122
@@ -957,7 +956,7 @@ def test_a_chunk_of_several_groups_settles_what_is_ahead_of_it() -> None:
 def test_a_chunk_that_is_lost_before_its_last_octets_is_not_sent(do: Action) -> None:
     early = On("body", after_bytes=50_000, do=do)
     with FaultServer([early], features=CHUNKING, rcvbuf=4096) as server:
-        one = send_one(server, attempt(content=BIG), chunking=True, timeout=SHORT)
+        one = send_one(server, transaction(content=BIG), chunking=True, timeout=SHORT)
         assert one.outcome is NOT_SENT
         assert isinstance(one.failure, OSError)
         assert server.deliveries == []
@@ -966,7 +965,7 @@ def test_a_chunk_that_is_lost_before_its_last_octets_is_not_sent(do: Action) -> 
 def test_a_chunk_that_is_refused_early_is_not_sent_for_that_reason() -> None:
     refused = [On("mail", do=reply(552, "5.3.4 too big")), On("body", do=hang())]
     with FaultServer(refused, features=CHUNKING, rcvbuf=4096) as server:
-        one = send_one(server, attempt(content=BIG), chunking=True, timeout=SHORT)
+        one = send_one(server, transaction(content=BIG), chunking=True, timeout=SHORT)
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.MAIL
         assert one.reply
@@ -978,8 +977,8 @@ def test_a_chunk_that_is_refused_while_it_is_written_is_written_to_its_end() -> 
     with FaultServer(script, features=CHUNKING, rcvbuf=4096) as server:
         with session(server, chunking=True) as held:
             # More than all buffers hold: its refusal is there before its last octets go.
-            one, two = attempt("1@x.test", content=BIG), attempt("2@x.test")
-            send_all(held, [one, two])
+            one, two = transaction("1@x.test", content=BIG), transaction("2@x.test")
+            held.send_all([one, two])
             assert outcomes([one, two]) == [NOT_SENT, SENT]
             assert one.phase is Phase.MAIL
         assert server.delivered == {"2@x.test": 1}
@@ -995,7 +994,7 @@ def test_a_reply_to_a_chunk_that_is_not_complete_never_confirms_it(
 ) -> None:
     ahead = On("rcpt", do=raw(b"250 ok\r\n" + early))
     with FaultServer([ahead, On("body", do=hang())], features=CHUNKING, rcvbuf=4096) as server:  # fmt: skip
-        one = send_one(server, attempt(content=BIG), chunking=True, timeout=SHORT)
+        one = send_one(server, transaction(content=BIG), chunking=True, timeout=SHORT)
         assert one.outcome is NOT_SENT
         assert (one.reply.code if one.reply else None) == code
         assert one.phase is (Phase.CONTENT if code else Phase.RCPT)
@@ -1005,7 +1004,7 @@ def test_a_reply_to_a_chunk_that_is_not_complete_never_confirms_it(
 def test_a_chunk_that_is_taken_though_its_sender_was_refused_is_unknown() -> None:
     script = [On("mail", do=reply(451)), On("rcpt", do=reply(250)), On("bdat", do=reply(250))]  # fmt: skip
     with FaultServer(script, features=CHUNKING) as server:
-        one = send_one(server, attempt(), chunking=True)
+        one = send_one(server, transaction(), chunking=True)
         assert one.outcome is UNKNOWN
         assert one.reply is None
         assert "refused at MAIL" in str(one.failure)
@@ -1014,7 +1013,7 @@ def test_a_chunk_that_is_taken_though_its_sender_was_refused_is_unknown() -> Non
 def test_a_chunk_for_nobody_that_is_taken_is_not_sent() -> None:
     script = [On("rcpt", do=reply(550)), On("bdat", do=reply(250))]
     with FaultServer(script, features=CHUNKING) as server:
-        one = send_one(server, attempt(), chunking=True)
+        one = send_one(server, transaction(), chunking=True)
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.RCPT
         assert server.deliveries == []
@@ -1044,23 +1043,23 @@ def test_a_ping_that_gets_no_answer_is_a_sign_of_death(do: Action) -> None:
 
 def test_a_goodbye_is_said_and_awaited() -> None:
     with FaultServer() as server, session(server) as held:
-        held.say_goodbye()
-        held.await_goodbye(time.monotonic() + 5)
+        held.send_quit()
+        held.wait_closed(time.monotonic() + 5)
         assert held.closed
         assert spoken(server) == ["QUIT"]
     with FaultServer([On("quit", do=stall(SHORT))]) as server, session(server) as held:
         began = time.monotonic()
-        held.say_goodbye()
-        held.await_goodbye(began + 5)
+        held.send_quit()
+        held.wait_closed(began + 5)
         assert SHORT * 0.9 < time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("do", cases(hang=hang(), drop=drop(), junk=raw(b"?\r\n")))
 def test_a_goodbye_that_gets_no_answer_is_bounded(do: Action) -> None:
     with FaultServer([On("quit", do=do)]) as server, session(server) as held:
-        held.say_goodbye()
+        held.send_quit()
         began = time.monotonic()
-        held.await_goodbye(began + SHORT)
+        held.wait_closed(began + SHORT)
         assert time.monotonic() - began < 5
         assert held.closed
 
@@ -1068,8 +1067,8 @@ def test_a_goodbye_that_gets_no_answer_is_bounded(do: Action) -> None:
 def test_a_closed_session_says_no_goodbye() -> None:
     with FaultServer() as server, session(server) as held:
         held.close()
-        held.say_goodbye()
-        held.await_goodbye(time.monotonic() + 5)
+        held.send_quit()
+        held.wait_closed(time.monotonic() + 5)
         assert held.closed
         assert not held.alive()
         assert spoken(server) == []
@@ -1079,6 +1078,6 @@ def test_each_command_and_its_reply_are_traced() -> None:
     traced: list[tuple[str, str]] = []
     with FaultServer() as server, session(server) as held:
         held._pipeline._trace = lambda *step: traced.append(step)
-        held.send(attempt())
+        held.send(transaction())
     assert [step.split(":")[0] for step, _ in traced] == ["MAIL FROM", "RCPT TO", "DATA", "."]  # fmt: skip
     assert traced[-1][1] == "250 2.0.0 queued"

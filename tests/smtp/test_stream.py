@@ -23,9 +23,9 @@ from django_lettermint.smtp.replies import (
     ProtocolError,
     Reply,
 )
-from django_lettermint.smtp.stream import Wire
+from django_lettermint.smtp.stream import SMTPStream
 from tests.certificates import ca_file, server_context
-from tests.test_replies import code_of
+from tests.smtp.test_replies import code_of
 
 
 def soon(seconds: float = 5.0) -> float:
@@ -33,14 +33,14 @@ def soon(seconds: float = 5.0) -> float:
 
 
 @contextmanager
-def connected(rcvbuf: int | None = None) -> Iterator[tuple[Wire, socket.socket]]:
+def connected(rcvbuf: int | None = None) -> Iterator[tuple[SMTPStream, socket.socket]]:
     """Hold a wire, and the server's end of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if rcvbuf:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
-    wire = Wire(client)
+    wire = SMTPStream(client)
     try:
         yield wire, server
     finally:
@@ -49,7 +49,7 @@ def connected(rcvbuf: int | None = None) -> Iterator[tuple[Wire, socket.socket]]
 
 
 @contextmanager
-def encrypted() -> Iterator[tuple[Wire, ssl.SSLSocket]]:
+def encrypted() -> Iterator[tuple[SMTPStream, ssl.SSLSocket]]:
     """Hold a wire after its TLS handshake, and the server's end of it."""
     ends: list[ssl.SSLSocket] = []
     context = server_context("good")
@@ -77,7 +77,7 @@ def reset(server: socket.socket) -> None:
     server.close()
 
 
-def wait_readable(wire: Wire) -> None:
+def wait_readable(wire: SMTPStream) -> None:
     assert select.select([wire.socket], [], [], 5)[0]
 
 
@@ -178,7 +178,7 @@ def test_a_reply_means_the_same_however_often_it_is_said() -> None:
 
 def test_a_secret_is_hidden_wherever_the_server_echoes_it() -> None:
     with connected() as (wire, server):
-        wire.hide(Secret("s3cret"), Secret("czNjcmV0"))
+        wire.redact(Secret("s3cret"), Secret("czNjcmV0"))
         server.sendall(b"535-no s3cret here\r\n535 nor czNjcmV0s3cret\r\n")
         assert wire.read_reply(soon()).lines == ("no *** here", "nor ******")
         server.sendall(b"s3cret is not SMTP\r\n")
@@ -269,7 +269,7 @@ def test_a_write_stops_when_the_server_speaks_in_between() -> None:
         server.sendall(b"552 too big\r\n")
         wait_readable(wire)
         # Nobody reads: without an ear for the server, this would not end.
-        wire.write(b"x" * 50_000_000, soon(), heed=True)
+        wire.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
         assert wire.read_reply(soon()).code == 552
 
 

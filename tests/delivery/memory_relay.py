@@ -1,0 +1,233 @@
+"""An SMTP relay in memory whose every step is chosen by a script.
+
+A `Script` answers each question with the choice that its prefix names, and with the
+first one (the relay behaves) beyond it. `behaviours()` walks all scripts with up to so
+many faults.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from django_lettermint.smtp import RelayState, Reply, Session
+
+#: What a relay may do at any command.
+AT_COMMAND = ("accept", "450", "550", "421", "close", "silence")
+#: The same at the end of a message, which may be delivered though no reply arrives.
+AT_END = (
+    *("accept", "450", "550", "421 to the end", "close", "silence"),
+    *("deliver and close", "deliver in silence"),
+)
+
+FEATURES = {"PIPELINING": "", "8BITMIME": "", "SIZE": "26214400", "CHUNKING": ""}
+_KEY = re.compile(rb"\AIdempotency-Key: (\S+)\r\n")
+
+
+class Script:
+    """Choices: those of the prefix, then always the first."""
+
+    def __init__(self, prefix: tuple[int, ...] = ()) -> None:
+        self._prefix = prefix
+        self.taken: list[int] = []
+        #: How many choices there were each time.
+        self.options: list[int] = []
+        #: The messages that met a fault, and what it was.
+        self.faults: defaultdict[str, list[str]] = defaultdict(list)
+
+    def choose(self, options: tuple[str, ...], message: str) -> str:
+        position = len(self.taken)
+        number = self._prefix[position] if position < len(self._prefix) else 0
+        self.taken.append(number)
+        self.options.append(len(options))
+        if number:
+            self.faults[message].append(options[number])
+        return options[number]
+
+    def __repr__(self) -> str:
+        return f"Script({tuple(self.taken)}), faults: {dict(self.faults)}"
+
+
+def behaviours(run: Callable[[Script], None], *, faults: int) -> int:
+    """Run every script with up to so many faults; return how many there were."""
+    prefixes: list[tuple[int, ...]] = [()]
+    count = 0
+    while prefixes:
+        prefix = prefixes.pop()
+        script = Script(prefix)
+        run(script)
+        count += 1
+        if sum(map(bool, prefix)) == faults:
+            continue
+        for position in range(len(prefix), len(script.options)):
+            before = tuple(script.taken[:position])
+            prefixes += [
+                (*before, number) for number in range(1, script.options[position])
+            ]
+    return count
+
+
+@dataclass
+class MemoryRelay:
+    """The relay's side: what it took, and from how many connections.
+
+    `dislikes` is its answer to commands that were pipelined behind the end of a message;
+    `session_limit` how many messages it takes on a connection.
+    """
+
+    script: Script
+    knows_keys: bool
+    dislikes: str = ""
+    session_limit: int = 1000
+    logins: int = 0
+    delivered: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: The content under each key.
+    keys: dict[bytes, bytes] = field(default_factory=dict)
+
+    def connect(self, state: RelayState) -> Session:
+        self.logins += 1
+        return Session(MemoryStream(self), FEATURES, state)  # type: ignore[arg-type]
+
+    def deliver(self, message: str, content: bytes, recipients: list[str]) -> None:
+        key = _KEY.match(content)
+        if key and self.knows_keys:
+            if key[1] in self.keys:
+                assert self.keys[key[1]] == content, "a repeat has other octets"
+                return
+            self.keys[key[1]] = content
+        for who in recipients:
+            self.delivered[message, who] += 1
+
+
+class MemoryStream:
+    """One connection, with the methods that a Session uses of an SMTPStream."""
+
+    def __init__(self, relay: MemoryRelay) -> None:
+        self._relay = relay
+        self._choose = relay.script.choose
+        self._input = bytearray()
+        self._replies: list[Reply] = []
+        self._closed = self._silent = False
+        self._messages = 0
+        self._sender: str | None = None
+        self._recipients: list[str] = []
+        self._in_data = False
+        #: The commands that follow came in the same write as the end of a message.
+        self._behind_end = False
+
+    def write(
+        self, data: bytes, until: float, *, stall: float = 0, stop_on_reply: bool = False
+    ) -> None:
+        if self._closed:
+            raise BrokenPipeError("closed")
+        self._behind_end = False
+        self._input += data
+        while not (self._closed or self._silent) and self._take():
+            pass
+
+    def read_reply(self, until: float) -> Reply:
+        if self._replies:
+            return self._replies.pop(0)
+        if self._closed:
+            raise ConnectionResetError("closed")
+        assert self._silent, "the client waits for a reply that is not due"
+        raise TimeoutError("timed out")
+
+    def has_input(self) -> bool:
+        return bool(self._replies) or self._closed
+
+    def check_time(self, until: float) -> None:
+        pass
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _take(self) -> bool:
+        """Take one command, or one content, if it is complete."""
+        if self._in_data:
+            end = 0 if self._input.startswith(b".\r\n") else self._input.find(b"\r\n.\r\n")
+            if end < 0:
+                return False
+            content = bytes(self._input[: end + 2]) if end else b""
+            del self._input[: end + 5 if end else 3]
+            self._in_data = False
+            self._end(content.replace(b"\r\n..", b"\r\n."))
+            return True
+        line, found, _ = self._input.partition(b"\r\n")
+        if not found:
+            return False
+        verb, _, argument = line.decode().partition(" ")
+        if verb == "BDAT":
+            size = int(argument.split()[0])
+            start = len(line) + 2
+            if len(self._input) < start + size:
+                return False
+            content = bytes(self._input[start : start + size])
+            del self._input[: start + size]
+            self._end(content)
+            return True
+        del self._input[: len(line) + 2]
+        self._command(verb, argument)
+        return True
+
+    def _command(self, verb: str, argument: str) -> None:
+        if verb == "RSET":
+            self._reset()
+            self._reply(250)
+            return
+        address = argument.partition("<")[2].partition(">")[0]
+        message = self._sender or address
+        if self._behind_end and self._relay.dislikes:
+            self._reply(int(self._relay.dislikes))
+        elif not self._in_order(verb):
+            self._reply(503)
+        elif verb == "MAIL" and self._messages >= self._relay.session_limit:
+            self._reply(452, "4.5.3 too many messages")
+        elif self._goes_on(self._choose(AT_COMMAND, message)):
+            if verb == "MAIL":
+                self._sender = address
+            elif verb == "RCPT":
+                self._recipients.append(address)
+            self._in_data = verb == "DATA"
+            self._reply(354 if verb == "DATA" else 250)
+
+    def _in_order(self, verb: str) -> bool:
+        if verb == "MAIL":
+            return self._sender is None
+        if verb == "RCPT":
+            return self._sender is not None
+        return bool(self._recipients)
+
+    def _end(self, content: bytes) -> None:
+        if not self._recipients:
+            self._reset()
+            self._reply(503)
+            return
+        message = self._sender or ""
+        choice = self._choose(AT_END, message)
+        if choice.startswith(("accept", "deliver")):
+            self._relay.deliver(message, content, self._recipients)
+            self._messages += 1
+        self._closed = choice == "deliver and close"
+        self._silent = choice == "deliver in silence"
+        if not (self._closed or self._silent) and self._goes_on(choice):
+            self._reply(250)
+        self._reset()
+        self._behind_end = True
+
+    def _goes_on(self, choice: str) -> bool:
+        """Do what was chosen; return whether the command is accepted."""
+        if choice[0] in "45":
+            self._reply(int(choice[:3]))
+        self._closed = choice.startswith(("421", "close"))
+        self._silent = choice == "silence"
+        return choice == "accept"
+
+    def _reply(self, code: int, text: str = "") -> None:
+        self._replies.append(Reply(code, (text,)))
+
+    def _reset(self) -> None:
+        self._sender, self._recipients = None, []
+
