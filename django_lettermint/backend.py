@@ -99,7 +99,11 @@ class EmailBackend(AnymailBaseBackend):
                 if job.error and not errors:
                     errors.append(job.error)
 
-        with Lanes(self.config, land) as lanes:
+        config = self.config
+        with (
+            pool.open_pool(config) as connections,
+            Lanes(config, connections, land) as lanes,
+        ):
             for run in self._runs(email_messages or ()):
                 lanes.send(run)
         if errors and not self.fail_silently:
@@ -122,7 +126,8 @@ class EmailBackend(AnymailBaseBackend):
                     "an envelope without idempotency key, or for a relay that would not "
                     "heed it, is not repeated: it could be delivered twice"
                 )
-        delivery.deliver([transactions], self.config)
+        with pool.open_pool(self.config) as connections:
+            delivery.deliver([transactions], self.config, connections)
         result, error = result_of(transactions), error_of(transactions)
         if error:
             error.result = result  # type: ignore[attr-defined]

@@ -106,6 +106,11 @@ class ConnectFailed(LettermintError, smtplib.SMTPConnectError):
     #: The same by its name: DNS, TCP, greeting, EHLO, STARTTLS, TLS or AUTH.
     step: str = ""
 
+    @property
+    def limits_connections(self) -> bool:
+        """Return whether the relay refused, for now, to greet one more connection."""
+        return self.step == "greeting" and 400 <= self.smtp_code < 500
+
 
 class TLSFailed(LettermintError, smtplib.SMTPConnectError):
     """No verified TLS, so nothing was sent, not even the login."""

@@ -14,6 +14,7 @@ from django.core import mail
 from .backend import EmailBackend
 from .delivery import engine as delivery
 from .delivery.result import recipients_of
+from .pool import open_pool
 from .queued import Queued, check_version
 from .rebuilt import rebuild
 from .report import Job, report
@@ -47,7 +48,8 @@ def run(
     if time.time() >= queued.give_up_at:
         queued.expire(begun=again)
     else:
-        delivery.deliver([transactions], sender.config)
+        with open_pool(sender.config) as pool:
+            delivery.deliver([transactions], sender.config, pool)
         if _put_back(queued, later):
             return {"message_id": first.message_id, "outcome": "put back"}
     recipients = [who for each in transactions for who in recipients_of(each)]

@@ -362,10 +362,10 @@ def test_a_refusal_is_believed_and_the_next_message_goes_out_clean(
             assert one.reply.code == code
             assert one.failure is None
             assert one.hopeless is (code >= 500)
-            assert (held.dirty, held.reusable) == (True, True)
+            assert (held.needs_rset, held.reusable) == (True, True)
             held.send(two)
             assert two.outcome is SENT
-            assert (held.dirty, held.reusable) == (False, True)
+            assert (held.needs_rset, held.reusable) == (False, True)
         assert server.delivered == {"2@x.test": 1}
         assert spoken(server).count("RSET") == 1
         assert server.connections == 1
@@ -434,7 +434,7 @@ def test_a_lone_dot_leaves_the_session_in_step() -> None:
     script = [On("rcpt", do=reply(550)), On("data", do=reply(354))]
     with FaultServer(script) as server, session(server) as held:
         held.send(attempt())
-        assert (held.reusable, held.dirty, held.alive()) == (True, True, True)
+        assert (held.reusable, held.needs_rset, held.alive()) == (True, True, True)
 
 
 def test_a_server_that_awaits_a_message_it_refused_gets_no_end_of_it() -> None:
@@ -927,7 +927,7 @@ def test_a_chunk_of_several_groups_is_refused_before_its_content(phase: Any) -> 
             one, two = attempt(*everybody), attempt("two@x.test")
             held.send(one, [two])
             assert one.outcome is NOT_SENT
-            assert held.dirty
+            assert held.needs_rset
             held.send(two)
             assert two.outcome is SENT
         assert server.delivered == {"two@x.test": 1}
@@ -1044,23 +1044,23 @@ def test_a_ping_that_gets_no_answer_is_a_sign_of_death(do: Action) -> None:
 
 def test_a_goodbye_is_said_and_awaited() -> None:
     with FaultServer() as server, session(server) as held:
-        held.say_goodbye()
-        held.await_goodbye(time.monotonic() + 5)
+        held.send_quit()
+        held.wait_closed(time.monotonic() + 5)
         assert held.closed
         assert spoken(server) == ["QUIT"]
     with FaultServer([On("quit", do=stall(SHORT))]) as server, session(server) as held:
         began = time.monotonic()
-        held.say_goodbye()
-        held.await_goodbye(began + 5)
+        held.send_quit()
+        held.wait_closed(began + 5)
         assert SHORT * 0.9 < time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("do", cases(hang=hang(), drop=drop(), junk=raw(b"?\r\n")))
 def test_a_goodbye_that_gets_no_answer_is_bounded(do: Action) -> None:
     with FaultServer([On("quit", do=do)]) as server, session(server) as held:
-        held.say_goodbye()
+        held.send_quit()
         began = time.monotonic()
-        held.await_goodbye(began + SHORT)
+        held.wait_closed(began + SHORT)
         assert time.monotonic() - began < 5
         assert held.closed
 
@@ -1068,8 +1068,8 @@ def test_a_goodbye_that_gets_no_answer_is_bounded(do: Action) -> None:
 def test_a_closed_session_says_no_goodbye() -> None:
     with FaultServer() as server, session(server) as held:
         held.close()
-        held.say_goodbye()
-        held.await_goodbye(time.monotonic() + 5)
+        held.send_quit()
+        held.wait_closed(time.monotonic() + 5)
         assert held.closed
         assert not held.alive()
         assert spoken(server) == []

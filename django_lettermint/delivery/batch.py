@@ -14,7 +14,9 @@ from . import engine as delivery
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
     from django_lettermint.exceptions import LettermintError
+    from django_lettermint.pool import ConnectionPool
     from django_lettermint.report import Job
+    from django_lettermint.smtp.session import Session
 
 Run = list["Job"]
 
@@ -27,8 +29,14 @@ class Lanes:
     does not grow with the list.
     """
 
-    def __init__(self, config: RelayConfig, land: Callable[[Run], None]) -> None:
+    def __init__(
+        self,
+        config: RelayConfig,
+        pool: ConnectionPool[Session],
+        land: Callable[[Run], None],
+    ) -> None:
         self._config = config
+        self._pool = pool
         self._land = land
         self._width = config.batch_connections
         self._executor: ThreadPoolExecutor | None = None
@@ -110,6 +118,6 @@ class Lanes:
         # Waiting for a connection is no failure while other lanes have one.
         patient = self._executor is not None
         fatal = delivery.deliver(
-            messages, self._config, stop=self._stop, patient=patient
+            messages, self._config, self._pool, stop=self._stop, patient=patient
         )
         self._fatal = self._fatal or fatal

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from django_lettermint import pool
 from django_lettermint.exceptions import (
     ConnectFailed,
     ConnectionLost,
@@ -32,7 +31,7 @@ from .submission import PAUSE, Deadline, Transaction, pause
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
     from django_lettermint.envelope import Envelope
-    from django_lettermint.pool.connection import Lease
+    from django_lettermint.pool import ConnectionPool, PooledConnection
     from django_lettermint.smtp.attempt import Attempt
     from django_lettermint.smtp.session import Session
 
@@ -55,6 +54,7 @@ def transactions(
 def deliver(
     messages: Sequence[list[Transaction]],
     config: RelayConfig,
+    pool: ConnectionPool[Session],
     *,
     stop: threading.Event | None = None,
     patient: bool = False,
@@ -69,7 +69,7 @@ def deliver(
     """
     try:
         return _Delivery(
-            messages, config, stop or threading.Event(), patient
+            messages, config, pool, stop or threading.Event(), patient
         ).to_the_end()
     except BaseException:
         for siblings in messages:
@@ -83,6 +83,7 @@ def deliver(
 class _Delivery:
     messages: Sequence[list[Transaction]]
     config: RelayConfig
+    pool: ConnectionPool[Session]
     #: Set from outside: another thread of the same batch was interrupted.
     stop: threading.Event
     #: Connections that others hold may come back as late as the deadline.
@@ -142,10 +143,14 @@ class _Delivery:
         if seconds <= 0:
             self._expire(ready[0])
             return
-        with pool.lease(
-            self.config, seconds=seconds, fresh=self.fresh, patient=self.patient
+        with self.pool.lease(
+            seconds=seconds,
+            timeout=self.config.timeout,
+            force_new=self.fresh,
+            ignore_pool_timeout=self.patient,
         ) as lease:
-            room = max(1, lease.max_messages - lease.connection.messages)
+            lease.session.use(self.config)
+            room = max(1, lease.max_messages - lease.session.messages)
             count = int(min(room, len(ready)))
             pairs = [(each, each.attempt()) for each in ready[:count]]
             try:
@@ -163,16 +168,18 @@ class _Delivery:
         transaction.fail(None if transaction.last else self.unreachable or late)
 
     def _send_over(
-        self, lease: Lease[Session], pairs: Sequence[tuple[Transaction, Attempt]]
+        self,
+        lease: PooledConnection[Session],
+        pairs: Sequence[tuple[Transaction, Attempt]],
     ) -> None:
         attempts = [attempt for _, attempt in pairs]
         served = lease.reused
         for number, (transaction, attempt) in enumerate(pairs, 1):
             attempt.until = transaction.deadline.start()
             transaction.reused = served
-            lease.connection.send(attempt, attempts[number:])
+            lease.session.send(attempt, attempts[number:])
             transaction.record(attempt)
-            if lease.connection.closed or self.stop.is_set():
+            if lease.session.closed or self.stop.is_set():
                 break
             served = True
             self.failures, self.fresh = 0, False
@@ -181,7 +188,7 @@ class _Delivery:
             # Went out behind the one that was lost, in part or whole.
             if its_attempt.started:
                 rider.record(its_attempt)
-        if lease.connection.closed:
+        if lease.session.closed:
             self._take_loss(transaction, served=served)
 
     def _take_loss(self, transaction: Transaction, *, served: bool) -> None:
@@ -189,7 +196,7 @@ class _Delivery:
         self.fresh = True
         if transaction.done:
             return
-        pool.get_pool(self.config).count("retries")
+        self.pool.count("retries")
         if served or transaction.unconfirmed:
             return
         self.failures += 1

@@ -127,8 +127,8 @@ class Diagnosis:
             raise
 
     def _leave(self, session: Session) -> None:
-        session.say_goodbye()
-        session.await_goodbye(time.monotonic() + 1.0)
+        session.send_quit()
+        session.wait_closed(time.monotonic() + 1.0)
 
     def _trace(self, step: str, detail: str) -> None:
         verb, _, argument = step.partition(" ")

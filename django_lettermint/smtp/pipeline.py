@@ -37,7 +37,7 @@ class Pipeline:
         self.until = 0.0
         #: A refusal may have left a transaction open: RSET goes ahead of the next one.
         self.dirty = False
-        self._config = config
+        self.config = config
         self._trace = trace
         self._owed: deque[tuple[Attempt, Command]] = deque()
 
@@ -65,7 +65,7 @@ class Pipeline:
     def write_octets(self, data: bytes, *, heed: bool = False) -> None:
         """Write octets; with `heed`, stop when the server speaks in between."""
         try:
-            self.wire.write(data, self.until, stall=self._config.timeout, heed=heed)
+            self.wire.write(data, self.until, stall=self.config.timeout, heed=heed)
         except OSError:
             # What the server said before it left tells more than the loss.
             self.read_what_came()
@@ -83,7 +83,7 @@ class Pipeline:
 
     def read_interruption(self, attempt: Attempt) -> NoReturn:
         """Read what the server says while the content is not complete yet."""
-        self._interrupted(attempt, self._read(self._config.timeout))
+        self._interrupted(attempt, self._read(self.config.timeout))
 
     def fail(self, attempt: Attempt, error: OSError) -> None:
         """Note what broke in each message that still has no reply to decide on it."""
@@ -98,11 +98,11 @@ class Pipeline:
         # The reply stays owed if anything breaks: see fail().
         attempt, command = self._owed[0]
         if command.phase is Phase.COMMIT:
-            reply = self._read(self._config.final_reply_timeout)
+            reply = self._read(self.config.final_reply_timeout)
         else:
             if attempt.phase is not Phase.COMMIT and not attempt.refused:
                 attempt.phase = command.phase
-            reply = self._read(self._config.timeout)
+            reply = self._read(self.config.timeout)
         if self._trace is not untraced:
             self._trace(command.line.decode().strip(), str(reply))
         if command.phase is Phase.COMMIT:

@@ -33,14 +33,24 @@ class Session:
         self.features = features
         self._wire = wire
         self._pipeline = Pipeline(wire, config, trace)
-        chunking = config.chunking and "CHUNKING" in features
-        self._transfer = (ChunkTransfer if chunking else DataTransfer)(
-            self._pipeline,
-            features,
-            pipelining=config.pipelining and "PIPELINING" in features,
-        )
+        self._transfer = self._new_transfer(config)
         #: Never becomes False again; every error leads here.
         self.closed = False
+
+    def use(self, config: RelayConfig) -> None:
+        """Hold to the timeouts and options of the mailer that sends next."""
+        self._pipeline.config = config
+        begun = self._transfer.begun
+        self._transfer = self._new_transfer(config)
+        self._transfer.begun = begun
+
+    def _new_transfer(self, config: RelayConfig) -> DataTransfer | ChunkTransfer:
+        chunking = config.chunking and "CHUNKING" in self.features
+        return (ChunkTransfer if chunking else DataTransfer)(
+            self._pipeline,
+            self.features,
+            pipelining=config.pipelining and "PIPELINING" in self.features,
+        )
 
     @property
     def messages(self) -> int:
@@ -48,7 +58,7 @@ class Session:
         return self._transfer.begun
 
     @property
-    def dirty(self) -> bool:
+    def needs_rset(self) -> bool:
         """Return whether RSET must go ahead of the next message."""
         return self._pipeline.dirty
 
@@ -94,14 +104,14 @@ class Session:
         except OSError:
             return False
 
-    def say_goodbye(self) -> None:
+    def send_quit(self) -> None:
         """Write QUIT, as far as that takes no waiting."""
         try:
             self._wire.write(b"QUIT\r\n", time.monotonic() + 0.1)
         except OSError:
             self.close()
 
-    def await_goodbye(self, until: float) -> None:
+    def wait_closed(self, until: float) -> None:
         """Wait for the server to leave, at most until then (monotonic), and close."""
         try:
             if not self.closed:
