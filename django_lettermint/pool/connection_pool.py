@@ -229,14 +229,11 @@ class _Locked(Generic[C]):
         self._seconds = seconds
 
     def __enter__(self) -> _Slots[C]:
-        while True:
-            slots = self._slots = self._pool.slots
-            if not slots.lock.acquire(timeout=self._seconds):
-                self._pool.leave_broken(slots)
-            elif slots is self._pool.slots:
-                return slots
-            else:  # replaced while this thread waited
-                slots.lock.release()
+        self._slots = self._pool.slots
+        while not self._slots.lock.acquire(timeout=self._seconds):
+            self._pool.leave_broken(self._slots)
+            self._slots = self._pool.slots
+        return self._slots
 
     def __exit__(
         self,

@@ -159,10 +159,9 @@ def close_pools(timeout: float = 2.0) -> None:
     pools = _own_registry().pools
     sessions: list[Session] = []
     try:
-        for endpoint in pools.copy():
-            if pool := pools.pop(endpoint, None):
-                left = max(0.0, until - time.monotonic())
-                sessions += pool.close(seconds=min(left, LOCK_TIMEOUT))
+        for pool in filter(None, [pools.pop(each, None) for each in pools.copy()]):
+            left = max(0.0, until - time.monotonic())
+            sessions += pool.close(seconds=min(left, LOCK_TIMEOUT))
         if timeout > 0:
             close_gracefully(sessions, until)
     finally:
