@@ -1,41 +1,45 @@
-"""Connections without a network, for tests of the pool alone, and a clock to turn by hand."""
+"""Sessions without a network, for tests of the pool alone, and a clock to turn by hand."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django_lettermint.conf import PoolConfig
-from django_lettermint.pool.connection_pool import ConnectionPool
+from django_lettermint.exceptions import ConnectFailed
+from django_lettermint.pool import ConnectionPool
 
 if TYPE_CHECKING:
-    from django_lettermint.pool.connection import Lease
+    from django_lettermint.pool import PooledConnection
 
 
-class FakeConnection:
+class FakeSession:
     """Does as a test tells it, and notes what the pool does with it."""
 
     def __init__(self, *, mail_max: int | None = None) -> None:
         self.mail_max = mail_max
         self.messages = 0
-        self.dirty = False
+        self.needs_rset = False
         self.in_step = True
         self.closed = False
         #: The server is there and silent.
         self.healthy = True
         #: What the server makes of NOOP, and what happens at QUIT.
         self.answer: Callable[[], bool] = lambda: True
-        self.on_goodbye: Callable[[], object] = lambda: None
+        self.on_quit: Callable[[], object] = lambda: None
         self.pings: list[float] = []
-        self.goodbyes = 0
-        #: Until when the pool waits for the server's goodbye.
-        self.awaited: list[float] = []
+        #: What happened to the session, in order: "quit", "wait", "close".
+        self.farewell: list[str] = []
 
     @property
     def reusable(self) -> bool:
         return self.in_step and not self.closed
+
+    @property
+    def said_quit(self) -> bool:
+        return "quit" in self.farewell
 
     def alive(self) -> bool:
         return self.healthy and not self.closed
@@ -44,73 +48,90 @@ class FakeConnection:
         self.pings.append(seconds)
         return self.answer()
 
-    def say_goodbye(self) -> None:
-        self.goodbyes += 1
-        self.on_goodbye()
+    def send_quit(self) -> None:
+        self.farewell.append("quit")
+        self.on_quit()
 
-    def await_goodbye(self, until: float) -> None:
-        self.awaited.append(until)
+    def wait_closed(self, until: float) -> None:
+        self.farewell.append("wait")
         self.close()
 
     def close(self) -> None:
         self.closed = True
 
 
-class FakePool(ConnectionPool[FakeConnection]):
-    """A pool of such connections, with everything that a test turns and looks at."""
+class FakePool(ConnectionPool[FakeSession]):
+    """A pool of such sessions, with everything that a test turns and looks at."""
 
-    def __init__(
-        self, *, park: bool = True, mail_max: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, *, mail_max: int | None = None, **options: Any) -> None:
         self.now = 1000.0
-        self.dialled: list[FakeConnection] = []
-        self.ready_by: list[float] = []
-        #: Called before each dial; raises what the dial shall fail with.
-        self.before_dial: Callable[[], object] = lambda: None
+        self.opened: list[FakeSession] = []
+        #: What `connect` was called with.
+        self.calls: list[tuple[float, float]] = []
+        #: Called before each connection; raises what connecting shall fail with.
+        self.before_connect: Callable[[], object] = lambda: None
 
-        def connect(ready_by: float) -> FakeConnection:
-            self.before_dial()
-            self.ready_by.append(ready_by)
-            self.dialled.append(FakeConnection(mail_max=mail_max))
-            return self.dialled[-1]
+        def connect(until: float, timeout: float) -> FakeSession:
+            self.calls.append((until, timeout))
+            self.before_connect()
+            self.opened.append(FakeSession(mail_max=mail_max))
+            return self.opened[-1]
 
         super().__init__(
-            connect,
-            PoolConfig(**options),
-            lambda: self.now,
-            park=park,
-            name="relay.test",
+            connect, PoolConfig(**options), lambda: self.now, name="relay.test"
         )
 
-    def park(self, count: int) -> list[FakeConnection]:
-        """Have this many connections idle, all dialled now; return them, oldest first."""
-        leases = [self.lease(fresh=True) for _ in range(count)]
-        connections = [lease.__enter__().connection for lease in leases]
-        for lease in leases:
-            lease.__exit__(None, None, None)
-        return connections
+    @property
+    def alive(self) -> list[FakeSession]:
+        """Return the sessions that are not closed."""
+        return [session for session in self.opened if not session.closed]
 
-    def lent(self) -> FakeConnection:
-        """Lease a connection for a moment and return it."""
-        with self.lease() as lease:
-            return lease.connection
+    def hold(
+        self, seconds: float = 3600, **options: bool
+    ) -> AbstractContextManager[PooledConnection[FakeSession]]:
+        """Lease a connection with a timeout that no test looks at."""
+        return self.lease(seconds=seconds, timeout=30, **options)
+
+    def use(self) -> FakeSession:
+        """Lease a connection for a moment and return its session."""
+        with self.hold() as connection:
+            return connection.session
+
+    def keep_idle(self, count: int, *, apart: float = 0) -> list[FakeSession]:
+        """Have so many connections idle, kept `apart` seconds after each other.
+
+        Returns their sessions, the one kept first at the beginning.
+        """
+        leases = [self.hold(force_new=True) for _ in range(count)]
+        sessions = [lease.__enter__().session for lease in leases]
+        for lease in leases:
+            self.now += apart
+            lease.__exit__(None, None, None)
+        return sessions
 
 
 class Caller(threading.Thread):
     """Leases a connection in a thread of its own and holds it until told to leave."""
 
-    def __init__(self, pool: FakePool, *, fresh: bool = False) -> None:
+    def __init__(self, pool: FakePool, *, force_new: bool = False) -> None:
         super().__init__()
         self.pool = pool
-        self.fresh = fresh
+        self.force_new = force_new
         self.leave = threading.Event()
+        #: It has a connection, or an error.
         self.arrived = threading.Event()
-        self.lease: Lease[FakeConnection] | None = None
+        self.connection: PooledConnection[FakeSession] | None = None
         self.error: Exception | None = None
+
+    @property
+    def session(self) -> FakeSession:
+        assert self.arrived.wait(30)
+        assert self.connection, self.error
+        return self.connection.session
 
     def run(self) -> None:
         try:
-            with self.pool.lease(fresh=self.fresh) as self.lease:
+            with self.pool.hold(force_new=self.force_new) as self.connection:
                 self.arrived.set()
                 self.leave.wait(30)
         except Exception as error:  # noqa: BLE001 - for the test to look at
@@ -118,7 +139,7 @@ class Caller(threading.Thread):
         self.arrived.set()
 
     def ask(self) -> None:
-        """Start, and return when the pool has lent a connection or let the caller wait."""
+        """Start, and return when the pool has leased a connection or lets it wait."""
         waits = self.pool.stats()["waits"]
         self.start()
         while not self.arrived.wait(0.001):
@@ -144,3 +165,11 @@ def callers(pool: FakePool, count: int) -> Iterator[list[Caller]]:
             thread.leave.set()
         for thread in threads:
             thread.join(30)
+
+
+def too_many_connections() -> ConnectFailed:
+    """Return the error of a relay that greets no more connections for now."""
+    error = ConnectFailed("greeting was refused: 421 too many connections")
+    error.step = "greeting"
+    error.with_reply(421, "too many connections")
+    return error

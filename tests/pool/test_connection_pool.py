@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import os
-import sys
+import logging
 import threading
-from collections.abc import Callable
-from types import FrameType
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import pytest
 
-from django_lettermint.exceptions import PoolClosed, PoolTimeout
-from django_lettermint.pool import connection as lease_module
-from django_lettermint.pool import connection_pool, slots
+from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
+from django_lettermint.pool import CloseReason
 from django_lettermint.pool.connection import LIFETIME_JITTER
-from django_lettermint.pool.connection_pool import PING_TIMEOUT
-from tests.fake_connections import Caller, FakePool, callers
+from django_lettermint.pool.connection_pool import PING_TIMEOUT, RELAY_LIMIT_SECONDS
+from tests.pool.fakes import (
+    Caller,
+    FakePool,
+    FakeSession,
+    callers,
+    too_many_connections,
+)
 
 
 class Interrupt(BaseException):
@@ -29,20 +30,24 @@ def interrupt() -> NoReturn:
     raise Interrupt
 
 
-# Lending and returning.
+def closed(pool: FakePool) -> dict[str, int]:
+    return pool.stats()["closed"]
 
 
-def test_nothing_is_dialled_before_somebody_asks() -> None:
+# Leasing and returning.
+
+
+def test_nothing_is_opened_before_it_is_asked_for() -> None:
     pool = FakePool()
 
-    assert pool.dialled == []
+    assert pool.opened == []
     assert pool.empty
 
 
-def test_a_connection_is_lent_again() -> None:
+def test_a_connection_is_leased_again() -> None:
     pool = FakePool()
 
-    first, second = pool.lent(), pool.lent()
+    first, second = pool.use(), pool.use()
 
     assert first is second
     assert not first.closed
@@ -66,183 +71,348 @@ def test_a_connection_is_lent_again() -> None:
     }
 
 
-def test_a_lease_tells_whether_the_connection_was_parked_before() -> None:
+def test_a_lease_tells_whether_the_connection_was_idle_before() -> None:
     pool = FakePool()
 
-    with pool.lease() as lease:
-        assert not lease.reused
-    with pool.lease() as lease:
-        assert lease.reused
+    with pool.hold() as connection:
+        assert not connection.reused
+    with pool.hold() as connection:
+        assert connection.reused
 
 
-def test_a_connection_in_use_is_not_lent_to_another() -> None:
+def test_a_connection_in_use_is_not_leased_to_another() -> None:
     pool = FakePool()
 
-    with pool.lease() as first, pool.lease() as second:
-        assert first.connection is not second.connection
+    with pool.hold() as first, pool.hold() as second:
+        assert first.session is not second.session
         assert pool.stats()["in_use"] == 2
 
 
-def test_the_connection_parked_last_is_lent_first() -> None:
+def test_the_connection_kept_last_is_leased_first() -> None:
     pool = FakePool()
-    _, newest = pool.park(2)
+    _, newest = pool.keep_idle(2)
 
-    assert pool.lent() is newest
+    assert pool.use() is newest
 
 
 def test_an_error_of_the_holder_does_not_cost_a_connection_that_is_in_step() -> None:
     pool = FakePool()
 
-    with pytest.raises(RuntimeError), pool.lease() as lease:
+    with pytest.raises(RuntimeError), pool.hold() as connection:
         raise RuntimeError
 
-    assert pool.lent() is lease.connection
+    assert pool.use() is connection.session
 
 
-def test_a_connection_out_of_step_is_closed_without_a_word() -> None:
+def test_a_connection_out_of_step_is_closed_without_quit() -> None:
     pool = FakePool()
-    with pool.lease() as lease:
-        lease.connection.in_step = False
+    with pool.hold() as connection:
+        connection.session.in_step = False
 
-    assert lease.connection.closed
-    assert lease.connection.goodbyes == 0
-    assert pool.stats()["closed"] == {"error": 1}
+    assert connection.session.closed
+    assert not connection.session.said_quit
+    assert closed(pool) == {"error": 1}
     assert pool.empty
 
 
-def test_a_connection_that_needs_a_reset_is_parked_and_counted() -> None:
+@pytest.mark.parametrize("in_step", [True, False])
+def test_a_discarded_connection_is_closed_for_the_reason_given(
+    *, in_step: bool
+) -> None:
     pool = FakePool()
-    with pool.lease() as lease:
-        lease.connection.dirty = True
+    with pool.hold() as connection:
+        connection.session.in_step = in_step
+        connection.discard(CloseReason.REFUSED)
 
-    assert pool.lent() is lease.connection
-    # It was still dirty when it came back the second time.
+    assert connection.session.closed
+    assert connection.session.said_quit is in_step
+    assert closed(pool) == {"refused": 1}
+    assert pool.use() is not connection.session
+
+
+def test_a_connection_that_needs_a_reset_is_kept_and_counted() -> None:
+    pool = FakePool()
+    with pool.hold() as connection:
+        connection.session.needs_rset = True
+
+    assert pool.use() is connection.session
+    # It still needed one when it came back the second time.
     assert pool.stats()["resets"] == 2
 
 
 def test_messages_are_counted_while_a_connection_is_in_use_and_after() -> None:
     pool = FakePool()
-    with pool.lease() as lease:
-        lease.connection.messages += 3
+    with pool.hold() as connection:
+        connection.session.messages += 3
         assert pool.stats()["messages"] == 3
-        lease.connection.messages += 2
+        connection.session.messages += 2
     assert pool.stats()["messages"] == 5
 
 
-def test_a_fresh_connection_is_dialled_though_one_is_parked() -> None:
+def test_retries_are_counted_by_those_who_send() -> None:
     pool = FakePool()
-    (parked,) = pool.park(1)
 
-    with pool.lease(fresh=True) as lease:
-        assert lease.connection is not parked
-        assert not lease.reused
-    assert not parked.closed
+    pool.count("retries")
+
+    assert pool.stats()["retries"] == 1
 
 
-def test_a_fresh_connection_replaces_the_oldest_when_there_is_no_room() -> None:
+def test_a_new_connection_can_be_asked_for_though_one_is_idle() -> None:
+    pool = FakePool()
+    (idle,) = pool.keep_idle(1)
+
+    with pool.hold(force_new=True) as connection:
+        assert connection.session is not idle
+        assert not connection.reused
+    assert not idle.closed
+
+
+def test_a_new_connection_replaces_the_oldest_when_there_is_no_room() -> None:
     pool = FakePool(max_size=2)
-    oldest, newest = pool.park(2)
+    oldest, newest = pool.keep_idle(2)
 
-    with pool.lease(fresh=True):
+    with pool.hold(force_new=True):
         assert (oldest.closed, newest.closed) == (True, False)
         assert pool.size == 2
-    assert pool.stats()["closed"] == {"replaced": 1}
+    assert oldest.said_quit
+    assert closed(pool) == {"replaced": 1}
 
 
-def test_a_fresh_connection_replaces_the_one_that_was_handed_over() -> None:
+def test_a_new_connection_replaces_the_one_that_comes_back() -> None:
     pool = FakePool(max_size=1)
-    with pool.lease() as lease:
-        caller = Caller(pool, fresh=True)
+    with pool.hold() as connection:
+        caller = Caller(pool, force_new=True)
         caller.ask()
-    caller.arrived.wait(30)
 
-    assert caller.lease is not None
-    assert caller.lease.connection is not lease.connection
-    assert lease.connection.closed
+    assert caller.session is not connection.session
+    assert connection.session.closed
     caller.end()
-
-
-def test_without_parking_each_connection_is_closed_on_return() -> None:
-    pool = FakePool(park=False, max_size=1)
-
-    with pool.lease() as first, pool.lease() as second:
-        assert first.connection is not second.connection
-    assert first.connection.closed
-    assert first.connection.goodbyes == 1
-    assert pool.stats()["closed"] == {"unpooled": 2}
-    assert repr(pool) == (
-        "<ConnectionPool relay.test unpooled idle=0 in_use=0 waiting=0 max_size=inf>"
-    )
 
 
 def test_the_state_is_shown() -> None:
     pool = FakePool(max_size=3)
-    pool.park(2)
+    pool.keep_idle(2)
 
-    with pool.lease():
+    with pool.hold():
         assert repr(pool) == (
             "<ConnectionPool relay.test idle=1 in_use=1 waiting=0 max_size=3>"
         )
 
 
-# Dialling.
+# Opening.
 
 
-def test_the_dial_may_take_as_long_as_the_caller_has() -> None:
+def test_opening_has_the_callers_time_and_timeout() -> None:
     pool = FakePool()
 
-    with pool.lease(seconds=7):
-        assert pool.ready_by == [pool.now + 7]
+    with pool.lease(seconds=7, timeout=2):
+        assert pool.calls == [(pool.now + 7, 2)]
 
 
 @pytest.mark.parametrize("error", [OSError(), Interrupt()])
-def test_a_failed_dial_gives_the_slot_back(error: BaseException) -> None:
+def test_a_connection_that_is_not_opened_gives_its_slot_back(
+    error: BaseException,
+) -> None:
     pool = FakePool(max_size=1)
 
     def fail() -> None:
         raise error
 
-    pool.before_dial = fail
+    pool.before_connect = fail
     for _ in range(3):
-        with pytest.raises(type(error)), pool.lease():
+        with pytest.raises(type(error)), pool.hold():
             pass
     assert pool.empty
     assert pool.stats()["open_errors"] == 3
 
-    pool.before_dial = lambda: None
-    pool.lent()
+    pool.before_connect = lambda: None
+    pool.use()
 
 
-def test_a_failed_dial_hands_its_slot_to_the_first_who_waits() -> None:
+def test_a_connection_that_is_not_opened_leaves_its_slot_to_the_next_in_line() -> None:
     pool = FakePool(max_size=1)
     caller = Caller(pool)
 
     def fail() -> None:
-        pool.before_dial = lambda: None
+        pool.before_connect = lambda: None
         caller.ask()
         raise OSError
 
-    pool.before_dial = fail
-    with pytest.raises(OSError, match=r"^$"), pool.lease():
+    pool.before_connect = fail
+    with pytest.raises(OSError, match=r"^$"), pool.hold():
         pass
-    assert caller.arrived.wait(30)
-    assert caller.lease is not None
+    assert caller.session in pool.alive
     caller.end()
 
 
-def test_a_connection_being_dialled_takes_a_slot() -> None:
+def test_a_connection_being_opened_takes_a_slot() -> None:
     pool = FakePool(max_size=1, timeout=0.01)
 
     def ask_again() -> None:
-        with pytest.raises(PoolTimeout), pool.lease():
+        with pytest.raises(PoolTimeout), pool.hold():
             pass
 
-    pool.before_dial = ask_again
-    pool.lent()
-    assert len(pool.dialled) == 1
+    pool.before_connect = ask_again
+    pool.use()
+    assert len(pool.opened) == 1
 
 
-# Limits.
+# The relay's limit of connections.
+
+
+class LimitedRelay:
+    """Greets so many connections at once, and tells how often it refused one."""
+
+    def __init__(self, pool: FakePool, limit: int) -> None:
+        self.pool = pool
+        self.limit = limit
+        self.refusals = 0
+        pool.before_connect = self.greet
+
+    def greet(self) -> None:
+        if len(self.pool.alive) >= self.limit:
+            self.refusals += 1
+            raise too_many_connections()
+
+
+def test_a_refused_connection_waits_for_one_that_is_in_use() -> None:
+    pool = FakePool(max_size=4)
+    relay = LimitedRelay(pool, 1)
+
+    with callers(pool, 3) as (holder, first, second):
+        assert relay.refusals == 1  # the second one was told by the first
+        assert pool.stats()["waiting"] == 2
+        holder.end()
+        assert first.session is holder.session
+        first.end()
+        assert second.session is holder.session
+    assert pool.stats()["open_errors"] == 1
+
+
+def test_who_was_refused_is_served_before_those_who_came_later() -> None:
+    pool = FakePool(max_size=2)
+    LimitedRelay(pool, 1)
+    with pool.hold() as connection:
+        early, late = Caller(pool), Caller(pool)
+
+        def refuse() -> None:
+            late.ask()  # waits at once, as the pool is full
+            raise too_many_connections()
+
+        pool.before_connect = refuse
+        early.start()
+        while pool.stats()["waiting"] < 2:
+            early.join(0.001)
+    assert early.session is connection.session
+    assert not late.arrived.is_set()
+    early.end()
+    late.end()
+
+
+def test_a_refused_connection_takes_an_idle_one_though_a_new_one_was_asked_for() -> (
+    None
+):
+    pool = FakePool(max_size=4)
+    (idle,) = pool.keep_idle(1)
+    LimitedRelay(pool, 1)
+
+    with pool.hold(force_new=True) as connection:
+        assert connection.session is idle
+
+
+def test_a_refused_connection_waits_no_longer_than_the_pools_timeout() -> None:
+    pool = FakePool(max_size=4, timeout=0.01)
+    LimitedRelay(pool, 1)
+
+    with (
+        pool.hold(),
+        pytest.raises(PoolTimeout, match=r"no connection .* all 1 are in use"),
+        pool.hold(),
+    ):
+        pass
+    assert pool.stats()["in_use"] == 0
+
+
+def test_a_refusal_is_raised_if_no_other_connection_is_alive() -> None:
+    pool = FakePool()
+    LimitedRelay(pool, 0)
+
+    for _ in range(2):
+        with pytest.raises(ConnectFailed, match="421"), pool.hold():
+            pass
+    assert pool.empty
+
+
+def test_a_refusal_of_another_kind_is_raised_though_others_are_alive() -> None:
+    pool = FakePool()
+
+    def fail() -> NoReturn:
+        error = ConnectFailed("greeting was refused: 554 go away")
+        error.step = "greeting"
+        raise error.with_reply(554, "go away")
+
+    with pool.hold():
+        pool.before_connect = fail
+        with pytest.raises(ConnectFailed, match="554"), pool.hold():
+            pass
+
+
+def test_connections_that_are_all_refused_while_they_are_opened_all_fail() -> None:
+    pool = FakePool(max_size=4, timeout=30)
+    together = threading.Barrier(4)
+
+    def refuse() -> NoReturn:
+        if len(pool.calls) <= 4:
+            together.wait(30)
+        raise too_many_connections()
+
+    pool.before_connect = refuse
+    threads = [Caller(pool) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert [type(thread.error) for thread in threads] == [ConnectFailed] * 4
+    assert pool.empty
+
+
+def test_a_refused_connection_is_tried_again_when_the_others_are_gone() -> None:
+    pool = FakePool(max_size=4)
+    LimitedRelay(pool, 1)
+    with pool.hold() as connection:
+        caller = Caller(pool)
+        caller.ask()
+        connection.session.in_step = False
+
+    assert caller.session in pool.alive
+    caller.end()
+
+
+def test_the_limit_is_remembered_and_then_one_more_connection_is_tried() -> None:
+    pool = FakePool(max_size=4, max_lifetime=1e6, max_idle=1e6, ping_after=None)
+    relay = LimitedRelay(pool, 2)
+
+    def occupy() -> int:
+        """Have four callers meet, and return how many connections were refused."""
+        before = relay.refusals
+        with callers(pool, 4):
+            pass
+        return relay.refusals - before
+
+    assert occupy() == 1
+    assert occupy() == 0
+    pool.now += RELAY_LIMIT_SECONDS
+    assert occupy() == 1
+    assert occupy() == 0
+
+    relay.limit = 4
+    pool.now += RELAY_LIMIT_SECONDS
+    with callers(pool, 4):
+        assert len(pool.alive) == 4
+
+
+# Limits of connections.
 
 
 @pytest.mark.parametrize(
@@ -253,83 +423,88 @@ def test_an_idle_connection_is_closed_when_its_time_is_over(
     reason: str, options: dict[str, Any], seconds: float
 ) -> None:
     pool = FakePool(**options)
-    old, other = pool.park(2)
+    idle = pool.keep_idle(2)
     pool.now += seconds
 
-    assert pool.lent() not in (old, other)
-    assert old.closed
-    assert old.goodbyes == 1
-    assert pool.stats()["closed"] == {reason: 2}
+    assert pool.use() not in idle
+    assert [session.farewell for session in idle] == [["quit", "wait"]] * 2
+    assert closed(pool) == {reason: 2}
 
 
-def test_expired_connections_keep_their_slots_until_the_server_has_answered() -> None:
-    pool = FakePool(max_size=3)
-    connections = pool.park(3)
-    sizes: list[int] = []
-    for connection in connections:
-        connection.on_goodbye = lambda: sizes.append(pool.size)
-    pool.now += 1000
-    pool.expire()
-
-    assert sizes == [3, 2, 1]
-    # One hung server must not cost the caller more than one limit.
-    assert len({*connections[0].awaited, *connections[1].awaited}) == 1
-    assert len(connections[0].awaited) == 1
-
-
-def test_an_expired_connection_that_is_dead_gets_no_goodbye() -> None:
+def test_expired_connections_wait_until_the_mail_is_sent() -> None:
     pool = FakePool()
-    (dead,) = pool.park(1)
+    idle = pool.keep_idle(2)
+    pool.now += 1000
+
+    with pool.hold():
+        assert not any(session.closed for session in idle)
+    assert all(session.closed for session in idle)
+
+
+def test_an_expired_connection_makes_room_at_once_in_a_full_pool() -> None:
+    pool = FakePool(max_size=1)
+    (expired,) = pool.keep_idle(1)
+    pool.now += 60
+
+    with pool.hold() as connection:
+        assert connection.session is not expired
+        assert expired.said_quit
+    assert closed(pool) == {"idle": 1}
+
+
+def test_all_that_are_closed_say_quit_before_the_first_answer_is_awaited() -> None:
+    pool = FakePool(max_size=4)
+    sessions = pool.keep_idle(3)
+    order: list[str] = []
+    sizes: list[int] = []
+    for session in sessions:
+        session.farewell = order
+        session.on_quit = lambda: sizes.append(pool.size)
+    pool.now += 1000
+    pool.use()
+
+    assert order == ["quit"] * 3 + ["wait"] * 3
+    # In their slots, so that the server never sees more than `max_size`.
+    assert sizes == [4, 4, 4]
+
+
+def test_an_expired_connection_that_is_dead_is_closed_without_quit() -> None:
+    pool = FakePool()
+    (dead,) = pool.keep_idle(1)
     dead.healthy = False
     pool.now += 1000
-    pool.expire()
+    pool.use()
 
-    assert (dead.closed, dead.goodbyes) == (True, 0)
+    assert (dead.closed, dead.said_quit) == (True, False)
 
 
 def test_a_connection_within_its_limits_is_kept() -> None:
     pool = FakePool(max_idle=45, max_lifetime=1000)
-    (connection,) = pool.park(1)
+    (session,) = pool.keep_idle(1)
     pool.now += 44.9
 
-    assert pool.lent() is connection
+    assert pool.use() is session
 
 
 def test_a_connection_too_old_on_return_is_closed() -> None:
     pool = FakePool(max_lifetime=300)
-    with pool.lease() as lease:
+    with pool.hold() as connection:
         pool.now += 300
 
-    assert lease.connection.closed
-    assert lease.connection.goodbyes == 1
-    assert pool.stats()["closed"] == {"lifetime": 1}
-
-
-def test_a_connection_that_reaches_its_limit_on_the_way_to_a_caller_is_replaced() -> (
-    None
-):
-    pool = FakePool(max_idle=45, ping_after=None)
-    (late,) = pool.park(1)
-
-    def clock() -> float:
-        pool.now += 20  # a second look is too late
-        return pool.now
-
-    pool._clock = clock
-    assert pool.lent() is not late
-    assert late.goodbyes == 1
-    assert pool.stats()["closed"] == {"idle": 1}
+    assert connection.session.closed
+    assert connection.session.said_quit
+    assert closed(pool) == {"lifetime": 1}
 
 
 def test_lifetimes_are_jittered() -> None:
     pool = FakePool(max_lifetime=100, max_idle=1000, max_size=50)
-    pool.park(50)
+    pool.keep_idle(50)
 
     pool.now += 100 * (1 - LIFETIME_JITTER) - 0.001
-    pool.expire()
+    pool.use()
     assert pool.size == 50
     pool.now += 50 * LIFETIME_JITTER
-    pool.expire()
+    pool.use()
     assert 0 < pool.size < 50
 
 
@@ -342,22 +517,22 @@ def test_a_connection_carries_so_many_messages(
 ) -> None:
     pool = FakePool(max_messages=max_messages, mail_max=mail_max)
     for _ in range(5):
-        with pool.lease() as lease:
-            lease.connection.messages += 1
+        with pool.hold() as connection:
+            connection.session.messages += 1
 
-    assert pool.dialled[0].messages == (limit or 5)
-    assert pool.stats()["closed"] == ({"messages": 5 // limit} if limit else {})
+    assert connection.max_messages == (limit or float("inf"))
+    assert pool.opened[0].messages == (limit or 5)
+    assert closed(pool) == ({"messages": 5 // limit} if limit else {})
 
 
 def test_a_connection_reaches_its_limit_while_a_caller_waits() -> None:
     pool = FakePool(max_size=1, max_messages=1)
-    with pool.lease() as lease:
-        lease.connection.messages = 1
+    with pool.hold() as connection:
+        connection.session.messages = 1
         caller = Caller(pool)
         caller.ask()
-    assert caller.arrived.wait(30)
-    assert caller.lease is not None
-    assert caller.lease.connection is pool.dialled[1]
+
+    assert caller.session is pool.opened[1]
     caller.end()
 
 
@@ -365,49 +540,45 @@ def test_a_connection_is_closed_before_its_slot_is_free() -> None:
     pool = FakePool(max_size=1, max_messages=1)
     with callers(pool, 20) as threads:
         for thread in threads:
-            assert thread.arrived.wait(30)
-            assert sum(not each.closed for each in pool.dialled) == 1
-            assert thread.lease is not None
-            thread.lease.connection.messages = 1
+            thread.session.messages = 1
+            assert len(pool.alive) == 1
             thread.leave.set()
 
 
-def test_connections_parked_up_to_a_moment_are_closed_as_surplus() -> None:
+def test_the_oldest_of_too_many_idle_connections_are_closed_as_surplus() -> None:
     pool = FakePool()
-    leases = [pool.lease() for _ in range(3)]
-    connections = [lease.__enter__().connection for lease in leases]
-    for lease in leases:
-        pool.now += 1
-        lease.__exit__(None, None, None)
+    sessions = pool.keep_idle(3, apart=1)
+    taken: list[Any] = []
 
-    pool.expire(pool.parked_at()[1])
+    pool.take_expired(taken, kept_before=pool.idle_since[1])
 
-    assert [each.closed for each in connections] == [True, True, False]
-    assert pool.stats()["closed"] == {"surplus": 2}
+    assert [request.connection.session for request in taken] == sessions[:2]
+    assert {request.close_reason for request in taken} == {CloseReason.SURPLUS}
+    assert len(pool.idle_since) == 1
 
 
-# Liveness.
+# Tests of idle connections.
 
 
 def test_a_connection_that_is_dead_is_replaced() -> None:
     pool = FakePool()
-    (dead,) = pool.park(1)
+    (dead,) = pool.keep_idle(1)
     dead.healthy = False
 
-    assert pool.lent() is not dead
+    assert pool.use() is not dead
     assert dead.closed
-    assert dead.goodbyes == 0
-    assert pool.stats()["closed"] == {"stale": 1}
+    assert not dead.said_quit
+    assert closed(pool) == {"stale": 1}
 
 
-def test_the_next_parked_one_is_tried_before_dialling() -> None:
+def test_the_next_idle_one_is_tried_before_a_new_one_is_opened() -> None:
     pool = FakePool()
-    good, *dead = pool.park(4)
-    for connection in dead:
-        connection.healthy = False
+    good, *dead = pool.keep_idle(4)
+    for session in dead:
+        session.healthy = False
 
-    assert pool.lent() is good
-    assert len(pool.dialled) == 4
+    assert pool.use() is good
+    assert len(pool.opened) == 4
 
 
 @pytest.mark.parametrize(
@@ -418,71 +589,93 @@ def test_a_connection_is_pinged_after_so_many_idle_seconds(
     ping_after: float | None, idle: float, pings: int
 ) -> None:
     pool = FakePool(ping_after=ping_after)
-    (connection,) = pool.park(1)
+    (session,) = pool.keep_idle(1)
     pool.now += idle
 
-    assert pool.lent() is connection
-    assert connection.pings == [PING_TIMEOUT] * pings
+    assert pool.use() is session
+    assert session.pings == [PING_TIMEOUT] * pings
     assert pool.stats()["pings"] == pings
-
-
-def test_a_connection_that_does_not_answer_the_ping_is_closed_without_a_word() -> None:
-    pool = FakePool(ping_after=0)
-    (mute,) = pool.park(1)
-    mute.answer = lambda: False
-
-    assert pool.lent() is not mute
-    assert mute.closed
-    assert mute.goodbyes == 0
 
 
 def test_a_connection_that_is_visibly_dead_is_not_pinged() -> None:
     pool = FakePool(ping_after=0)
-    (dead,) = pool.park(1)
+    (dead,) = pool.keep_idle(1)
     dead.healthy = False
 
-    pool.lent()
+    pool.use()
     assert dead.pings == []
 
 
-def test_pings_take_the_time_that_is_left_for_the_lease() -> None:
-    pool = FakePool(ping_after=0, timeout=8)
-    connections = pool.park(3)
+def test_a_ping_takes_no_longer_than_the_pools_timeout() -> None:
+    pool = FakePool(ping_after=0, timeout=3)
+    (session,) = pool.keep_idle(1)
 
-    def lose_five_seconds() -> bool:
-        pool.now += min(connections[2 - len(order)].pings[-1], 5)
-        order.append(pool.now)
-        return False
-
-    order: list[float] = []
-    for connection in connections:
-        connection.answer = lose_five_seconds
-    pool.lent()
-
-    assert [each.pings for each in reversed(connections)] == [[5], [3], [0]]
+    pool.use()
+    assert session.pings == [3]
 
 
-def test_an_interrupt_within_a_ping_closes_the_connection() -> None:
+def test_after_one_unanswered_ping_those_that_idled_longer_are_dropped() -> None:
     pool = FakePool(ping_after=0)
-    (connection,) = pool.park(1)
-    connection.answer = interrupt
+    older = pool.keep_idle(3, apart=1)
+    older[-1].answer = lambda: False
 
-    with pytest.raises(Interrupt), pool.lease():
+    assert pool.use() is pool.opened[3]
+    assert [len(session.pings) for session in older] == [0, 0, 1]
+    assert all(session.closed and not session.said_quit for session in older)
+    assert closed(pool) == {"stale": 3}
+
+
+def test_after_one_unanswered_ping_those_that_came_back_meanwhile_are_kept() -> None:
+    pool = FakePool(ping_after=0)
+    (mute,) = pool.keep_idle(1)
+    with ExitStack() as held:
+        meanwhile = held.enter_context(pool.hold(force_new=True))
+
+        def give_back_and_say_nothing() -> bool:
+            pool.now += 1
+            held.close()
+            return False
+
+        mute.answer = give_back_and_say_nothing
+        with pool.hold() as connection:
+            # No other ping: it would take its time as well.
+            assert connection.session is pool.opened[2]
+    assert pool.use() is connection.session
+    assert not meanwhile.session.closed
+
+
+def test_an_interrupted_ping_closes_the_connection() -> None:
+    pool = FakePool(ping_after=0)
+    (session,) = pool.keep_idle(1)
+    session.answer = interrupt
+
+    with pytest.raises(Interrupt), pool.hold():
         pass
-    assert connection.closed
+    assert session.closed
     assert pool.empty
-    assert pool.stats()["closed"] == {"error": 1}
+    assert closed(pool) == {"error": 1}
 
 
-def test_an_interrupt_within_a_goodbye_still_closes_and_frees_the_slot() -> None:
-    pool = FakePool(max_size=1)
-    (connection,) = pool.park(1)
-    connection.on_goodbye = interrupt
+def test_an_interrupted_quit_still_closes_all_and_frees_their_slots() -> None:
+    pool = FakePool(max_size=3)
+    expired = pool.keep_idle(2)
+    expired[0].on_quit = interrupt
     pool.now += 1000
 
-    with pytest.raises(Interrupt), pool.lease():
+    with pytest.raises(Interrupt), pool.hold():
         pass
-    assert connection.closed
+    assert all(session.closed for session in expired)
+    assert pool.size == len(pool.idle_since) == 1
+
+
+def test_an_interrupted_quit_of_one_that_is_replaced_frees_its_slot() -> None:
+    pool = FakePool(max_size=1)
+    (replaced,) = pool.keep_idle(1)
+    replaced.on_quit = interrupt
+
+    with pytest.raises(Interrupt), pool.hold(force_new=True):
+        pass
+    assert replaced.closed
     assert pool.empty
 
 
@@ -491,48 +684,53 @@ def test_an_interrupt_within_a_goodbye_still_closes_and_frees_the_slot() -> None
 
 def test_a_caller_waits_for_a_connection_to_come_back() -> None:
     pool = FakePool(max_size=1)
-    with pool.lease() as lease:
+    with pool.hold() as connection:
         caller = Caller(pool)
         caller.ask()
         assert pool.stats()["waiting"] == 1
         assert not pool.empty
-    assert caller.arrived.wait(30)
-    assert caller.lease is lease
+    assert caller.session is connection.session
     assert pool.stats()["waits"] == 1
+    caller.end()
+
+
+def test_a_caller_waits_for_a_slot_to_open_one() -> None:
+    pool = FakePool(max_size=2)
+    with pool.hold(), pool.hold() as connection:
+        caller = Caller(pool)
+        caller.ask()
+        connection.session.in_step = False
+    assert caller.session is pool.opened[2]
     caller.end()
 
 
 def test_callers_are_served_in_the_order_of_their_arrival() -> None:
     pool = FakePool(max_size=1)
-    with pool.lease():
-        waiting = [Caller(pool) for _ in range(5)]
-        for caller in waiting:
-            caller.ask()
-    for number, caller in enumerate(waiting):
-        assert caller.arrived.wait(30)
-        assert not any(later.arrived.is_set() for later in waiting[number + 1 :])
-        caller.end()
+    with callers(pool, 6) as threads:
+        for number, caller in enumerate(threads):
+            assert caller.session is pool.opened[0]
+            assert not any(later.arrived.is_set() for later in threads[number + 1 :])
+            caller.end()
 
 
 def test_who_returns_a_connection_and_asks_again_stands_behind_who_waits() -> None:
     pool = FakePool(max_size=1)
     caller = Caller(pool)
-    with pool.lease():
+    with pool.hold():
         caller.ask()
-    with pytest.raises(PoolTimeout), pool.lease(seconds=0):
+    with pytest.raises(PoolTimeout), pool.hold(seconds=0):
         pass
-    assert caller.arrived.wait(30)
+    assert caller.session is pool.opened[0]
     caller.end()
-    pool.lent()
 
 
 def test_a_caller_waits_no_longer_than_the_timeout() -> None:
     pool = FakePool(max_size=1, timeout=0.01)
 
     with (
-        pool.lease(),
+        pool.hold(),
         pytest.raises(PoolTimeout, match=r"no connection to relay\.test .* 0\.01 s"),
-        pool.lease(),
+        pool.hold(),
     ):
         pass
     assert pool.stats()["timeouts"] == 1
@@ -542,13 +740,13 @@ def test_a_caller_waits_no_longer_than_the_timeout() -> None:
 def test_a_caller_with_less_time_waits_less() -> None:
     pool = FakePool(max_size=1, timeout=1000)
 
-    with pool.lease(), pytest.raises(PoolTimeout), pool.lease(seconds=0):
+    with pool.hold(), pytest.raises(PoolTimeout), pool.hold(seconds=0):
         pass
 
 
 def test_the_time_spent_waiting_is_counted() -> None:
     pool = FakePool(max_size=1)
-    with pool.lease():
+    with pool.hold():
         caller = Caller(pool)
         caller.ask()
         pool.now += 2.5
@@ -564,71 +762,46 @@ def test_so_many_may_wait_and_no_more() -> None:
             pytest.raises(
                 PoolTimeout, match=r"queue .* is full, 2 long .* max_waiting"
             ),
-            pool.lease(),
+            pool.hold(),
         ):
             pass
         assert pool.stats()["waiting"] == 2
         assert pool.stats()["timeouts"] == 1
         threads[0].leave.set()
-        assert threads[1].arrived.wait(30)
+        assert threads[1].session
 
 
 @pytest.mark.parametrize(
     ("options", "others"),
     [({"timeout": 0.001}, 1), ({"max_waiting": 1, "timeout": 3600}, 2)],
 )
-def test_a_patient_caller_minds_neither_the_timeout_nor_the_queue(
+def test_the_timeout_and_the_length_of_the_queue_can_be_ignored(
     options: dict[str, Any], others: int
 ) -> None:
     pool = FakePool(max_size=1, **options)
     with callers(pool, others) as threads:
 
-        def leave() -> float:
-            if len(pool._slots.waiting) == others:
-                for thread in threads:
-                    thread.leave.set()
-            return pool.now
+        def leave() -> None:
+            while pool.stats()["waiting"] < others:
+                threads[0].join(0.001)
+            for thread in threads:
+                thread.leave.set()
 
-        pool._clock = leave
-        with pool.lease(patient=True):
-            pass
+        helper = threading.Thread(target=leave)
+        helper.start()
+        with pool.hold(ignore_pool_timeout=True):
+            helper.join(30)
     assert pool.stats()["timeouts"] == 0
-
-
-def test_a_slot_that_is_handed_over_when_time_is_up_is_taken() -> None:
-    pool = FakePool(max_size=1, timeout=10)
-    with callers(pool, 1) as (holder,):
-
-        def time_is_up() -> float:
-            if threading.current_thread() is holder or not pool._slots.waiting:
-                return pool.now
-            holder.end()
-            return pool.now + 11
-
-        pool._clock = time_is_up
-        assert pool.lent() is pool.dialled[0]
-    assert pool.size == 1
 
 
 def test_a_slot_that_comes_back_after_a_wait_timed_out_is_not_lost() -> None:
     pool = FakePool(max_size=1, timeout=0.001)
-    with pool.lease() as lease:
+    with pool.hold() as connection:
         for _ in range(3):
-            with pytest.raises(PoolTimeout), pool.lease():
+            with pytest.raises(PoolTimeout), pool.hold():
                 pass
 
-    assert pool.lent() is lease.connection
-
-
-def test_an_interrupted_wait_leaves_the_queue() -> None:
-    pool = FakePool(max_size=1)
-
-    with pool.lease():
-        pool._clock = lambda: interrupt() if pool._slots.waiting else pool.now
-        with pytest.raises(Interrupt), pool.lease():
-            pass
-        assert pool.stats()["waiting"] == 0
-    pool.lent()
+    assert pool.use() is connection.session
 
 
 # Closing.
@@ -636,30 +809,30 @@ def test_an_interrupted_wait_leaves_the_queue() -> None:
 
 def test_a_closed_pool_returns_what_was_idle_and_keeps_nothing() -> None:
     pool = FakePool()
-    idle = pool.park(2)
+    idle = pool.keep_idle(2)
 
-    with pool.lease() as lease:
+    with pool.hold() as connection:
         assert pool.close() == idle[:1]
-        closed_in_use = lease.connection.closed
-    assert (closed_in_use, lease.connection.closed) == (False, True)
-    assert lease.connection.goodbyes == 1
-    assert pool.stats()["closed"] == {"shutdown": 2}
+        closed_in_use = connection.session.closed
+    assert (closed_in_use, connection.session.closed) == (False, True)
+    assert connection.session.said_quit
+    assert closed(pool) == {"shutdown": 2}
     assert pool.size == 0
     assert " shutdown " in repr(pool)
 
 
 def test_closing_twice_is_harmless() -> None:
     pool = FakePool()
-    pool.park(1)
+    pool.keep_idle(1)
 
     assert len(pool.close()) == 1
     assert pool.close() == []
-    assert pool.stats()["closed"] == {"shutdown": 1}
+    assert closed(pool) == {"shutdown": 1}
 
 
 def test_who_waits_when_the_pool_is_closed_gets_an_error() -> None:
     pool = FakePool(max_size=1)
-    with pool.lease(), callers(pool, 2) as waiting:
+    with pool.hold(), callers(pool, 2) as waiting:
         pool.close()
         for caller in waiting:
             assert caller.arrived.wait(30)
@@ -672,161 +845,80 @@ def test_who_got_hold_of_a_pool_just_before_it_was_closed_is_served() -> None:
     pool = FakePool()
     pool.close()
 
-    assert pool.lent().closed
+    assert pool.use().closed
+
+
+def test_the_statistics_of_another_pool_can_be_added() -> None:
+    pool, other = FakePool(), FakePool(max_messages=1)
+    for _ in range(2):
+        with other.hold() as connection:
+            connection.session.messages = 1
+    other.count("retries")
+
+    pool.absorb(other.stats())
+
+    assert pool.stats() == other.stats()
 
 
 # Forks, played in one process.
 
 
-def test_a_child_closes_what_is_idle_and_in_use_without_a_word() -> None:
+def test_a_child_closes_what_is_idle_and_in_use_without_quit() -> None:
     pool = FakePool()
-    pool.park(2)
-    with pool.lease():
-        pool.abandon()
-    assert all(each.closed and not each.goodbyes for each in pool.dialled)
+    pool.keep_idle(2)
+    with pool.hold():
+        pool.reset_after_fork()
+    assert all(session.closed and not session.said_quit for session in pool.opened)
     assert pool.empty
-    assert pool.lent().closed
+    assert pool.use().closed
 
 
 def test_a_child_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
     pool = FakePool()
-    pool.park(1)
-    pool._lock.acquire()
+    pool.keep_idle(1)
+    pool.slots.lock.acquire()
 
-    pool.abandon()
+    pool.reset_after_fork()
 
     assert pool.empty
 
 
-def test_a_child_does_not_wait_for_threads_that_do_not_exist() -> None:
-    pool = FakePool(max_size=1, timeout=0.05)
-    with callers(pool, 2) as (_, waiter):
-        pool.abandon()
-        pool.lent()
-        assert waiter.arrived.wait(30)
-        assert isinstance(waiter.error, PoolClosed)
-    assert pool.empty
-
-
-def test_a_child_forked_without_hooks_keeps_nothing_that_comes_back() -> None:
-    pool = FakePool()
-    with pool.lease() as lease:
-        pool._pid = os.getppid()
-
-    assert lease.connection.closed
-    assert lease.connection.goodbyes == 0
-    assert pool.empty
-
-
-# Interrupts at any point.
-
-
-class Interrupter:
-    """Raises an Interrupt at the n-th point where Python handles a signal.
-
-    These are the end of a call of C code, and the begin of a function. (The resumption
-    of a generator is one as well, but before 3.12 a profiler cannot act there.)
-    """
-
-    MODULES = (connection_pool, slots, lease_module, contextlib)
-    FILES = frozenset(str(each.__file__) for each in MODULES)
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.points = 0
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        is_begin = event == "call" and not frame.f_code.co_flags & inspect.CO_GENERATOR
-        if (event == "c_return" or is_begin) and frame.f_code.co_filename in self.FILES:
-            self.points += 1
-            if self.points == self.at:
-                sys.setprofile(None)
-                raise Interrupt
-
-
-def interrupted(act: Callable[[FakePool], None], pool: FakePool, at: int) -> bool:
-    """Act, and tell whether the interrupt came before the end."""
-    sys.setprofile(Interrupter(at))
-    try:
-        act(pool)
-    except Interrupt:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
-
-
-def use_a_parked_one(pool: FakePool) -> None:
-    pool.park(1)
-    pool.now += 25  # long enough for a ping
-    pool.lent()
-
-
-def find_two_dead(pool: FakePool) -> None:
-    _, *dead = pool.park(3)
-    for connection in dead:
-        connection.healthy = False
-    pool.lent()
-
-
-def reach_a_limit(pool: FakePool) -> None:
-    with pool.lease() as held:
-        held.connection.messages = 100
-    pool.park(3)
-    pool.now += 50
-    pool.lent()
-
-
-def replace_the_oldest(pool: FakePool) -> None:
-    pool.park(3)
-    with pool.lease(fresh=True):
-        pass
-
-
-def wait_in_vain(pool: FakePool) -> None:
-    with (
-        contextlib.suppress(PoolTimeout),
-        pool.lease(),
-        pool.lease(),
-        pool.lease(),
-        pool.lease(seconds=0),
-    ):
-        pass
+# The log.
 
 
 @pytest.mark.parametrize(
-    "act",
-    [use_a_parked_one, find_two_dead, reach_a_limit, replace_the_oldest, wait_in_vain],
+    ("reason", "level"),
+    [(CloseReason.REFUSED, "INFO"), (CloseReason.LIFETIME, "DEBUG")],
 )
-def test_an_interrupt_at_any_point_loses_no_slot(
-    act: Callable[[FakePool], None],
+def test_the_log_tells_which_connections_were_closed_and_why(
+    reason: CloseReason, level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    at = 1
-    while interrupted(act, pool := FakePool(max_size=3), at):
-        at += 1
-        assert pool.size == len(pool.parked_at()), f"at point {at}"
-        assert pool.stats()["waiting"] == 0
-        with pool.lease() as one, pool.lease() as two, pool.lease() as three:
-            connections = {one.connection, two.connection, three.connection}
-            assert len(connections) == 3
-    assert at > 50
+    caplog.set_level(logging.DEBUG, "django_lettermint")
+    pool = FakePool()
+    with pool.hold() as connection:
+        connection.discard(reason)
+
+    assert caplog.record_tuples == [
+        (
+            "django_lettermint",
+            logging.getLevelNamesMapping()[level],
+            f"relay.test: a connection was closed ({reason})",
+        )
+    ]
 
 
-def test_an_interrupt_in_a_hand_over_leaves_nobody_asleep() -> None:
-    at, ended = 0, False
-    while not ended:
-        at += 1
-        pool = FakePool(max_size=1, timeout=30)
-        held = [pool.lease()]
-        held[0].__enter__()
-        with callers(pool, 2) as waiting:
-            ended = not interrupted(lambda _: give_back(held), pool, at)  # noqa: B023
-            for caller in waiting:
-                assert caller.arrived.wait(5), f"at point {at}"
-                caller.end()
-        assert pool.stats()["timeouts"] == 0
-    assert at > 10
+def test_the_log_tells_of_the_relays_limit(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "django_lettermint")
+    pool = FakePool()
+    (idle,) = pool.keep_idle(1)
+    LimitedRelay(pool, 1)
+
+    with pool.hold(force_new=True) as connection:
+        assert connection.session is idle
+    assert caplog.messages == [
+        "relay.test: the relay refused another connection, 1 at once are used for now"
+    ]
 
 
-def give_back(held: list[Any]) -> None:
-    held.pop().__exit__(None, None, None)
+def test_a_fake_session_is_what_a_pool_asks_for() -> None:
+    assert FakeSession().reusable
