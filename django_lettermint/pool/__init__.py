@@ -1,19 +1,21 @@
-"""The process's connections, by pool: lent, kept idle, closed."""
+"""The connections of the process, in one pool for each relay and login."""
 
 from __future__ import annotations
 
-from .connection import Lease
+from .connection import CloseReason, PooledConnection
 from .connection_pool import ConnectionPool
-from .registry import close_pools, get_pool, get_stats, lease
+from .registry import close_pools, get_pool, get_stats, lease, open_pool
 from .stats import PoolReport, PoolStats
 
 __all__ = [
+    "CloseReason",
     "ConnectionPool",
-    "Lease",
     "PoolReport",
     "PoolStats",
+    "PooledConnection",
     "close_pools",
     "get_pool",
     "get_stats",
     "lease",
+    "open_pool",
 ]

@@ -1,9 +1,11 @@
-"""A connection on loan: what a pool asks of it, and what the pool knows about it."""
+"""A connection of a pool: what the pool asks of it, and why it is closed."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -11,101 +13,143 @@ if TYPE_CHECKING:
 
 #: Lifetimes are shortened by up to this share, so that they do not all end together.
 LIFETIME_JITTER = 0.1
-#: Seconds for the server to take note that connections end.
-GOODBYE_TIMEOUT = 0.5
 
 
-class Connection(Protocol):
-    """What the pool asks of a connection; `smtp.Session` is one."""
+class CloseReason(StrEnum):
+    """Why a pool closed a connection."""
+
+    #: It was unused for `max_idle`.
+    IDLE = "idle"
+    #: It reached `max_lifetime`.
+    LIFETIME = "lifetime"
+    #: It carried `max_messages`, or as many as the relay announced.
+    MESSAGES = "messages"
+    #: It was found dead before it was leased, or was as old as one that was.
+    STALE = "stale"
+    #: It was lost, or out of step with the relay, when it came back.
+    ERROR = "error"
+    #: The relay refused a message for this session.
+    REFUSED = "refused"
+    #: A new connection was asked for, and the pool was full.
+    REPLACED = "replaced"
+    #: All pools together had too many idle connections.
+    SURPLUS = "surplus"
+    #: The pool was closed.
+    SHUTDOWN = "shutdown"
+    #: The option `pool` is False, and the call of `send_messages()` is over.
+    UNPOOLED = "unpooled"
+    #: It belongs to the parent of a forked process.
+    INHERITED = "inherited"
+    #: An interrupt had broken the pool's lock.
+    BROKEN = "broken"
+
+
+class Session(Protocol):
+    """What a pool asks of the connection it holds; `smtp.session.Session` is one."""
 
     @property
     def messages(self) -> int:
-        """Return the number of messages begun so far."""
+        """Return the number of transactions begun so far."""
 
     @property
-    def dirty(self) -> bool:
-        """Return whether the next message must begin with a reset."""
+    def needs_rset(self) -> bool:
+        """Return whether the next transaction must begin with RSET."""
 
     @property
     def reusable(self) -> bool:
-        """Return whether it is open and owes no reply; without I/O."""
+        """Return whether it is open and no reply is pending; without I/O."""
 
     @property
     def mail_max(self) -> int | None:
-        """Return the server's limit of messages a connection; without I/O."""
+        """Return the server's limit of transactions a connection; without I/O."""
 
     def alive(self) -> bool:
-        """Look whether the server is there and silent; without waiting."""
+        """Return whether the server has neither spoken nor closed; without waiting."""
 
     def ping(self, seconds: float) -> bool:
-        """Ask the server for a sign of life."""
+        """Return whether the server answers NOOP within so many seconds."""
 
-    def say_goodbye(self) -> None:
-        """Announce the end; without waiting."""
+    def send_quit(self) -> None:
+        """Send QUIT; without waiting."""
 
-    def await_goodbye(self, until: float) -> None:
-        """Wait for the answer to that until a moment of `time.monotonic()`, and close."""
+    def wait_closed(self, until: float) -> None:
+        """Wait for the reply to QUIT, at most until that `time.monotonic()`; close."""
 
     def close(self) -> None:
-        """Close without a further octet, in a forked process as well."""
+        """Close without writing anything, in a forked process as well."""
 
 
-C = TypeVar("C", bound=Connection)
+C = TypeVar("C", bound=Session)
 
 
-@dataclass(slots=True, eq=False)
-class Lease(Generic[C]):
-    """A connection of a pool; whoever leases it has it to itself."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class PooledConnection(Generic[C]):
+    """A session of a pool, and what the pool knows about it.
 
-    connection: C
-    #: The pool's clock when the connection is too old to be lent again.
+    Used by one thread at a time: by the lease that holds it or, while it is idle, by
+    whoever holds the pool's lock.
+    """
+
+    session: C
+    #: The pool's clock from when on it is not leased again. Never changes.
     expires_at: float
-    #: Messages after which it is not lent again.
+    #: Messages after which it is not leased again. Never changes.
     max_messages: float
-    #: Idle seconds after which it is not lent again.
+    #: Idle seconds after which it is not leased again. Never changes.
     max_idle: float
-    #: The pool's clock when it was dialled or parked last.
+    #: The pool's clock when it was opened or, later, came back. Never decreases.
     idle_since: float
-    #: It was parked before: the server may have closed it unnoticed.
+    #: It was idle before this lease: the server may have closed it unnoticed.
     reused: bool = False
-    #: Its messages that the pool's statistics contain.
+    #: Why it is closed when it comes back, if it is. Set once by the lease.
+    discard_reason: CloseReason | None = None
+    #: How many of its messages the pool's statistics contain. At most `messages`.
     counted: int = 0
 
     @classmethod
-    def begin(cls, connection: C, config: PoolConfig, now: float) -> Self:
-        """Return the lease of a new connection, with the limits that hold for it."""
+    def begin(cls, session: C, config: PoolConfig, now: float) -> Self:
+        """Wrap a new session, with the limits that hold for it."""
         jitter = 1 - LIFETIME_JITTER * random.random()  # noqa: S311
-        limits = filter(None, (config.max_messages, connection.mail_max))
+        limits = filter(None, (config.max_messages, session.mail_max))
         return cls(
-            connection,
+            session=session,
             expires_at=now + config.max_lifetime * jitter,
             max_messages=min(limits, default=float("inf")),
             max_idle=config.max_idle,
             idle_since=now,
         )
 
-    def limit_reached(self, now: float) -> str:
-        """Return the limit after which it is not lent again, or an empty string."""
+    def discard(self, reason: CloseReason) -> None:
+        """Have the connection closed when it comes back."""
+        self.discard_reason = reason
+
+    def limit_reached(self, now: float) -> CloseReason | None:
+        """Return the limit after which it is not leased again, or None."""
         if now >= self.expires_at:
-            return "lifetime"
-        if self.connection.messages >= self.max_messages:
-            return "messages"
-        return "idle" if now - self.idle_since >= self.max_idle else ""
+            return CloseReason.LIFETIME
+        if self.session.messages >= self.max_messages:
+            return CloseReason.MESSAGES
+        if now - self.idle_since >= self.max_idle:
+            return CloseReason.IDLE
+        return None
 
     def count_messages(self) -> int:
         """Return how many messages it carried since the last call."""
-        counted, self.counted = self.counted, self.connection.messages
+        counted, self.counted = self.counted, self.session.messages
         return self.counted - counted
 
-    def dismiss(self, until: float) -> None:
-        """Close the connection; if the server is there and in step, say goodbye first.
 
-        Waits for the server to do so, too, at most until a moment of `time.monotonic()`.
-        """
-        connection = self.connection
-        try:
-            if connection.reusable and connection.alive():
-                connection.say_goodbye()
-                connection.await_goodbye(until)
-        finally:
-            connection.close()
+def close_gracefully(sessions: Sequence[Session], until: float) -> None:
+    """Close sessions, after QUIT where the server is there and in step.
+
+    Waits for the replies to QUIT, altogether at most until that `time.monotonic()`.
+    """
+    try:
+        leaving = [each for each in sessions if each.reusable and each.alive()]
+        for session in leaving:
+            session.send_quit()
+        for session in leaving:
+            session.wait_closed(until)
+    finally:
+        for session in sessions:
+            session.close()

@@ -1,4 +1,4 @@
-"""The process's pools: one per configuration, found again by every backend object.
+"""The process's pools, found by what shapes a connection, for every backend object.
 
 Django makes a new backend for nearly every mail, so the pools live here. Workers that
 end without running `atexit` (Celery's, multiprocessing's) may call `close_pools()`.
@@ -10,114 +10,139 @@ import atexit
 import functools
 import hashlib
 import os
-import threading
 import time
-import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from django_lettermint.smtp.connect import connect
-from django_lettermint.smtp.session import Session
+from django_lettermint.smtp import RelayState, Session, connect
 from django_lettermint.smtp.stream import close_inherited
 
-from .connection_pool import ConnectionPool
+from .connection import CloseReason, PooledConnection, close_gracefully
+from .connection_pool import LOCK_TIMEOUT, QUIT_TIMEOUT, ConnectionPool, PoolRequest
 
 if TYPE_CHECKING:
-    from django_lettermint.conf import RelayConfig
+    from django_lettermint.conf import Endpoint, RelayConfig
 
-    from .connection import Lease
     from .stats import PoolReport
 
 #: Idle connections of all pools together; beyond it the oldest are closed.
 MAX_IDLE = 64
-#: Pools used latest that are kept, with their statistics, though they hold nothing.
+#: Pools beyond this many are forgotten, with their statistics, once they hold nothing.
 MAX_POOLS = 64
 
 Pool = ConnectionPool[Session]
 
 
 class _Registry:
-    """All pools of one process."""
+    """The pools of one process.
+
+    There is no lock that an interrupt could leave locked: each access is one operation
+    of a dict, which other threads cannot divide.
+    """
 
     def __init__(self) -> None:
-        #: Guards the two below; never held while a pool is used.
-        self.lock = threading.Lock()
-        #: Every pool that somebody refers to, a holder of a connection for one.
-        self.pools: weakref.WeakValueDictionary[RelayConfig, Pool] = (
-            weakref.WeakValueDictionary()
-        )
-        #: Refers to the pools used latest, the last one last, and to all others that
-        #: hold connections. The rest goes, so that 10,000 tenants leave nothing behind.
-        self.kept: OrderedDict[Pool, None] = OrderedDict()
+        #: The process whose pools these are; reset_after_fork() changes it.
+        self.pid = os.getpid()
+        self.pools: dict[Endpoint, Pool] = {}
 
-    def keep(self, used: Pool) -> list[Pool]:
-        """Make a pool the one used last, and return all that are kept."""
-        with self.lock:
-            self.kept[used] = None
-            self.kept.move_to_end(used)
-            for pool in list(self.kept)[:-MAX_POOLS]:
-                if pool.empty:
-                    del self.kept[pool]
-            return list(self.kept)
+    def all(self) -> list[Pool]:
+        """Return the pools, while other threads may add some."""
+        return list(self.pools.copy().values())
 
-    def all(self) -> set[Pool]:
-        """Return all pools, also closed ones whose connections are not back yet."""
-        return {*self.pools.values(), *self.kept}
-
-
-#: By process id: this process's own, and for a moment after a fork the parent's.
-_registries: dict[int, _Registry] = {}
-
-
-def get_pool(config: RelayConfig) -> Pool:
-    """Return the pool of a configuration, token included; make it if need be."""
-    registry = _own_registry()
-    with registry.lock:
-        pool = registry.pools.get(config)
-        if pool is None:
-            pool = ConnectionPool(
-                functools.partial(_connect, config),
-                config.endpoint.pool,
-                park=config.endpoint.pooled,
-                name=f"{config.endpoint.host}:{config.endpoint.port} ({_digest(config)})",
-            )
-            registry.pools[config] = pool
+    def add(self, endpoint: Endpoint) -> Pool:
+        """Return the pool of an endpoint, made now unless another thread was faster."""
+        pool = self.pools.setdefault(endpoint, _new_pool(endpoint))
+        pools = sorted(self.pools.copy().items(), key=lambda item: item[1].used_at)
+        for forgotten, unused in pools[:-MAX_POOLS]:
+            if unused.empty:
+                self.pools.pop(forgotten, None)
+                # Who got hold of it just before is served, but it keeps nothing.
+                close_gracefully(unused.close(), time.monotonic())
         return pool
+
+    def evict(self, closing: list[PoolRequest[Session]]) -> None:
+        """Take what has expired in any pool, and the oldest of too many idle connections."""
+        pools = self.all()
+        for pool in pools:
+            pool.take_expired(closing)
+        idle_since = sorted(moment for pool in pools for moment in pool.idle_since)
+        for moment in idle_since[:-MAX_IDLE][-1:]:
+            for pool in pools:
+                pool.take_expired(closing, kept_before=moment)
+
+    def reset_after_fork(self) -> None:
+        """Begin without connections; the parent process goes on using its own."""
+        pools, self.pools, self.pid = self.all(), {}, os.getpid()
+        for pool in pools:
+            pool.reset_after_fork()
+        # Those being opened or closed are in no pool.
+        close_inherited()
+
+
+_registry = _Registry()
+
+
+def get_pool(endpoint: Endpoint) -> Pool:
+    """Return the pool of an endpoint, made if need be; it opens no connection."""
+    pools = _own_registry().pools
+    return pools.get(endpoint) or _registry.add(endpoint)
+
+
+@contextmanager
+def open_pool(config: RelayConfig) -> Iterator[Pool]:
+    """Give the pool that one call of `send_messages()` uses.
+
+    It is the process's pool or, with the option `pool=False`, one of this call alone,
+    which is closed at its end.
+    """
+    pool = get_pool(config.endpoint)
+    if config.endpoint.pooled:
+        yield pool
+        return
+    limits = replace(config.endpoint.pool, max_size=config.batch_connections)
+    private = ConnectionPool(pool.connect, limits, name=pool.name)
+    try:
+        yield private
+    finally:
+        sessions = private.close(CloseReason.UNPOOLED)
+        close_gracefully(sessions, time.monotonic() + QUIT_TIMEOUT)
+        pool.absorb(private.stats())
 
 
 @contextmanager
 def lease(
-    config: RelayConfig, *, seconds: float, fresh: bool = False, patient: bool = False
-) -> Iterator[Lease[Session]]:
-    """Lend a session of the configuration's pool for the time of a `with` block.
-
-    Uses the occasion to close what has expired in any pool. Raises what
-    `ConnectionPool.lease()` raises.
-    """
-    pool = get_pool(config)
-    try:
-        with pool.lease(seconds=seconds, fresh=fresh, patient=patient) as held:
-            yield held
-    finally:
-        _tidy(pool)
+    config: RelayConfig,
+    *,
+    seconds: float,
+    force_new: bool = False,
+    ignore_pool_timeout: bool = False,
+) -> Iterator[PooledConnection[Session]]:
+    """Lease a session for the time of a `with` block, as `ConnectionPool.lease()` does."""
+    with (
+        open_pool(config) as pool,
+        pool.lease(
+            seconds=seconds,
+            timeout=config.timeout,
+            force_new=force_new,
+            ignore_pool_timeout=ignore_pool_timeout,
+        ) as connection,
+    ):
+        yield connection
 
 
 def get_stats() -> list[PoolReport]:
     """Return what each pool has and did, and whose it is."""
-    registry = _own_registry()
-    with registry.lock:
-        pools = list(registry.pools.items())
     return [
         {
-            "host": config.endpoint.host,
-            "port": config.endpoint.port,
-            "username": config.endpoint.username,
-            "digest": _digest(config),
+            "host": endpoint.host,
+            "port": endpoint.port,
+            "username": endpoint.username,
+            "digest": _digest(endpoint),
             **pool.stats(),
         }
-        for config, pool in pools
+        for endpoint, pool in _own_registry().pools.copy().items()
     ]
 
 
@@ -128,73 +153,47 @@ def close_pools(timeout: float = 2.0) -> None:
     later send opens a new pool.
     """
     until = time.monotonic() + timeout
-    registry = _own_registry()
-    with registry.lock:
-        pools = registry.all()
-        registry.pools.clear()
-    sessions = [session for pool in pools for session in pool.close()]
-    with registry.lock:
-        # Those whose connections are not back yet, and any that were opened meanwhile.
-        for pool in pools:
-            if pool.empty:
-                registry.kept.pop(pool, None)
-            else:
-                registry.kept[pool] = None
+    pools = _own_registry().pools
+    sessions: list[Session] = []
     try:
-        for session in sessions:
-            if time.monotonic() < until:
-                session.say_goodbye()
-        for session in sessions:
-            session.await_goodbye(until)
+        for pool in filter(None, [pools.pop(each, None) for each in pools.copy()]):
+            left = max(0.0, until - time.monotonic())
+            sessions += pool.close(seconds=min(left, LOCK_TIMEOUT))
+        if timeout > 0:
+            close_gracefully(sessions, until)
     finally:
         for session in sessions:
             session.close()
 
 
-def _connect(config: RelayConfig, ready_by: float) -> Session:
-    return connect(config, until=ready_by)
+def _new_pool(endpoint: Endpoint) -> Pool:
+    return ConnectionPool(
+        functools.partial(_connect, endpoint, RelayState()),
+        endpoint.pool,
+        name=f"{endpoint.host}:{endpoint.port} ({_digest(endpoint)})",
+        evict=_registry.evict,
+    )
 
 
-def _digest(config: RelayConfig) -> str:
-    text = f"{config!r} {config.endpoint.token.reveal()}"
+def _connect(
+    endpoint: Endpoint, relay: RelayState, until: float, timeout: float
+) -> Session:
+    return connect(endpoint, relay, until=until, timeout=timeout)
+
+
+def _digest(endpoint: Endpoint) -> str:
+    text = f"{endpoint!r} {endpoint.token.reveal()}"
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _tidy(used: Pool) -> None:
-    """Close what has expired in any pool, and the oldest of too many idle connections."""
-    pools = _own_registry().keep(used)
-    for pool in pools:
-        pool.expire()
-    _enforce_cap(pools)
-
-
-def _enforce_cap(pools: list[Pool]) -> None:
-    if sum(pool.idle for pool in pools) <= MAX_IDLE:
-        return
-    parked_at = sorted(moment for pool in pools for moment in pool.parked_at())
-    for moment in parked_at[:-MAX_IDLE][-1:]:  # none, if others were faster
-        for pool in pools:
-            pool.expire(moment)
-
-
 def _own_registry() -> _Registry:
-    """Return this process's registry, even if forked without Python's hooks."""
-    return _registries.get(os.getpid()) or _start_anew()
+    """Return the registry, begun anew if this process was forked without Python's hooks."""
+    if _registry.pid != os.getpid():
+        _registry.reset_after_fork()
+    return _registry
 
 
-def _start_anew() -> _Registry:
-    """Begin without connections; a parent process goes on using what is inherited."""
-    own = os.getpid()
-    registry = _registries.setdefault(own, _Registry())  # atomic, as pop() is
-    others = [_registries.pop(pid, None) for pid in tuple(_registries) if pid != own]
-    for inherited in filter(None, others):
-        for pool in inherited.all():
-            pool.abandon()
-        # Those being dialled or closed are in no pool's hands.
-        close_inherited()
-    return registry
-
-
-os.register_at_fork(after_in_child=_start_anew)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_registry.reset_after_fork)
 # Early, so that what runs at exit and was registered later can still send.
 atexit.register(close_pools)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 #: What the pool counts one by one.
 Event = Literal[
@@ -77,3 +77,13 @@ def no_stats() -> PoolStats:
         "pings": 0,
         "closed": {},
     }
+
+
+def add_events(stats: PoolStats, other: PoolStats) -> None:
+    """Add what another pool has counted."""
+    event: Event
+    for event in get_args(Event):
+        stats[event] += other[event]
+    stats["wait_seconds"] += other["wait_seconds"]
+    stats["messages"] += other["messages"]
+    stats["resets"] += other["resets"]

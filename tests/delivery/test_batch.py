@@ -318,7 +318,7 @@ def test_what_is_in_the_air_lands_though_a_landing_is_interrupted() -> None:
     with FaultServer() as server:
         config = backend(server, batch_connections=2).config
         runs = [[Job(EmailMessage())] for _ in range(2)]
-        lanes = Lanes(config, land)
+        lanes = Lanes(config, pool.get_pool(config.endpoint), land)
         for run in runs:
             lanes.send(run)
         with pytest.raises(KeyboardInterrupt):

@@ -626,7 +626,7 @@ def test_a_time_that_was_used_up_before_the_first_try_is_the_reason() -> None:
         config = relay(server, deadline=9)
         (one,) = delivery.transactions([envelope()], config)
         one.deadline.started = time.monotonic() - 10
-        assert delivery.deliver([[one]], config) is None
+        assert delivery.deliver([[one]], config, pool.get_pool(config.endpoint)) is None
         assert one.outcome is NOT_SENT
         assert isinstance(one.error, ConnectionLost)
         assert "the deadline of 9 s is over: the message was not sent" in str(one.error)
@@ -682,7 +682,10 @@ def test_an_unknown_delivery_can_be_repeated_elsewhere_by_its_envelope() -> None
 
         config = relay(server)
         (transaction,) = delivery.transactions([copied.envelope], config)
-        assert delivery.deliver([[transaction]], config) is None
+        assert (
+            delivery.deliver([[transaction]], config, pool.get_pool(config.endpoint))
+            is None
+        )
         assert transaction.outcome is SENT
         assert server.delivered == ONCE
         assert server.replays == 1
@@ -797,7 +800,12 @@ def test_a_batch_that_is_stopped_begins_nothing() -> None:
     stop.set()
     with FaultServer() as server:
         messages, config = batch(server, 3)
-        assert delivery.deliver(messages, config, stop=stop) is None
+        assert (
+            delivery.deliver(
+                messages, config, pool.get_pool(config.endpoint), stop=stop
+            )
+            is None
+        )
         assert [each.outcome for (each,) in messages] == [NOT_SENT] * 3
         assert all(each.done for (each,) in messages)
         assert server.connections == 0
@@ -816,7 +824,12 @@ def test_a_batch_that_is_stopped_in_the_middle_ends_with_what_is_certain(
     script = [On("dot", message=2, do=stop_now), On("dot", message=3, do=hang())]
     with FaultServer(script, features=(*FEATURES, "CHUNKING")) as server:
         messages, config = batch(server, 5, chunking=chunking)
-        assert delivery.deliver(messages, config, stop=stop) is None
+        assert (
+            delivery.deliver(
+                messages, config, pool.get_pool(config.endpoint), stop=stop
+            )
+            is None
+        )
         outcomes = [each.outcome for (each,) in messages]
         if chunking:
             # How much of the window was confirmed by then is a matter of luck.

@@ -1,0 +1,175 @@
+"""Sessions without a network, for tests of the pool alone, and a clock to turn by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django_lettermint.conf import PoolConfig
+from django_lettermint.exceptions import ConnectFailed
+from django_lettermint.pool import ConnectionPool
+
+if TYPE_CHECKING:
+    from django_lettermint.pool import PooledConnection
+
+
+class FakeSession:
+    """Does as a test tells it, and notes what the pool does with it."""
+
+    def __init__(self, *, mail_max: int | None = None) -> None:
+        self.mail_max = mail_max
+        self.messages = 0
+        self.needs_rset = False
+        self.in_step = True
+        self.closed = False
+        #: The server is there and silent.
+        self.healthy = True
+        #: What the server makes of NOOP, and what happens at QUIT.
+        self.answer: Callable[[], bool] = lambda: True
+        self.on_quit: Callable[[], object] = lambda: None
+        self.pings: list[float] = []
+        #: What happened to the session, in order: "quit", "wait", "close".
+        self.farewell: list[str] = []
+
+    @property
+    def reusable(self) -> bool:
+        return self.in_step and not self.closed
+
+    @property
+    def said_quit(self) -> bool:
+        return "quit" in self.farewell
+
+    def alive(self) -> bool:
+        return self.healthy and not self.closed
+
+    def ping(self, seconds: float) -> bool:
+        self.pings.append(seconds)
+        return self.answer()
+
+    def send_quit(self) -> None:
+        self.farewell.append("quit")
+        self.on_quit()
+
+    def wait_closed(self, until: float) -> None:
+        self.farewell.append("wait")
+        self.close()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakePool(ConnectionPool[FakeSession]):
+    """A pool of such sessions, with everything that a test turns and looks at."""
+
+    def __init__(self, *, mail_max: int | None = None, **options: Any) -> None:
+        self.now = 1000.0
+        self.opened: list[FakeSession] = []
+        #: What `connect` was called with.
+        self.calls: list[tuple[float, float]] = []
+        #: Called before each connection; raises what connecting shall fail with.
+        self.before_connect: Callable[[], object] = lambda: None
+
+        def connect(until: float, timeout: float) -> FakeSession:
+            self.calls.append((until, timeout))
+            self.before_connect()
+            self.opened.append(FakeSession(mail_max=mail_max))
+            return self.opened[-1]
+
+        super().__init__(
+            connect, PoolConfig(**options), lambda: self.now, name="relay.test"
+        )
+
+    @property
+    def alive(self) -> list[FakeSession]:
+        """Return the sessions that are not closed."""
+        return [session for session in self.opened if not session.closed]
+
+    def hold(
+        self, seconds: float = 3600, **options: bool
+    ) -> AbstractContextManager[PooledConnection[FakeSession]]:
+        """Lease a connection with a timeout that no test looks at."""
+        return self.lease(seconds=seconds, timeout=30, **options)
+
+    def use(self) -> FakeSession:
+        """Lease a connection for a moment and return its session."""
+        with self.hold() as connection:
+            return connection.session
+
+    def keep_idle(self, count: int, *, apart: float = 0) -> list[FakeSession]:
+        """Have so many connections idle, kept `apart` seconds after each other.
+
+        Returns their sessions, the one kept first at the beginning.
+        """
+        leases = [self.hold(force_new=True) for _ in range(count)]
+        sessions = [lease.__enter__().session for lease in leases]
+        for lease in leases:
+            self.now += apart
+            lease.__exit__(None, None, None)
+        return sessions
+
+
+class Caller(threading.Thread):
+    """Leases a connection in a thread of its own and holds it until told to leave."""
+
+    def __init__(self, pool: FakePool, *, force_new: bool = False) -> None:
+        super().__init__()
+        self.pool = pool
+        self.force_new = force_new
+        self.leave = threading.Event()
+        #: It has a connection, or an error.
+        self.arrived = threading.Event()
+        self.connection: PooledConnection[FakeSession] | None = None
+        self.error: Exception | None = None
+
+    @property
+    def session(self) -> FakeSession:
+        assert self.arrived.wait(30)
+        assert self.connection, self.error
+        return self.connection.session
+
+    def run(self) -> None:
+        try:
+            with self.pool.hold(force_new=self.force_new) as self.connection:
+                self.arrived.set()
+                self.leave.wait(30)
+        except Exception as error:  # noqa: BLE001 - for the test to look at
+            self.error = error
+        self.arrived.set()
+
+    def ask(self) -> None:
+        """Start, and return when the pool has leased a connection or lets it wait."""
+        waits = self.pool.stats()["waits"]
+        self.start()
+        while not self.arrived.wait(0.001):
+            if self.pool.stats()["waits"] > waits:
+                return
+
+    def end(self) -> None:
+        """Give the connection back, or see how the wait ended."""
+        self.leave.set()
+        self.join(30)
+
+
+@contextmanager
+def callers(pool: FakePool, count: int) -> Iterator[list[Caller]]:
+    """Have callers ask, one after the other; all are gone at the end."""
+    threads = [Caller(pool) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.ask()
+        yield threads
+    finally:
+        for thread in threads:
+            thread.leave.set()
+        for thread in threads:
+            thread.join(30)
+
+
+def too_many_connections() -> ConnectFailed:
+    """Return the error of a relay that greets no more connections for now."""
+    error = ConnectFailed("greeting was refused: 421 too many connections")
+    error.step = "greeting"
+    error.with_reply(421, "too many connections")
+    return error
