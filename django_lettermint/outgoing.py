@@ -126,7 +126,9 @@ def _status(outgoing: OutgoingMessage) -> AnymailStatus:
     if ids:  # else it was never sent to the provider, which Anymail says by None
         status.set_recipient_status(
             {
-                outgoing.original_addresses.get(who, who): AnymailRecipientStatus(ids[who], answer.status)
+                outgoing.original_addresses.get(who, who): AnymailRecipientStatus(
+                    ids[who], answer.status
+                )
                 for who, answer in outgoing.result.recipients.items()
             }
         )

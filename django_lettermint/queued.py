@@ -100,7 +100,9 @@ class Queued:
     def next_try(self) -> Self:
         """Return what to send next time: nothing but what is undone."""
         submissions: list[Submission] = []
-        copies = [replace(each, message_submissions=submissions) for each in self.submissions]
+        copies = [
+            replace(each, message_submissions=submissions) for each in self.submissions
+        ]
         submissions += copies
         for each, copied in zip(self.submissions, copies, strict=True):
             if each.outcome is Outcome.UNKNOWN:
@@ -173,7 +175,9 @@ def _form(submission: Submission, content: str) -> dict[str, Any]:
         "outcome": submission.outcome.value,
         "recipients": list(transaction.envelope.recipients),
         "phase": transaction.phase.value,
-        "replies": {who: _reply_form(each) for who, each in transaction.replies.items()},
+        "replies": {
+            who: _reply_form(each) for who, each in transaction.replies.items()
+        },
         "reply": transaction.reply and _reply_form(transaction.reply),
         "failure": transaction.failure and str(transaction.failure),
     }

@@ -22,9 +22,9 @@ from django.utils.module_loading import import_string
 from .backend import EmailBackend as SendingBackend
 from .conf import queue_config
 from .exceptions import EnqueueFailed, LettermintInvalidMessage
+from .outgoing import OutgoingMessage, notify
 from .queue_options import KEY_LIFE
 from .queued import Queued
-from .outgoing import OutgoingMessage, notify
 from .results import Outcome, RecipientResult, SendResult
 from .worker import sending_backend
 
@@ -108,7 +108,9 @@ class EmailBackend(BaseEmailBackend):
             outgoing.suppress_signals, outgoing.result = True, _queued_result(queued)
         return bool(queued)
 
-    def _hand_over(self, outgoing: OutgoingMessage, submissions: list[Submission]) -> None:
+    def _hand_over(
+        self, outgoing: OutgoingMessage, submissions: list[Submission]
+    ) -> None:
         queued = Queued(
             submissions=submissions,
             using=self._config.using,
@@ -199,7 +201,9 @@ class EmailBackend(BaseEmailBackend):
         return AnymailInvalidMailer(problem, alias=self.alias)
 
 
-def _set_status(outgoing: OutgoingMessage, submissions: list[Submission], status: str) -> None:
+def _set_status(
+    outgoing: OutgoingMessage, submissions: list[Submission], status: str
+) -> None:
     found: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
     common = AnymailRecipientStatus(submissions[0].envelope.message_id, status)
     found.set_recipient_status(

@@ -11,12 +11,12 @@ from typing import Any
 from anymail.exceptions import AnymailConfigurationError
 from django.core import mail
 
+from . import pool
 from .backend import EmailBackend
 from .delivery import Delivery, recipients_of
-from . import pool
+from .outgoing import OutgoingMessage, notify
 from .queued import Queued, check_version
 from .rebuilt import rebuild
-from .outgoing import OutgoingMessage, notify
 from .results import Outcome
 
 logger = logging.getLogger("django_lettermint")

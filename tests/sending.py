@@ -106,7 +106,58 @@ class HeldSession:
     ) -> None:
         self.session.send(one, following, config=self.config)
 
-    def spoken(server: FaultServer, connection: int | None = None) -> list[str]:
+    def send_all(self, transactions: Sequence[MailTransaction]) -> None:
+        """Send messages as a list does: each knows of those that follow."""
+        for number, each in enumerate(transactions, 1):
+            if not self.session.closed:
+                self.send(each, transactions[number:])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+@contextmanager
+def session(server: FaultServer, **options: Any) -> Iterator[HeldSession]:
+    """Hold an authenticated session of one's own, without a pool."""
+    config = relay(server, **options)
+    held = connect(
+        config.endpoint,
+        RelayState(),
+        until=time.monotonic() + 5,
+        timeout=config.timeout,
+    )
+    try:
+        yield HeldSession(held, config)
+    finally:
+        held.close()
+
+
+def envelope(
+    *to: str, content: bytes = b"Subject: Hello\r\n\r\nHow are you?\r\n", **others: Any
+) -> Envelope:
+    """Return an envelope of a small message."""
+    return Envelope(
+        mail_from="ann@example.org",
+        recipients=to or ("bob@example.org",),
+        content=content,
+        message_id="id",
+        **others,
+    )
+
+
+def transaction(*to: str, seconds: float = 30.0, **others: Any) -> MailTransaction:
+    """Return a mail transaction of a small message; `repeatable` comes with a key."""
+    repeatable = others.pop("repeatable", False)
+    if repeatable:
+        others["idempotency_key"] = "key of " + (to or ("bob@example.org",))[0]
+    return MailTransaction(
+        envelope=envelope(*to, **others),
+        until=time.monotonic() + seconds,
+        repeatable=repeatable,
+    )
+
+
+def spoken(server: FaultServer, connection: int | None = None) -> list[str]:
     """Return the verbs that the server heard since the login."""
     lines = [
         line.decode("utf-8", "replace").split(" ")[0].partition(":")[0]

@@ -30,8 +30,10 @@ QUICK_RETRIES = 2
 MAX_REPEATS = 10
 
 _CONNECTING = (Phase.POOL, Phase.CONNECT, Phase.TLS, Phase.AUTH)
-_MESSAGES = re.compile(r"\b(?:messages?|e?-?mails?|transactions?|sessions?)\b", re.I)
-_RECIPIENTS = re.compile(r"\b(?:recipients?|rcpts?|address(?:es)?)\b", re.I)
+_MESSAGES = re.compile(
+    r"\b(?:messages?|e?-?mails?|transactions?|sessions?)\b", re.IGNORECASE
+)
+_RECIPIENTS = re.compile(r"\b(?:recipients?|rcpts?|address(?:es)?)\b", re.IGNORECASE)
 
 
 class Decision(enum.Enum):

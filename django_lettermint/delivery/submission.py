@@ -51,7 +51,8 @@ class Submission:
     #: The latest mail transaction, and the first one that may have been delivered.
     last: MailTransaction | None = None
     unconfirmed: MailTransaction | None = None
-    #: Refusals by recipient on any repeat: the try before it may have been delivered.
+    #: Refusals by recipient on repeats of which others may have got the message: the try
+    #: before it may have been delivered.
     refused_on_repeat: dict[str, Reply] = field(default_factory=dict)
     #: Why there was no transaction, or no further one.
     error: Exception | None = None
@@ -98,7 +99,11 @@ class Submission:
         self.unconfirmed.replies = accepted
 
     def record(
-        self, transaction: MailTransaction, *, used: bool = False, may_retry: bool = False
+        self,
+        transaction: MailTransaction,
+        *,
+        used: bool = False,
+        may_retry: bool = False,
     ) -> Decision:
         """Apply the end of a mail transaction; if not done after it, try again.
 
@@ -109,7 +114,7 @@ class Submission:
         self.last = transaction
         self.reused = used
         self.envelope = transaction.envelope
-        if self.unconfirmed:
+        if self.unconfirmed and transaction.outcome is not Outcome.NOT_SENT:
             self.refused_on_repeat |= {
                 who: reply
                 for who, reply in transaction.replies.items()

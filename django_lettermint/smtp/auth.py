@@ -48,9 +48,7 @@ def _choose(handshake: Handshake, features: Mapping[str, str]) -> str:
 def _plain(handshake: Handshake) -> Reply:
     endpoint = handshake.endpoint
     before = f"\0{endpoint.username}\0"
-    return _ask_secret(
-        handshake, "AUTH PLAIN ", lambda: endpoint.token.encoded(before)
-    )
+    return _ask_secret(handshake, "AUTH PLAIN ", lambda: endpoint.token.encoded(before))
 
 
 def _login(handshake: Handshake) -> Reply:
@@ -86,7 +84,9 @@ def _cram_md5(handshake: Handshake) -> Reply:
     return _ask_secret(handshake, "", respond)
 
 
-def _ask_secret(handshake: Handshake, command: str, respond: Callable[[], Secret]) -> Reply:
+def _ask_secret(
+    handshake: Handshake, command: str, respond: Callable[[], Secret]
+) -> Reply:
     # Made where it is written, inside `Steps.run()`: no frame that an error carries
     # along has ever held it.
     def line() -> str:

@@ -308,7 +308,9 @@ class Handshake:
             self.stream.start_tls(context, self.endpoint.host, until)
         except ClearTextReply as error:
             if error.reply.negative:
-                step = "STARTTLS" if self.endpoint.security == "starttls" else "greeting"
+                step = (
+                    "STARTTLS" if self.endpoint.security == "starttls" else "greeting"
+                )
                 raise steps.refused(step, error.reply) from None
             raise steps.no_tls(
                 "TLS",

@@ -288,7 +288,9 @@ _Wait = Callable[[float], object]
 def _pollers(sock: socket.socket) -> tuple[_Wait, _Wait]:
     """Return functions that wait so many seconds to read, and to write or read."""
     if hasattr(select, "poll"):
-        return _poller(sock, select.POLLIN), _poller(sock, select.POLLIN | select.POLLOUT)
+        return _poller(sock, select.POLLIN), _poller(
+            sock, select.POLLIN | select.POLLOUT
+        )
     # eventlet and Windows have no poll().
     return (
         lambda seconds: any(select.select([sock], [], [], min(seconds, _DAY))),

@@ -190,9 +190,7 @@ def mail_commands(envelope: Envelope, features: Mapping[str, str]) -> list[Comma
     return commands
 
 
-def pipelining_groups(
-    commands: Sequence[Command], *, most: int
-) -> list[list[Command]]:
+def pipelining_groups(commands: Sequence[Command], *, most: int) -> list[list[Command]]:
     """Divide commands into groups that may be written before a reply is read.
 
     A group holds at most `most` commands, and no more octets than buffers do.

@@ -118,7 +118,12 @@ class MemoryStream:
         self._behind_end = False
 
     def write(
-        self, data: bytes, until: float, *, stall: float = 0, stop_on_reply: bool = False
+        self,
+        data: bytes,
+        until: float,
+        *,
+        stall: float = 0,
+        stop_on_reply: bool = False,
     ) -> None:
         if self._closed:
             raise BrokenPipeError("closed")
@@ -147,7 +152,11 @@ class MemoryStream:
     def _take(self) -> bool:
         """Take one command, or one content, if it is complete."""
         if self._in_data:
-            end = 0 if self._input.startswith(b".\r\n") else self._input.find(b"\r\n.\r\n")
+            end = (
+                0
+                if self._input.startswith(b".\r\n")
+                else self._input.find(b"\r\n.\r\n")
+            )
             if end < 0:
                 return False
             content = bytes(self._input[: end + 2]) if end else b""
@@ -230,4 +239,3 @@ class MemoryStream:
 
     def _reset(self) -> None:
         self._sender, self._recipients = None, []
-

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from anymail.signals import pre_send
 from django.core.mail import EmailMessage
+from django_lettermint.report import Job
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
@@ -23,7 +24,6 @@ from django_lettermint.exceptions import (
     PoolTimeout,
     RecipientsRefused,
 )
-from django_lettermint.report import Job
 from django_lettermint.results import Outcome
 from tests.faultserver import FaultServer, On, drop, gate, reply, stall
 from tests.sending import (

@@ -65,7 +65,9 @@ def deliver(
     return messages
 
 
-def check(relay: MemoryRelay, messages: list[list[Submission]], *, window: bool) -> None:
+def check(
+    relay: MemoryRelay, messages: list[list[Submission]], *, window: bool
+) -> None:
     """Compare what we say with what the relay did.
 
     With a `window`, several messages are unconfirmed at once, by their keys.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django_lettermint.smtp.attempt import Attempt
 
 from django_lettermint.conf import backend_config
 from django_lettermint.delivery import engine as delivery
@@ -24,7 +25,6 @@ from django_lettermint.exceptions import (
     TLSFailed,
 )
 from django_lettermint.results import Outcome, Phase
-from django_lettermint.smtp.attempt import Attempt
 from django_lettermint.smtp.replies import MAX_TEXT, Reply
 from tests.sending import envelope
 

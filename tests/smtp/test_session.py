@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tests.faults import Action, Wire
 
 BOB = "bob@example.org"
-BIG = b"Subject: Big\r\n\r\n" + (b"x" * 78 + b"\r\n") * 30_000
+BIG = b"Subject: Big\r\n\r\n" + (b"x" * 78 + b"\r\n") * 100_000
 CHUNKING = (*FEATURES, "CHUNKING")
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 
@@ -52,7 +52,9 @@ def without(*names: str) -> tuple[str, ...]:
     return tuple(each for each in FEATURES if each.partition(" ")[0] not in names)
 
 
-def send_one(server: FaultServer, one: MailTransaction, **options: Any) -> MailTransaction:
+def send_one(
+    server: FaultServer, one: MailTransaction, **options: Any
+) -> MailTransaction:
     """Send over a session of its own and return the attempt."""
     with session(server, **options) as held:
         held.send(one)
@@ -70,7 +72,9 @@ def outcomes(attempts: list[MailTransaction]) -> list[Outcome]:
 @pytest.mark.parametrize("pipelining", cases(on=True, off=False))
 def test_a_message_arrives_as_it_is(pipelining: Any) -> None:
     with FaultServer() as server:
-        one = send_one(server, transaction(BOB, "cid@example.org"), pipelining=pipelining)
+        one = send_one(
+            server, transaction(BOB, "cid@example.org"), pipelining=pipelining
+        )
         assert one.outcome is SENT
         assert one.phase is Phase.DONE
         assert one.reply
@@ -190,10 +194,10 @@ def test_eight_bits_become_seven_for_a_relay_that_takes_no_more(count: int) -> N
 def test_bytes_that_were_sent_before_are_not_encoded_anew() -> None:
     with FaultServer(features=without("8BITMIME")) as server:
         one = transaction(content=EIGHT_BIT)
-        one.exact = True
+        one.frozen = True
         send_one(server, one)
         assert one.outcome is NOT_SENT
-        assert one.hopeless
+        assert one.permanent_failure
         assert "no longer offers 8BITMIME" in str(one.failure)
         assert spoken(server) == []
 
@@ -231,7 +235,9 @@ def test_the_number_of_messages_a_server_allows_is_read() -> None:
 # -- pipelining --------------------------------------------------------------------------
 
 
-def heard_at(server: FaultServer, phase: Any, **options: Any) -> tuple[bytes, MailTransaction]:
+def heard_at(
+    server: FaultServer, phase: Any, **options: Any
+) -> tuple[bytes, MailTransaction]:
     """Return what the server has received when it comes to a phase, and the attempt."""
     release, reached = threading.Event(), threading.Event()
     server.script.append(On(phase, times=1, do=gate(release, reached)))
@@ -314,7 +320,11 @@ def test_the_next_message_rides_behind_the_end_of_the_one_before() -> None:
     release, reached = threading.Event(), threading.Event()
     script = [On("dot", message=1, do=gate(release, reached))]
     with FaultServer(script) as server, session(server) as held:
-        attempts = [transaction("1@x.test"), transaction("2@x.test"), transaction("3@x.test")]
+        attempts = [
+            transaction("1@x.test"),
+            transaction("2@x.test"),
+            transaction("3@x.test"),
+        ]
         sender = threading.Thread(target=send_all, args=(held, attempts))
         sender.start()
         assert reached.wait(5)
@@ -331,11 +341,15 @@ def test_the_next_message_rides_behind_the_end_of_the_one_before() -> None:
 def test_a_message_of_several_groups_does_not_ride() -> None:
     everybody = [f"{number}@x.test" for number in range(120)]
     with FaultServer() as server, session(server) as held:
-        attempts = [transaction("one@x.test"), transaction(*everybody), transaction("two@x.test")]
+        attempts = [
+            transaction("one@x.test"),
+            transaction(*everybody),
+            transaction("two@x.test"),
+        ]
         held.send_all(attempts)
         assert outcomes(attempts) == [SENT] * 3
-        assert not attempts[1].ahead
-        assert attempts[2].ahead
+        assert not attempts[1].pipelined
+        assert attempts[2].pipelined
         assert server.violations == []
 
 
@@ -360,7 +374,7 @@ def test_a_refusal_is_believed_and_the_next_message_goes_out_clean(
             assert one.reply
             assert one.reply.code == code
             assert one.failure is None
-            assert one.hopeless is (code >= 500)
+            assert one.permanent_failure is (code >= 500)
             assert (held.needs_rset, held.reusable) == (True, True)
             held.send(two)
             assert two.outcome is SENT
@@ -409,7 +423,7 @@ def test_one_refusal_for_now_decides_for_all() -> None:
         one = send_one(server, transaction("1@x.test", "2@x.test"))
         assert one.reply
         assert one.reply.code == 450
-        assert not one.hopeless
+        assert not one.permanent_failure
 
 
 @pytest.mark.parametrize("code", [250, 554])
@@ -639,7 +653,9 @@ def test_whatever_is_no_reply_to_the_end_leaves_it_unknown(
     do: Action, chunking: Any
 ) -> None:
     with FaultServer([On("dot", do=do)], features=CHUNKING) as server:
-        one = send_one(server, transaction(), final_reply_timeout=SHORT, chunking=chunking)
+        one = send_one(
+            server, transaction(), final_reply_timeout=SHORT, chunking=chunking
+        )
         assert one.outcome is UNKNOWN
         assert one.phase is Phase.COMMIT
         assert isinstance(one.failure, OSError)
