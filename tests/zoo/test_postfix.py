@@ -23,8 +23,8 @@ from django_lettermint.exceptions import (
     SenderRefused,
 )
 from django_lettermint.results import Outcome, Phase
-from tests.postfix import SERVICES, Postfix
-from tests.postfix_config import RECIPIENT_LIMIT, SIZE_LIMIT
+from tests.zoo.postfix import SERVICES, Postfix
+from tests.zoo.postfix_config import RECIPIENT_LIMIT, SIZE_LIMIT
 from tests.sending import mail, mails, result
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.certificates import NAMES, authority, ca_file
-from tests.postfix_config import (
+from tests.zoo.postfix_config import (
     DOMAIN,
     MAIN_CF,
     MASTER_CF,
