@@ -1,52 +1,98 @@
-"""A real Postfix with an instance directory of its own, for tests that need a server nobody here wrote.
-
-    with Postfix() as postfix:
-        backend = EmailBackend(**postfix.options())
-        ...
-        assert [mail.recipient for mail in postfix.delivered()] == ["bob@example.org"]
-
-It takes mail to `DOMAIN` into one maildir, and nothing leaves this machine. Three ports:
-"tls", "starttls" and "bare", which is STARTTLS with as few extensions as Postfix can have.
-"""
+"""Postfix, as strict as it can be with a client, and with one port that offers little."""
 
 from __future__ import annotations
 
 import email
 import email.policy
-import os
 import pwd
-import random
 import re
 import shutil
 import subprocess
-import tempfile
-import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage as Mime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from tests.certificates import NAMES, authority, ca_file
-from tests.zoo.postfix_config import (
-    DOMAIN,
-    MAIN_CF,
-    MASTER_CF,
-    REALM,
-    RECIPIENT_LIMIT,
-    SASL_CONF,
-    SIZE_LIMIT,
-    TOKEN,
-    USER,
-)
+from tests.zoo.server import HOST_NAME, TOKEN, USER, Server, require
 
-#: Below those that systems hand out, so that nobody gets one of them by chance. Postfix
-#: cannot choose a port by itself; one that is taken makes it end, and another is tried.
-PORTS = range(20000, 30000)
+#: Where it takes mail to; it relays to no other domain.
+DOMAIN = "example.org"
+SIZE_LIMIT = 1024 * 1024
+#: Recipients that the port "bare" takes at once.
+RECIPIENT_LIMIT = 20
 
-SERVICES = ("tls", "starttls", "bare")
-_EVENT = re.compile(r"(postfix/[\w/]+)\[\d+\]: (.*)")
+MAIN_CF = """
+compatibility_level = 3.6
+queue_directory = {root}/queue
+data_directory = {root}/data
+maillog_file_prefixes = {root}
+maillog_file = {root}/maillog
+# Never used twice, so that they tell one message from another.
+enable_long_queue_ids = yes
+in_flow_delay = 0
+
+myhostname = {host_name}
+mydestination =
+inet_interfaces = loopback-only
+inet_protocols = ipv4
+mynetworks = 127.0.0.1/32
+message_size_limit = {size_limit}
+default_transport = error:5.1.2 nothing leaves this machine
+virtual_mailbox_domains = {domain}
+virtual_mailbox_base = {root}/mail
+virtual_mailbox_maps = regexp:{{{{!/^nobody/ all/}}}}
+virtual_uid_maps = static:{uid}
+virtual_gid_maps = static:{uid}
+
+smtpd_tls_chain_files = {root}/config/key.pem, {root}/config/chain.pem
+smtpd_tls_auth_only = yes
+smtpd_sasl_auth_enable = yes
+smtpd_sasl_path = smtpd
+smtpd_sasl_local_domain = {host_name}
+cyrus_sasl_config_path = {root}/config/sasl
+# Say so at MAIL, not at RCPT.
+smtpd_delay_reject = no
+smtpd_relay_restrictions = permit_sasl_authenticated, reject
+smtpd_sender_restrictions = check_sender_access inline:{{{{banned@example.org=REJECT}}}}
+smtpd_recipient_restrictions =
+    check_recipient_access regexp:{{{{/^later/ 450 4.2.0 later}}}}
+    reject_unauth_destination
+smtpd_data_restrictions = reject_unauth_pipelining
+smtpd_forbid_unauth_pipelining = yes
+smtpd_forbid_bare_newline = yes
+smtpd_forbid_bare_newline_exclusions =
+# By default each error costs a second, from the tenth on; with the twentieth it hangs up.
+smtpd_error_sleep_time = 0
+smtpd_client_connection_count_limit = {max_connections}
+smtpd_client_event_limit_exceptions =
+"""
+
+MASTER_CF = """
+127.0.0.1:{tls} inet n - n - - smtpd -o smtpd_tls_wrappermode=yes
+127.0.0.1:{starttls} inet n - n - - smtpd -o smtpd_tls_security_level=encrypt
+127.0.0.1:{bare} inet n - n - - smtpd -o smtpd_tls_security_level=encrypt
+    -o smtpd_discard_ehlo_keywords=pipelining,size,8bitmime,smtputf8,chunking,dsn
+    -o smtpd_recipient_limit={recipient_limit}
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+virtual unix - n n - - virtual
+error unix - - n - - error
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+proxymap unix - - n - - proxymap
+tlsmgr unix - - n 1000? 1 tlsmgr
+anvil unix - - n - 1 anvil
+postlog unix-dgram n - n - 1 postlogd
+"""
+
+SASL_CONF = """
+pwcheck_method: auxprop
+auxprop_plugin: sasldb
+sasldb_path: {root}/config/sasl/sasldb2
+mech_list: PLAIN LOGIN
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,146 +105,63 @@ class Delivered:
     mime: Mime
 
 
-class Postfix:
-    """Run Postfix on loopback between start and stop; leaving the block removes it all."""
+class Postfix(Server):
+    """Run Postfix; it delivers all mail into one maildir."""
 
-    def __enter__(self) -> Self:
-        self.ports: dict[str, int] = {}
-        #: What Postfix logged, without time and host.
-        self.log: list[str] = []
-        self._logged = threading.Condition()
-        _insist_on("postfix", "saslpasswd2")
-        assert os.geteuid() == 0, "Postfix starts as root only: run these tests as root"
-        self._root = Path(tempfile.mkdtemp(prefix="postfix-"))
-        try:
-            self._set_up()
-            self.start()
-        except BaseException:
-            shutil.rmtree(self._root)
-            raise
-        return self
+    #: "bare" is STARTTLS with as few extensions as Postfix can have.
+    services = ("tls", "starttls", "bare")
+    ready = "daemon started"
+    connected = "smtpd: connect from "
+    accepted = r"qmgr: \w+: from="
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-        shutil.rmtree(self._root)
-
-    def options(self, service: str = "tls", **others: object) -> dict[str, object]:
-        """Return the backend options that reach this server, and the others given."""
-        return {
-            "api_token": TOKEN,
-            "host": "127.0.0.1",
-            "port": self.ports[service],
-            "security": "tls" if service == "tls" else "starttls",
-            "ca_file": ca_file(),
-            # Postfix knows no keys: a repeat would be a second mail.
-            "idempotency": False,
-            **others,
-        }
-
-    def start(self) -> None:
-        """Start, on the same ports as before if there was a before."""
-        for _ in range(20):
-            ports = self.ports or dict(
-                zip(SERVICES, random.sample(PORTS, 3), strict=True)
-            )
-            if self._listens_on(ports):
-                self.ports = ports
-                return
-        raise AssertionError("Postfix does not start:\n" + "\n".join(self.log[-20:]))
-
-    def stop(self) -> None:
-        """End all its processes; what is in the queue stays there."""
-        self._master.terminate()
-        self._master.wait(10)
-        self._reader.join(10)
-        assert not self._reader.is_alive(), "a process of Postfix does not end"
-
-    def _listens_on(self, ports: dict[str, int]) -> bool:
-        self._write(
-            "config/master.cf", MASTER_CF, recipient_limit=RECIPIENT_LIMIT, **ports
-        )
-        # It makes the queue's directories, too.
-        _output("postfix", "-c", f"{self._root}/config", "check")
-        seen = len(self.log)
-        # Its own session: it stops its children by signalling the process group.
-        self._master = subprocess.Popen(
-            [_output("postconf", "-h", "daemon_directory") + "/master", "-s"],
-            env={**os.environ, "MAIL_CONFIG": f"{self._root}/config"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read_log, args=(self._master,))
-        self._reader.start()
-        settled = "daemon started|postfix ended|fatal:"
-        try:
-            self.wait_for(lambda: self.logged(settled, seen) > 0)
-        except BaseException:
-            self.stop()
-            raise
-        if self.logged("postfix ended|fatal:", seen):
-            self.stop()
-            return False
-        return True
-
-    def _set_up(self) -> None:
+    def set_up(self) -> None:
+        require("postfix", "saslpasswd2")
         mailbox_user = pwd.getpwnam("nobody").pw_uid
-        # mkdtemp's mode would keep Postfix's own users out.
-        self._root.chmod(0o755)
         for name in ("config", "config/sasl", "queue", "data", "mail"):
-            (self._root / name).mkdir(mode=0o755)
-        shutil.chown(self._root / "data", "postfix")
-        shutil.chown(self._root / "mail", mailbox_user)
-        self._write(
+            (self.root / name).mkdir(mode=0o755)
+        shutil.chown(self.root / "data", "postfix")
+        shutil.chown(self.root / "mail", mailbox_user)
+        self.write(
             "config/main.cf",
-            MAIN_CF,
-            domain=DOMAIN,
-            realm=REALM,
-            size_limit=SIZE_LIMIT,
-            uid=mailbox_user,
+            MAIN_CF.format(
+                root=self.root,
+                domain=DOMAIN,
+                host_name=HOST_NAME,
+                size_limit=SIZE_LIMIT,
+                uid=mailbox_user,
+                # 0 is no limit.
+                max_connections=self.max_connections or 0,
+            ),
         )
-        chain = authority().issue_cert(*NAMES).private_key_and_cert_chain_pem
-        chain.write_to_path(self._root / "config/chain.pem")
-        self._write("config/sasl/smtpd.conf", SASL_CONF)
-        database = self._root / "config/sasl/sasldb2"
+        self.write_certificate("config/key.pem", "config/chain.pem")
+        self.write("config/sasl/smtpd.conf", SASL_CONF.format(root=self.root))
+        database = self.root / "config/sasl/sasldb2"
         _output(
-            *("saslpasswd2", "-p", "-c", "-f", str(database), "-u", REALM, USER),
+            *("saslpasswd2", "-p", "-c", "-f", str(database), "-u", HOST_NAME, USER),
             say=TOKEN,
         )
         shutil.chown(database, "postfix")
 
-    def _write(self, name: str, text: str, **values: object) -> None:
-        (self._root / name).write_text(text.format(root=self._root, **values))
+    def command(self, ports: dict[str, int]) -> Sequence[str | Path]:
+        text = MASTER_CF.format(recipient_limit=RECIPIENT_LIMIT, **ports)
+        self.write("config/master.cf", text)
+        # It makes the queue's directories, too.
+        _output("postfix", "-c", f"{self.root}/config", "check")
+        return _output("postconf", "-h", "daemon_directory") + "/master", "-s"
 
-    def _read_log(self, master: subprocess.Popen[str]) -> None:
-        assert master.stdout
-        with master.stdout:
-            for line in master.stdout:
-                found = _EVENT.search(line)
-                self._note(f"{found[1]}: {found[2]}" if found else line.rstrip())
-        # A port that is taken ends it without a word here.
-        self._note("postfix ended")
+    def environment(self) -> dict[str, str]:
+        return {"MAIL_CONFIG": f"{self.root}/config"}
 
-    def _note(self, event: str) -> None:
-        with self._logged:
-            self.log.append(event)
-            self._logged.notify_all()
+    def logs(self) -> Sequence[Path]:
+        return (*super().logs(), self.root / "maillog")
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
-        """Wait until a condition holds, which is looked at whenever Postfix logs something."""
-        with self._logged:
-            assert self._logged.wait_for(condition, timeout), "\n".join(self.log[-20:])
+    def log(self) -> str:
+        """Return the log without times and process ids: `smtpd: connect from ...`."""
+        return re.sub(r"(?m)^.* postfix/([\w/]+)\[\d+\]: ", r"\1: ", super().log())
 
-    def logged(self, pattern: str, seen: int = 0) -> int:
-        """Count the lines of the log that match, those already seen left out."""
-        return sum(bool(re.search(pattern, line)) for line in self.log[seen:])
+    def recipients(self) -> list[str]:
+        # By queue id: stopped in mid-delivery, Postfix itself delivers a mail twice.
+        return [who for who, _ in {(m.recipient, m.queue_id) for m in self.delivered()}]
 
     def delivered(self) -> list[Delivered]:
         """Wait until nothing is in the queue, and return all that is in the maildir."""
@@ -206,19 +169,17 @@ class Postfix:
         return [_parse(file.read_bytes()) for file in self._mailbox()]
 
     def forget(self) -> None:
-        """Empty queue, maildir and log."""
         self.wait_for(self._queue_is_empty)
         for file in self._mailbox():
             file.unlink()
-        with self._logged:
-            self.log.clear()
+        super().forget()
 
     def _mailbox(self) -> list[Path]:
-        return list((self._root / "mail/all/new").glob("*"))
+        return list((self.root / "mail/all/new").glob("*"))
 
     def _queue_is_empty(self) -> bool:
         # In the order that mails pass them, lest one slip by between two looks.
-        queue = self._root / "queue"
+        queue = self.root / "queue"
         stages = (queue / name for name in ("incoming", "active", "deferred"))
         return not any(path.is_file() for stage in stages for path in stage.rglob("*"))
 
@@ -231,13 +192,6 @@ def _parse(raw: bytes) -> Delivered:
     assert recipient, raw[:1000]
     mime = email.message_from_bytes(raw, policy=email.policy.default)
     return Delivered(queue_id=queue_id[1], recipient=recipient[1], mime=mime)
-
-
-def _insist_on(*programs: str) -> None:
-    for program in programs:
-        assert shutil.which(program), (
-            f"{program} is missing: apt-get install $(cat .ci/debian-packages.txt)"
-        )
 
 
 def _output(*command: str, say: str | None = None) -> str:
