@@ -87,7 +87,7 @@ class Exim(Server):
     """Run Exim; its log has a line with all recipients for each mail it has answered for."""
 
     ready = "daemon started: pid="
-    connected = "SMTP connection from "
+    connected = r"SMTP connection from .* \(TCP/IP connection count"
     accepted = " <= "
 
     def set_up(self) -> None:
