@@ -121,6 +121,8 @@ class Postfix(Server):
             (self.root / name).mkdir(mode=0o755)
         shutil.chown(self.root / "data", "postfix")
         shutil.chown(self.root / "mail", mailbox_user)
+        # Its programs write to it both as root and as its user.
+        shutil.chown(self.write("maillog", ""), "postfix")
         self.write(
             "config/main.cf",
             MAIN_CF.format(
