@@ -1,0 +1,250 @@
+"""A mail server that others wrote, run on loopback in a folder of its own.
+
+with Haraka() as server:
+    backend = EmailBackend(**server.options("starttls"))
+    ...
+    assert server.taken() == {"bob@example.org": 1}
+
+All servers take mail from whoever has logged in, keep it, and pass nothing on. They refuse
+recipients `nobody…@` for good and `later…@` for now, and the sender `banned@`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import trustme
+
+ROOT = Path(__file__).parents[2]
+#: Where `.ci/zoo` puts the servers that cannot be installed.
+ZOO = ROOT / ".zoo"
+
+USER = "lettermint"
+TOKEN = "lm_zoo-token"
+#: The servers' name.
+HOST_NAME = "mx.zoo.test"
+
+#: Below those that systems hand out, so that no other program gets one of them by chance.
+#: None of the servers can choose a port itself; with one that is taken it ends, and
+#: others are tried.
+PORTS = range(20000, 30000)
+
+
+class Server(ABC):
+    """Run a server from the start of the block to its end; nothing of it remains."""
+
+    #: Names of its ports. "tls" is implicit TLS, all others are STARTTLS.
+    services: ClassVar[Sequence[str]] = ("tls", "starttls")
+    #: What its output or its log says once it listens on all ports.
+    ready: ClassVar[str]
+    #: What it logs of each connection, and of each mail that it takes.
+    connected: ClassVar[str]
+    accepted: ClassVar[str]
+
+    def __init__(
+        self, *, max_connections: int | None = None, max_mails: int | None = None
+    ) -> None:
+        """Limit the connections at once, or the mails on each of them."""
+        self.max_connections = max_connections
+        self.max_mails = max_mails
+        self.ports: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        assert os.geteuid() == 0, (
+            "the servers start as root only: run the tests as root"
+        )
+        self.root = Path(tempfile.mkdtemp(prefix=f"{type(self).__name__.lower()}-"))
+        # mkdtemp's mode would keep the servers' own users out.
+        self.root.chmod(0o755)
+        try:
+            authority().cert_pem.write_to_path(self.root / "ca.pem")
+            self.set_up()
+            self.start()
+        except BaseException:
+            shutil.rmtree(self.root)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self.root)
+
+    def options(self, service: str = "tls", **others: object) -> dict[str, object]:
+        """Return the backend options that reach this server, and the others given."""
+        return {
+            "api_token": TOKEN,
+            "host": "127.0.0.1",
+            "port": self.ports[service],
+            "security": "tls" if service == "tls" else "starttls",
+            "ca_file": str(self.root / "ca.pem"),
+            # It knows no keys: a repeat would be a second mail.
+            "idempotency": False,
+            **others,
+        }
+
+    def start(self) -> None:
+        """Start, on the same ports as before if there was a before."""
+        for _ in range(20):
+            numbers = random.sample(PORTS, len(self.services))
+            ports = self.ports or dict(zip(self.services, numbers, strict=True))
+            if self._listens_on(ports):
+                self.ports = ports
+                return
+        raise AssertionError(f"the server does not start:\n{self._last_lines()}")
+
+    def stop(self) -> None:
+        """End all its processes as systemd does; the mail it has taken stays."""
+        self._signal(signal.SIGTERM)
+        # A process of Exim that is in malloc() when it is told to end hangs for good.
+        _wait_until(lambda: not _alive(self._process.pid), timeout=1)
+        self._signal(signal.SIGKILL)
+        self._process.wait(10)
+        assert _wait_until(lambda: not _alive(self._process.pid), timeout=10)
+
+    def taken(self) -> Counter[str]:
+        """Count the mails that each recipient got: those the server has answered for."""
+        return Counter(self.recipients())
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
+        """Wait until a condition holds, most often one about the log."""
+        assert _wait_until(condition, timeout), self._last_lines()
+
+    def logged(self, pattern: str) -> int:
+        """Count the places in the log that match, line by line."""
+        return len(re.findall(pattern, self.log(), re.MULTILINE))
+
+    def log(self) -> str:
+        """Return what the server has written to its output and its log."""
+        # Files, not pipes: what is written before a reply can be read after it.
+        return "".join(
+            file.read_text(errors="replace") for file in self.logs() if file.exists()
+        )
+
+    def logs(self) -> Sequence[Path]:
+        """Return the file of its output, and those it logs to by itself."""
+        return (self.root / "output",)
+
+    def forget(self) -> None:
+        """Forget the mail that was taken, and all that was logged."""
+        for file in self.logs():
+            if file.exists():
+                os.truncate(file, 0)
+
+    @abstractmethod
+    def set_up(self) -> None:
+        """Write what does not depend on the ports."""
+
+    @abstractmethod
+    def command(self, ports: dict[str, int]) -> Sequence[str | Path]:
+        """Write what depends on the ports, and return the command that runs the server."""
+
+    @abstractmethod
+    def recipients(self) -> list[str]:
+        """Return the recipients of each mail that the server took."""
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file in the server's folder."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def write_certificate(self, key: str, chain: str) -> None:
+        """Write key and certificates into files of these names."""
+        issued = authority().issue_cert("127.0.0.1", key_type=trustme.KeyType.RSA)
+        issued.private_key_pem.write_to_path(self.root / key)
+        for each in issued.cert_chain_pems:
+            each.write_to_path(self.root / chain, append=True)
+
+    def _listens_on(self, ports: dict[str, int]) -> bool:
+        command = self.command(ports)
+        before = self.logged(self.ready)
+        with (self.root / "output").open("ab") as output:
+            # In a process group of its own, to which its children belong as well.
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env={**os.environ, **self.environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self.wait_for(
+                lambda: (
+                    self.logged(self.ready) > before or self._process.poll() is not None
+                )
+            )
+        except BaseException:
+            self.stop()
+            raise
+        if self._process.poll() is None:
+            return True
+        self.stop()
+        return False
+
+    def environment(self) -> dict[str, str]:
+        """Return what its environment has beside that of the tests."""
+        return {}
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _last_lines(self) -> str:
+        return "\n".join(self.log().splitlines()[-20:])
+
+
+@functools.cache
+def authority() -> trustme.CA:
+    """Return the CA of all servers' certificates."""
+    return trustme.CA(key_type=trustme.KeyType.RSA)
+
+
+def require(*programs: str | Path) -> None:
+    """Fail if a program is missing."""
+    for program in programs:
+        assert shutil.which(program) or Path(program).is_file(), (
+            f"{program} is missing: apt-get install $(cat .ci/debian-packages.txt), "
+            "then run .ci/zoo"
+        )
+
+
+def _wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    # Other people's programs set no events of ours.
+    until = time.monotonic() + timeout
+    while not (held := condition()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return held
+
+
+def _alive(group: int) -> bool:
+    """Tell whether any process of a group has not ended."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # Behind the program's name, which may contain anything.
+            state, _, found = file.read_text().rpartition(")")[2].split()[:3]
+            if int(found) == group and state != "Z":
+                return True
+    return False
