@@ -98,6 +98,7 @@ class Diagnosis:
             session = self._connect()
         except LettermintError as error:
             for submission in submissions:
+                submission.attempts += 1
                 submission.fail(error)
             return
         try:

@@ -101,6 +101,8 @@ def advise(error: Exception, step: str) -> str:
 def _connect(error: Exception, step: str) -> str:
     if step in _BY_STEP:
         return _BY_STEP[step]
+    if step == "TLS":
+        return _tls(error, step)
     if "timed out" in str(error):
         return (
             "The server is silent. A port with TLS from the first byte (465) needs "

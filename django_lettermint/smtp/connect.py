@@ -196,9 +196,10 @@ class Steps:
         error.with_reply(reply.code, reply.text).transient = True
         return error
 
-    def no_tls(self, step: str, what: str) -> TLSFailed:
+    def no_tls(self, step: str, reason: str, advice: str) -> TLSFailed:
         """Return the error of a line that cannot be trusted."""
-        error = TLSFailed(f"{what}. Nothing was sent")
+        name = "TLS with" if step == "TLS" else f"{step} on"
+        error = TLSFailed(f"{name} {self.where} {reason}. Nothing was sent; {advice}")
         error.step = step
         return error
 
@@ -284,8 +285,9 @@ class Handshake:
     def _no_starttls(self, what: str) -> NoReturn:
         raise self.steps.no_tls(
             "STARTTLS",
-            f"STARTTLS on {self.steps.where} {what}. Is somebody between this machine "
-            "and the relay? Port 465 with security='tls' is safer",
+            what,
+            "is somebody between this machine and the relay? Port 465 with "
+            "security='tls' is safer",
         )
 
     def _start_tls(self) -> None:
@@ -301,9 +303,8 @@ class Handshake:
         try:
             context = _tls_context(ca_file, _stamps(ca_file))
         except OSError as error:
-            raise steps.no_tls(
-                "TLS", f"the option `ca_file` cannot be used: {error}"
-            ) from None
+            reason = f"failed: the option `ca_file` cannot be used: {error}"
+            raise steps.no_tls("TLS", reason, "correct `ca_file`") from None
         try:
             self.stream.start_tls(context, self.endpoint.host, until)
         except ClearTextReply as error:
@@ -314,19 +315,18 @@ class Handshake:
                 raise steps.refused(step, error.reply) from None
             raise steps.no_tls(
                 "TLS",
-                f"TLS with {steps.where} failed: the relay speaks in clear (465 is "
-                "implicit TLS, the other ports STARTTLS: check `port` and `security`)",
+                "failed: the relay speaks in clear",
+                "check `port` and `security` (465 is implicit TLS, the other ports "
+                "STARTTLS)",
             ) from None
         except ssl.SSLCertVerificationError as error:
-            raise steps.no_tls("TLS", self._not_verified(error)) from None
-
-    def _not_verified(self, error: ssl.SSLCertVerificationError) -> str:
-        # OpenSSL ends some of these with a full stop, and our sentence goes on.
-        reason = error.verify_message.rstrip(".")
-        return (
-            f"TLS with {self.steps.where} failed: certificate not accepted: {reason}; "
-            "check `host`, and `ca_file` for a private relay"
-        )
+            # OpenSSL ends some of these with a full stop, and our sentence goes on.
+            reason = error.verify_message.rstrip(".")
+            raise steps.no_tls(
+                "TLS",
+                f"failed: certificate not accepted: {reason}",
+                "check `host`, and `ca_file` for a private relay",
+            ) from None
 
 
 def _features(reply: Reply) -> dict[str, str]:
