@@ -12,7 +12,6 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -29,7 +28,7 @@ from .session import Session, Trace, untraced
 from .stream import ClearTextReply, SMTPStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from django_lettermint.conf import Endpoint
 
@@ -62,7 +61,7 @@ def connect(
         authenticate(handshake, features)
         return Session(handshake.stream, features, relay, trace=trace)
 
-    return _at_first_address(endpoint, relay, until, timeout, trace, log_in)
+    return _at_first_address(Steps(endpoint, until, timeout, trace), relay, log_in)
 
 
 def probe(
@@ -79,28 +78,23 @@ def probe(
         handshake.greet()
         handshake.stream.close()
 
-    _at_first_address(endpoint, relay, until, timeout, trace, greet)
+    _at_first_address(Steps(endpoint, until, timeout, trace), relay, greet)
 
 
 def _at_first_address(
-    endpoint: Endpoint,
-    relay: RelayState,
-    until: float,
-    timeout: float,
-    trace: Trace,
-    use: Callable[[Handshake], _T],
+    steps: Steps, relay: RelayState, use: Callable[[Handshake], _T]
 ) -> _T:
     """Return what `use` makes of the first address that it does not fail at."""
-    steps = Steps(endpoint, until, timeout, trace)
+    endpoint = steps.endpoint
     found = steps.run(
         "DNS",
         lambda until: dns.resolve(endpoint.host, endpoint.port, until),
         "check the option `host` and this machine's DNS",
     )
-    trace("DNS", ", ".join(str(info[4][0]) for info in found))
+    steps.trace("DNS", ", ".join(str(info[4][0]) for info in found))
     # A dead address leaves time for the others.
-    share = timeout / len(found)
-    failure: ConnectFailed | None = None
+    share = steps.timeout / len(found)
+    failure = steps.failed("DNS", "the name has no address", "check the option `host`")
     refused_for_good = 0
     for info in relay.in_order(found):
         try:
@@ -109,14 +103,13 @@ def _at_first_address(
         except ConnectFailed as error:
             relay.note_failure(info)
             # What a relay replied says more than a connection that was not made.
-            failure = failure if failure and failure.smtp_code else error
+            failure = failure if failure.smtp_code else error
             refused_for_good += error.smtp_code >= 500
-            if refused_for_good == 2 or time.monotonic() >= until:
+            if refused_for_good == 2 or time.monotonic() >= steps.until:
                 break
         else:
             relay.note_success(info)
             return result
-    assert failure, "a name without addresses is an error of its look-up"
     raise failure
 
 
