@@ -16,8 +16,15 @@ from django.core import mail
 
 from . import pool
 from .conf import Endpoint, RelayConfig, backend_config
-from .delivery import BatchSender, Delivery, build_error, build_result, submissions
-from .delivery.policy import LIST_PATIENCE, PATIENCE
+from .delivery import (
+    LIST_PATIENCE,
+    PATIENCE,
+    BatchSender,
+    Delivery,
+    build_error,
+    build_result,
+    submissions,
+)
 from .exceptions import ConnectionLost, LettermintError, LettermintInvalidMessage
 from .outgoing import OutgoingMessage, notify
 from .payload import LettermintPayload

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from anymail.message import AnymailRecipientStatus, AnymailStatus
 from anymail.signals import post_send
 
-from .delivery.result import build_error, build_result, recipients_of
+from .delivery import build_error, build_result, recipients_of
 from .exceptions import (
     AuthenticationFailed,
     ConnectFailed,

@@ -10,8 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from .delivery import Deadline, Submission, build_error, build_result
-from .delivery.policy import later_may_help
+from .delivery import (
+    Deadline,
+    Submission,
+    build_error,
+    build_result,
+    later_may_help,
+)
 from .envelope import Envelope
 from .exceptions import ConnectionLost
 from .results import Outcome, Phase

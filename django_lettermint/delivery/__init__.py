@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from .batch import BatchSender
 from .engine import Delivery
+from .policy import LIST_PATIENCE, PATIENCE, later_may_help
 from .result import build_error, build_result, phase_of, recipients_of
 from .submission import Deadline, Submission, submissions
 
 __all__ = [
+    "LIST_PATIENCE",
+    "PATIENCE",
     "BatchSender",
     "Deadline",
     "Delivery",
     "Submission",
     "build_error",
     "build_result",
+    "later_may_help",
     "phase_of",
     "recipients_of",
     "submissions",

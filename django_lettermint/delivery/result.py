@@ -21,8 +21,7 @@ from django_lettermint.exceptions import (
     TLSFailed,
 )
 from django_lettermint.results import Outcome, Phase, RecipientResult, SendResult
-from django_lettermint.smtp import Reply, ServerClosing
-from django_lettermint.smtp.replies import MAX_TEXT
+from django_lettermint.smtp import MAX_TEXT, Reply, ServerClosing
 
 from .advice import advise
 

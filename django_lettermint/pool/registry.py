@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from django_lettermint.smtp import RelayState, Session, connect
-from django_lettermint.smtp.stream import close_inherited
+from django_lettermint.smtp import RelayState, Session, close_inherited, connect
 
 from .connection import CloseReason, PooledConnection, close_gracefully
 from .connection_pool import LOCK_TIMEOUT, QUIT_TIMEOUT, ConnectionPool, PoolRequest

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from .connect import connect, probe
 from .relay_state import RelayState
-from .replies import Reply, ServerClosing
+from .replies import MAX_TEXT, Reply, ServerClosing
 from .session import Session, Trace
+from .stream import close_inherited
 from .transaction import MailTransaction
 
 __all__ = [
+    "MAX_TEXT",
     "MailTransaction",
     "RelayState",
     "Reply",
     "ServerClosing",
     "Session",
     "Trace",
+    "close_inherited",
     "connect",
     "probe",
 ]
