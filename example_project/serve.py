@@ -36,7 +36,7 @@ def main() -> None:
         if not os.environ.get("LETTERMINT_API_TOKEN"):
             # Webhooks are all that anybody wants to know about a mail here.
             relay = stack.enter_context(
-                Relay(think_time=THINK_TIME, keep_messages=False)
+                Relay(reply_delay=THINK_TIME, keep_messages=False)
             )
             use(relay)
         server.set_app(site())

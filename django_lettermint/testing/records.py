@@ -8,7 +8,25 @@ import email.policy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-_PARSER = email.parser.BytesParser(policy=email.policy.default)
+
+class _Unparsed(str):
+    """The text of a header field that Python's parser fails on."""
+
+    __slots__ = ()
+    #: What EmailMessage looks for in a parsed field.
+    content_disposition = None
+
+
+class _TolerantPolicy(email.policy.EmailPolicy):
+    def header_fetch_parse(self, name: str, value: str) -> str:
+        try:
+            return super().header_fetch_parse(name, value)
+        except Exception:  # noqa: BLE001
+            # Each version of Python has other errors for other fields.
+            return _Unparsed("".join(value.splitlines()))
+
+
+_PARSER = email.parser.BytesParser(policy=_TolerantPolicy(refold_source="none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

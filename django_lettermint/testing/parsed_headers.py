@@ -25,7 +25,7 @@ class RefusedContent(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ParsedHeaders:
     """The Lettermint headers of one message."""
 
     route: str | None = None
@@ -34,7 +34,7 @@ class Reading:
     idempotency_key: str | None = None
 
 
-def read(content: bytes) -> Reading:
+def parse_headers(content: bytes) -> ParsedHeaders:
     """Read the header section of a message; the body is not looked at.
 
     Raises RefusedContent for an invalid or repeated header.
@@ -44,9 +44,9 @@ def read(content: bytes) -> Reading:
     for match in _FIELD.finditer(content, 0, end if end >= 0 else len(content)):
         name = _name(match[1].decode("utf-8", "replace"))
         if name in fields:
-            raise RefusedContent(f"550 5.6.0 {name} occurs more than once")
+            raise RefusedContent(f"5.6.0 {name} occurs more than once")
         fields[name] = _value(match[2])
-    return Reading(
+    return ParsedHeaders(
         route=_route(fields.get("x-lettermint-route")),
         tag=_tag(fields.get("x-lm-tag", fields.get("x-tag"))),
         metadata=_metadata(fields),
@@ -75,13 +75,13 @@ def _value(raw: bytes) -> str:
 
 def _route(value: str | None) -> str | None:
     if value is not None and (len(value) > _MAX_LENGTH or not _SLUG.fullmatch(value)):
-        raise RefusedContent("550 5.6.0 X-Lettermint-Route is not a route slug")
+        raise RefusedContent("5.6.0 X-Lettermint-Route is not a route slug")
     return value
 
 
 def _tag(value: str | None) -> str | None:
     if value is not None and (len(value) > _MAX_LENGTH or not _TAG.fullmatch(value)):
-        raise RefusedContent("550 5.6.0 The tag is invalid")
+        raise RefusedContent("5.6.0 The tag is invalid")
     return value
 
 
@@ -91,11 +91,11 @@ def _metadata(fields: Mapping[str, str]) -> dict[str, str]:
         found = {k[len(prefix) :]: v for k, v in fields.items() if k.startswith(prefix)}
         metadata |= found
     if "" in metadata:
-        raise RefusedContent("550 5.6.0 A metadata header has no key")
+        raise RefusedContent("5.6.0 A metadata header has no key")
     return metadata
 
 
 def _idempotency_key(value: str | None) -> str | None:
     if value is not None and not 1 <= len(value) <= _MAX_LENGTH:
-        raise RefusedContent("550 5.6.0 Idempotency-Key must have 1 to 255 characters")
+        raise RefusedContent("5.6.0 Idempotency-Key must have 1 to 255 characters")
     return value
