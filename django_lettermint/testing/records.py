@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import email.message
 import email.parser
 import email.policy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.message import EmailMessage
+from typing import cast
 
 
 class _Unparsed(str):
@@ -20,10 +21,11 @@ class _Unparsed(str):
 class _TolerantPolicy(email.policy.EmailPolicy):
     def header_fetch_parse(self, name: str, value: str) -> str:
         try:
-            return super().header_fetch_parse(name, value)
+            parsed: str = super().header_fetch_parse(name, value)
         except Exception:  # noqa: BLE001
             # Each version of Python has other errors for other fields.
             return _Unparsed("".join(value.splitlines()))
+        return parsed
 
 
 _PARSER = email.parser.BytesParser(policy=_TolerantPolicy(refold_source="none"))
@@ -60,14 +62,25 @@ class ReceivedMessage:
     received_at: float
 
     @property
-    def mime(self) -> email.message.EmailMessage:
-        """The whole message, parsed anew at each call."""
-        return _PARSER.parsebytes(self.content)
+    def mime(self) -> EmailMessage:
+        """The whole message, parsed anew at each call.
+
+        A field that cannot be parsed is its text.
+        """
+        try:
+            return cast("EmailMessage", _PARSER.parsebytes(self.content))
+        except RecursionError:
+            # Parts within parts within parts.
+            return self.headers
 
     @property
-    def headers(self) -> email.message.EmailMessage:
-        """The header fields alone, parsed anew at each call."""
-        return _PARSER.parsebytes(self.content, headersonly=True)
+    def headers(self) -> EmailMessage:
+        """The header fields alone, parsed anew at each call.
+
+        A field that cannot be parsed is its text.
+        """
+        message = _PARSER.parsebytes(self.content, headersonly=True)
+        return cast("EmailMessage", message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

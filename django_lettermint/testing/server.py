@@ -94,8 +94,8 @@ class Server:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
 
-    def cut_connections(self, timeout: float = 2.0) -> None:
-        """Cut all connections, and wait at most `timeout` seconds for their threads."""
+    def cut_connections(self, timeout: float = 2.0) -> bool:
+        """Cut all connections; return whether their threads end within `timeout` seconds."""
         until = time.monotonic() + timeout
         with self._lock:
             threads = dict(self._threads)
@@ -103,6 +103,7 @@ class Server:
             session.stream.cut()
         for thread in threads.values():
             thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads.values())
 
     def _accept(self) -> None:
         with selectors.DefaultSelector() as selector:
