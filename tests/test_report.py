@@ -208,7 +208,7 @@ def test_a_lost_reply_leaves_the_recipients_unknown(relay: Relay) -> None:
         statuses.append(set(arguments["status"].status))
 
     with listening() as heard, receiver(post_send, hear):
-        error = send(relay.options(), mail, idempotency=False)
+        error = send(relay.options(idempotency=False), mail)
     assert names(heard) == ["post_send", "message_failed"]
     assert statuses == [{"unknown"}]
     assert isinstance(error, exceptions.DeliveryUnknown)
