@@ -23,13 +23,13 @@ import trustme
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from django_lettermint.testing.server import Server  # noqa: E402
-from django_lettermint.testing.session import (  # noqa: E402
+from django_lettermint.testing.server import Server
+from django_lettermint.testing.session import (
     ServerConfig,
     Session,
     SubmittedMessage,
 )
-from django_lettermint.testing.stream import Stream  # noqa: E402
+from django_lettermint.testing.stream import Stream
 
 FEATURES = ("PIPELINING", "8BITMIME", "SIZE 99999999", "SMTPUTF8", "CHUNKING")
 TOKEN = "lm_bench"

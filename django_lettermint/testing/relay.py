@@ -29,6 +29,8 @@ _KEYWORDS = frozenset(
     }
 )
 _MAX_RECIPIENTS = 50
+#: Octets of a line without its CRLF (RFC 5321 section 4.5.3.1.6).
+_MAX_LINE = 998
 #: Seconds that connections and subscriptions may take to end.
 _PATIENCE = 5.0
 
@@ -327,10 +329,13 @@ class RelaySession(Session):
         return refusal
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
-        try:
-            reply = self._judge(message, parse_headers(message.content))
-        except RefusedContent as refusal:
-            reply = Reply(550, str(refusal))
+        if max(map(len, message.content.split(b"\r\n"))) > _MAX_LINE:
+            reply = Reply(500, f"5.5.2 A line is longer than {_MAX_LINE} octets")
+        else:
+            try:
+                reply = self._judge(message, parse_headers(message.content))
+            except RefusedContent as refusal:
+                reply = Reply(550, str(refusal))
         if self.state.drops_reply():
             raise ConnectionEnded
         self.respond("dot", argument, reply)

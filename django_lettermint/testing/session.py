@@ -34,8 +34,6 @@ _PATH = re.compile(
     rb"(FROM|TO):<((?:[^<>\"]|\"(?:[^\"\\]|\\.)*\")*)>(?: +(.*))?", re.IGNORECASE
 )
 _CHUNK = re.compile(rb"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
-#: Octets of a line without its CRLF (RFC 5321 section 4.5.3.1.6).
-_MAX_CONTENT_LINE = 998
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,9 +373,6 @@ class Session:
         self.transaction = None
         if content is None or len(content) > self.config.max_size:
             self.respond("dot", argument, _TOO_BIG)
-        elif max(map(len, content.split(b"\r\n"))) > _MAX_CONTENT_LINE:
-            text = f"5.5.2 A line is longer than {_MAX_CONTENT_LINE} octets"
-            self.respond("dot", argument, Reply(500, text))
         else:
             message = SubmittedMessage(
                 sender=transaction.sender,
