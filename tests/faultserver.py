@@ -103,7 +103,7 @@ class FaultServer:
     `tls` is "implicit", "starttls" or None; `cert` one of `certificates.KINDS`; `rcvbuf` the
     size of the receive buffer in octets; `idempotency` makes the server honour
     Idempotency-Key. Servers at 127.0.0.1, 127.0.0.2 and so on can share a port. With
-    `one_command_a_segment`, what comes behind a command in the same segment is lost.
+    `one_command_per_segment`, what comes behind a command in the same segment is lost.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class FaultServer:
         token: str = TOKEN,
         host: str = "127.0.0.1",
         port: int = 0,
-        one_command_a_segment: bool = False,
+        one_command_per_segment: bool = False,
     ) -> None:
         #: The rules, first match first; change them while the server runs if need be.
         self.script = list(script)
@@ -135,7 +135,7 @@ class FaultServer:
         self.replays = 0
         self.peak_connections = 0
         self.host = host
-        self._drops_pipelined = one_command_a_segment
+        self._drops_pipelined = one_command_per_segment
         self.keys = IdempotencyKeys() if idempotency else None
         mechanisms = tuple(auth)
         self.config = ServerConfig(
