@@ -412,6 +412,7 @@ class FaultSession(Session):
         super().command(verb, argument, line)
 
     def content_read(self, wire: bytes, *, stuffed: bool) -> None:
+        self.stream.drop_pipelined()
         self.look_behind(b"content" if stuffed else b"chunk")
         if stuffed:
             parameters = self.transaction.parameters if self.transaction else {}
@@ -517,9 +518,12 @@ class FaultStream(Stream):
 
     def read_line(self) -> bytes:
         line = super().read_line()
+        self.drop_pipelined()
+        return line
+
+    def drop_pipelined(self) -> None:
         if self._drops_pipelined:
             self.buffer.clear()
-        return line
 
     def more_input(self) -> bool:
         """Return whether the client has sent more than was read, without waiting."""
