@@ -540,6 +540,7 @@ class FaultStream(Stream):
             linger = struct.pack("ii", 1, 0)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.sock.close()
+            self.control.close()
         super().close()
         self._wake.close()
         self._waker.close()
@@ -559,11 +560,8 @@ class FaultStream(Stream):
 
     def left(self) -> bool:
         """Return whether the client has closed this connection, noticed or not."""
-        fd = self.sock.fileno()
-        if fd < 0:  # on its way from a plain socket to a TLS one
-            return False
         poller = select.poll()
-        poller.register(fd, _HANGUP)
+        poller.register(self.control, _HANGUP)
         return bool(poller.poll(0))
 
     # Below: how it is done.
@@ -580,8 +578,6 @@ class FaultStream(Stream):
         while True:
             rest = None if until is None else max(0.0, until - time.monotonic())
             ready = dict(poller.poll(None if rest is None else rest * 1000))
-            if self._cut:
-                raise ConnectionEnded
             if self._wake.fileno() in ready:
                 self._wake.recv(4096)
                 while self._jobs:

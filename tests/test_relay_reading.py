@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_lettermint.testing import Relay
+from django_lettermint.testing import ReceivedMessage, Relay
 from django_lettermint.testing.parsed_headers import (
     ParsedHeaders,
     RefusedContent,
@@ -131,6 +131,74 @@ def test_the_reply_to_the_content_names_the_rule() -> None:
             code, text = connection.data(lines("X-Tag: a.b"))
         assert (code, text) == (550, b"5.6.0 The tag is invalid")
         assert relay.messages == []
+
+
+FIELDS = st.sampled_from(
+    [
+        *("Cc", "From", "Sender", "Reply-To", "Message-ID", "Date", "MIME-Version"),
+        *("Content-Type", "Content-Disposition", "Content-Transfer-Encoding"),
+        *("Subject", "X-Any"),
+    ]
+)
+PIECES = [
+    *"\"\\<>@[]():;,.=?*'%0a \té\x00\x7f",
+    *("\r\n ", "=?utf-8?q?", "?=", "*0*=", "multipart/mixed; boundary=", "attachment"),
+]
+VALUES = st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
+
+
+def received(content: bytes) -> ReceivedMessage:
+    return ReceivedMessage(
+        id="1",
+        mail_from="a@example.com",
+        recipients=("b@example.com",),
+        content=content,
+        route=None,
+        tag=None,
+        metadata={},
+        idempotency_key=None,
+        smtputf8=False,
+        body_8bit=False,
+        chunked=False,
+        connection=1,
+        security="tls",
+        token="lm_test_token",
+        received_at=0.0,
+    )
+
+
+def test_a_field_that_cannot_be_parsed_is_its_text() -> None:
+    message = received(
+        b'Cc: "\r\nMessage-ID: <[7]@x>\r\nTo: b@example.com\r\n\r\nHi\r\n'
+    )
+    for found in (message.headers, message.mime):
+        assert found["Cc"] == '"'
+        assert found["Message-ID"] == "<[7]@x>"
+        assert found["To"].addresses[0].username == "b"
+
+
+@given(st.lists(st.tuples(FIELDS, VALUES), max_size=5), st.binary(max_size=50))
+def test_the_fields_of_any_message_can_be_looked_at(
+    fields: list[tuple[str, str]], body: bytes
+) -> None:
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    message = received(head.encode() + b"\r\n" + body)
+    for found in (message.headers, message.mime):
+        assert len(found.items()) == len(found.keys())
+        for part in found.walk():
+            part.get_content_type()
+            part.get_filename()
+            part.is_attachment()
+
+
+def test_parts_nested_too_deep_for_python_are_the_body_of_the_message() -> None:
+    deep = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (each, each)
+        for each in range(2000)
+    )
+    mime = received(b"Subject: deep\r\n" + deep).mime
+    assert mime["Subject"] == "deep"
+    assert not mime.is_multipart()
 
 
 @given(value=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])))

@@ -170,6 +170,35 @@ def test_data_needs_a_recipient_and_no_argument(raw: RawClient) -> None:
     assert raw.command(b"DATA now").startswith("501 5.5.4 ")
 
 
+@pytest.mark.parametrize(
+    ("before", "line", "code"),
+    [
+        (b"", b"WHAT", "500"),
+        (b"", b"NOOP " + b"x" * 20_000, "500"),
+        (b"", b"VRFY somebody", "252"),
+        (b"", b"MAIL FROM:a@example.com", "501"),
+        (b"", b"MAIL TO:<a@example.com>", "501"),
+        (b"", b"MAIL FROM:<a@example.com> SIZE=big", "501"),
+        (b"", b"MAIL FROM:<a@example.com> BODY=9BIT", "501"),
+        (b"", b"MAIL FROM:<a@example.com> RET=FULL", "555"),
+        (b"", RCPT.strip(), "503"),
+        (MAIL, MAIL.strip(), "503"),
+        (MAIL, b"RCPT TO:<>", "501"),
+        (MAIL, b"RCPT TO:<b@example.com> NOTIFY=NEVER", "555"),
+        (MAIL, b"RCPT TO:<\xc3\xb6@example.com>", "553"),
+    ],
+)
+def test_what_is_malformed_or_out_of_place_is_refused(
+    raw: RawClient, before: bytes, line: bytes, code: str
+) -> None:
+    if before:
+        raw.command(before.strip())
+    assert raw.command(line)[:3] == code
+    assert raw.command(b"RSET").startswith("250 ")
+    raw.write(GROUP)
+    assert raw.codes(3) == ["250", "250", "354"]
+
+
 @pytest.mark.parametrize("size", [SMALL + 1, 2 * SMALL + 10, 200_000])
 def test_a_message_that_is_too_big_is_refused_after_its_end(
     narrow: RawClient, size: int

@@ -48,10 +48,6 @@ class Server:
         self._lock = threading.Lock()
         self._threads: dict[Session, threading.Thread] = {}
 
-    @property
-    def listening(self) -> bool:
-        return bool(self._listeners)
-
     def listen(self) -> None:
         """Listen on all ports; raises OSError, with none open, if one cannot be had."""
         try:

@@ -37,12 +37,13 @@ class Stream:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(timeout)
         self.sock = sock
+        # Taking TLS in use gives `sock` another object; this one stays, for `cut`.
+        self.control = sock.dup()
         self.buffer = bytearray()
         self._output = bytearray()
         self._on_round_trip = on_round_trip
         #: Something was written since the client last wrote.
         self._answered = False
-        self._cut = False
 
     @property
     def secure(self) -> bool:
@@ -123,12 +124,7 @@ class Stream:
         self.flush()
         # What came in clear may be an attacker's (RFC 3207 section 6).
         self.buffer.clear()
-        # In two steps: `cut` must find the socket while the handshake waits.
-        self.sock = context.wrap_socket(
-            self.sock, server_side=True, do_handshake_on_connect=False
-        )
-        if not self._cut:
-            self.sock.do_handshake()
+        self.sock = context.wrap_socket(self.sock, server_side=True)
 
     def end_tls(self) -> None:
         """Tell the client that nothing follows, without waiting for its answer."""
@@ -140,12 +136,11 @@ class Stream:
 
     def cut(self) -> None:
         """End the connection; the thread that uses it notices at its next read or write."""
-        self._cut = True
-        # Not SSLSocket's own method, which takes the TLS away under a running thread.
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+            self.control.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         # A forked process may hold a copy: only a shutdown sends the FIN at once.
         self.cut()
+        self.control.close()
         self.sock.close()
