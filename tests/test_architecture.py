@@ -202,32 +202,19 @@ def test_settings_are_read_in_one_place(module: str, package: str, source: str) 
     assert not reads or module in READERS_OF_SETTINGS
 
 
+@pytest.mark.parametrize(("module", "package", "source"), SOURCES)
+def test_testing_imports_nothing_of_the_core(
+    module: str, package: str, source: str
+) -> None:
+    imported = imported_modules(source, package)
+    assert module != "testing" or imported <= {"testing"}
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     source = (PACKAGE / "__init__.py").read_text()
     assert imports(source, "django_lettermint", runtime=False) <= {
         "__future__.annotations"
     }
-
-
-@pytest.mark.parametrize(("module", "package", "source"), SOURCES)
-def test_a_module_and_its_functions_can_be_taken_in_at_a_glance(
-    module: str, package: str, source: str
-) -> None:
-    # The pool's life of a connection reads best in one piece.
-    assert source.count("\n") <= (300 if module == "connection_pool" else 250)
-    functions = (
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
-    too_long = {each.name for each in functions if body_lines(each) > 30}
-    assert too_long == set()
-
-
-def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count lines from the first statement to the last, the docstring apart."""
-    start = function.body[ast.get_docstring(function) is not None :]
-    return (start[-1].end_lineno or 0) - start[0].lineno + 1 if start else 0
 
 
 def test_no_module_has_a_name_that_could_hold_anything() -> None:

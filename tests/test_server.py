@@ -66,6 +66,15 @@ def test_it_offers_no_tls_in_clear(client: smtplib.SMTP) -> None:
     assert client.docmd("STARTTLS")[0] == 503
 
 
+def ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not ipv6(), reason="there is no ::1 on this machine")
 def test_it_can_listen_on_ipv6() -> None:
     with serving("::1") as server:
         with smtplib.SMTP("::1", server.ports["plaintext"], timeout=10) as client:
