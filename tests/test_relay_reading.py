@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from django_lettermint.testing import ReceivedMessage, Relay
 from django_lettermint.testing.parsed_headers import (
     ParsedHeaders,
-    RefusedContent,
     parse_headers,
 )
+from django_lettermint.testing.session import Refusal
 from tests.relay_client import client
 
 printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1)
@@ -113,7 +113,7 @@ def test_only_the_header_section_counts() -> None:
     ],
 )
 def test_what_breaks_a_rule_is_refused(fields: list[str]) -> None:
-    with pytest.raises(RefusedContent, match=r"5\.6\.0 "):
+    with pytest.raises(Refusal, match=r"5\.6\.0 "):
         parse_headers(lines(*fields))
 
 
@@ -209,7 +209,7 @@ def test_what_python_encodes_is_decoded(value: str) -> None:
 
 @given(content=st.binary())
 def test_any_octets_are_read_or_refused(content: bytes) -> None:
-    with suppress(RefusedContent):
+    with suppress(Refusal):
         assert isinstance(parse_headers(content), ParsedHeaders)
 
 

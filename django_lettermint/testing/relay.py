@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from .certificates import Certificates
-from .parsed_headers import ParsedHeaders, RefusedContent, parse_headers
+from .parsed_headers import ParsedHeaders, parse_headers
 from .records import ReceivedMessage
 from .server import Server
-from .session import Reply, ServerConfig, Session, SubmittedMessage
+from .session import Refusal, Reply, ServerConfig, Session, SubmittedMessage
 from .state import RelayState
 from .stream import ConnectionEnded, Stream
 from .webhooks import Webhooks
@@ -130,7 +130,7 @@ class Relay:
         stream = Stream(
             sock,
             timeout=self._idle_timeout,
-            on_round_trip=lambda: state.count("round_trips"),
+            on_round_trip=lambda: state.add(round_trips=1),
         )
         return RelaySession(stream, security, number, self._config, state)
 
@@ -270,7 +270,7 @@ class Relay:
         verb: str = "RCPT",
     ) -> None:
         """Refuse an address from now on, as a recipient or (`verb="MAIL"`) as a sender."""
-        self._state.refusals[verb, address.casefold()] = Reply(code, text)
+        self._state.refusals[verb, address.casefold()] = (code, text)
 
     def accept(self, address: str, verb: str = "RCPT") -> None:
         """Take a refusal back."""
@@ -296,7 +296,7 @@ class RelaySession(Session):
         self.state = state
         #: It is one of the open connections in the statistics.
         self._counted = True
-        state.connected()
+        state.add(connections=1, open=1)
 
     def command(self, verb: bytes, argument: bytes, line: bytes) -> None:
         self.state.count_command(verb.decode("ascii", "replace"))
@@ -311,31 +311,38 @@ class RelaySession(Session):
     def ended(self) -> None:
         if self._counted:
             self._counted = False
-            self.state.disconnected()
+            self.state.add(open=-1)
 
     def login_tried(self, mechanism: str, username: str, *, success: bool) -> None:
         self.state.login_tried(success=success)
 
-    def sender_refusal(self, address: str) -> Reply | None:
-        return self.state.refusals.get(("MAIL", address.casefold()))
+    def check_sender(self, address: str) -> None:
+        self._check("MAIL", address)
 
-    def recipient_refusal(self, address: str, accepted: int) -> Reply | None:
-        refusal = self.state.refusals.get(("RCPT", address.casefold()))
-        if refusal is None and accepted >= _MAX_RECIPIENTS:
-            refusal = Reply(
-                452, f"4.5.3 At most {_MAX_RECIPIENTS} recipients a message"
-            )
-        self.state.count("recipients" if refusal is None else "refused_recipients")
-        return refusal
+    def check_recipient(self, address: str, accepted: int) -> None:
+        try:
+            self._check("RCPT", address)
+            if accepted >= _MAX_RECIPIENTS:
+                raise Refusal(
+                    452, f"4.5.3 At most {_MAX_RECIPIENTS} recipients a message"
+                )
+        except Refusal:
+            self.state.add(refused_recipients=1)
+            raise
+        self.state.add(recipients=1)
+
+    def _check(self, verb: str, address: str) -> None:
+        refusal = self.state.refusals.get((verb, address.casefold()))
+        if refusal is not None:
+            raise Refusal(*refusal)
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
-        if max(map(len, message.content.split(b"\r\n"))) > _MAX_LINE:
-            reply = Reply(500, f"5.5.2 A line is longer than {_MAX_LINE} octets")
-        else:
-            try:
-                reply = self._judge(message, parse_headers(message.content))
-            except RefusedContent as refusal:
-                reply = Reply(550, str(refusal))
+        try:
+            if max(map(len, message.content.split(b"\r\n"))) > _MAX_LINE:
+                raise Refusal(500, f"5.5.2 A line is longer than {_MAX_LINE} octets")
+            reply = self._judge(message, parse_headers(message.content))
+        except Refusal as refusal:
+            reply = refusal.reply
         if self.state.drops_reply():
             raise ConnectionEnded
         self.respond("dot", argument, reply)
@@ -347,7 +354,7 @@ class RelaySession(Session):
         repeated = self.state.keys.begin(key, message.content)
         if repeated is not None:
             if repeated.code == 250:
-                self.state.count("replays")
+                self.state.add(replays=1)
             return repeated
         try:
             reply = self._deliver(message, headers)
@@ -384,6 +391,8 @@ class RelaySession(Session):
         # A complete message is worked on to the end, even if its client has gone.
         with contextlib.suppress(OSError):
             self.stream.flush()
-        with self.state.in_progress():
-            if self.state.stopping.wait(self.state.reply_delay):
-                raise ConnectionEnded
+        self.state.add(in_progress=1)
+        stopped = self.state.stopping.wait(self.state.reply_delay)
+        self.state.add(in_progress=-1)
+        if stopped:
+            raise ConnectionEnded

@@ -34,6 +34,8 @@ _PATH = re.compile(
     rb"(FROM|TO):<((?:[^<>\"]|\"(?:[^\"\\]|\\.)*\")*)>(?: +(.*))?", re.IGNORECASE
 )
 _CHUNK = re.compile(rb"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
+_UNKNOWN = "5.5.2 Command not recognized"
+_TOO_BIG = "5.3.4 The message is too big"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,12 @@ class Reply:
         return f"{more}{self.code} {last}\r\n".encode("utf-8", "surrogateescape")
 
 
-_UNKNOWN = Reply(500, "5.5.2 Command not recognized")
-_TOO_BIG = Reply(552, "5.3.4 The message is too big")
-_NEEDS_SMTPUTF8 = Reply(553, "5.6.7 A non-ASCII address needs SMTPUTF8")
+class Refusal(Exception):
+    """What a command is answered in place of being carried out."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.reply = Reply(code, text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +104,6 @@ class SubmittedMessage:
     chunked: bool
 
 
-class BadExchange(Exception):
-    """The AUTH exchange was cancelled or cannot be read; the text is the reply's."""
-
-
 class Session:
     """One connection, served to its end by `run()`.
 
@@ -146,53 +147,48 @@ class Session:
     def command(self, verb: bytes, argument: bytes, line: bytes) -> None:
         """Carry out a command; `line` is all of it, as it came."""
         step = _COMMANDS.get(verb, "unknown")
-        if len(line) > MAX_LINE:
-            self.respond("unknown", argument, Reply(500, "5.5.2 Line too long"))
-        elif (
-            self.security == "starttls"
-            and not self.stream.secure
-            and verb in _AFTER_TLS
-        ):
-            text = "5.7.0 Must issue a STARTTLS command first"
-            self.respond(step, argument, Reply(530, text))
-        elif (
-            self.config.requires_auth and not self.authenticated and verb in _AFTER_AUTH
-        ):
-            self.respond(step, argument, Reply(530, "5.7.0 Authentication required"))
-        else:
+        try:
+            if len(line) > MAX_LINE:
+                raise Refusal(500, "5.5.2 Line too long")
+            if not self.encrypted and verb in _AFTER_TLS:
+                raise Refusal(530, "5.7.0 Must issue a STARTTLS command first")
+            anonymous = self.config.requires_auth and not self.authenticated
+            if anonymous and verb in _AFTER_AUTH:
+                raise Refusal(530, "5.7.0 Authentication required")
             getattr(self, step)(argument)
+        except Refusal as refusal:
+            self.respond(step, argument, refusal.reply)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS is in use, or not meant to be."""
+        return self.security == "plaintext" or self.stream.secure
 
     # Before the first message
 
     def ehlo(self, argument: bytes) -> None:
-        config, clear = self.config, not self.stream.secure
-        features = list(config.features)
-        if self.security == "starttls" and clear:
-            if config.starttls:
-                features.append("STARTTLS")
+        config = self.config
+        features = [config.hostname, *config.features]
+        if not self.encrypted and config.starttls:
+            features.append("STARTTLS")
         # No credentials may be asked for in clear (RFC 4954 section 4).
-        elif config.mechanisms:
+        if self.encrypted and config.mechanisms:
             features.append("AUTH " + " ".join(config.mechanisms))
         self.transaction = None
-        self.announced = frozenset(each.partition(" ")[0] for each in features)
-        text = "\n".join([config.hostname, *features])
-        self.respond("ehlo", argument, Reply(250, text))
+        self.announced = frozenset(each.partition(" ")[0] for each in features[1:])
+        self.respond("ehlo", argument, Reply(250, "\n".join(features)))
 
     def helo(self, argument: bytes) -> None:
         self.transaction, self.announced = None, frozenset()
         self.respond("helo", argument, Reply(250, self.config.hostname))
 
     def starttls(self, argument: bytes) -> None:
-        reply = Reply(220, "2.0.0 Ready to start TLS")
         if argument:
-            reply = Reply(501, "5.5.4 STARTTLS takes no argument")
-        elif (
-            self.security != "starttls"
-            or self.stream.secure
-            or not self.config.starttls
-        ):
-            reply = Reply(503, "5.5.1 STARTTLS is not offered")
-        if self.respond("starttls", argument, reply) == 220:
+            raise Refusal(501, "5.5.4 STARTTLS takes no argument")
+        if self.encrypted or not self.config.starttls:
+            raise Refusal(503, "5.5.1 STARTTLS is not offered")
+        ready = Reply(220, "2.0.0 Ready to start TLS")
+        if self.respond("starttls", argument, ready) == 220:
             self.start_tls()
 
     def start_tls(self) -> None:
@@ -202,115 +198,89 @@ class Session:
 
     def auth(self, argument: bytes) -> None:
         if not self.announced or self.authenticated:
-            text = "5.5.1 AUTH comes once, after EHLO"
-            self.respond("auth", argument, Reply(503, text))
-            return
+            raise Refusal(503, "5.5.1 AUTH comes once, after EHLO")
         mechanism, _, initial = argument.partition(b" ")
         name = mechanism.decode("latin-1").upper()
-        reply = Reply(504, "5.5.4 Unrecognized authentication type")
         username, token = "", None
-        if name in self.config.mechanisms:
-            reply = Reply(535, "5.7.8 Authentication credentials invalid")
-            try:
-                username, token = self._exchange(name, initial)
-            except BadExchange as problem:
-                reply = Reply(501, str(problem))
-        if token is not None:
+        try:
+            username, *answer = self._exchange(name, initial)
+            token = self._token(username, *answer)
             reply = Reply(235, "2.7.0 Authentication successful")
+        except Refusal as refusal:
+            reply = refusal.reply
         self.login_tried(name, username, success=token is not None)
         while (code := self.respond("auth", argument, reply)) == 334:
             self.stream.read_line()
         self.authenticated, self.token = code == 235, token
 
-    def _exchange(self, mechanism: str, initial: bytes) -> tuple[str, str | None]:
-        """Ask for credentials; return the user and the token, None unless both are right.
+    def _exchange(self, mechanism: str, initial: bytes) -> tuple[str, bytes, bytes]:
+        """Ask for credentials; return user, secret and the challenge, empty without.
 
         `initial` is the initial response (RFC 4954 section 4), "=" for an empty one.
         """
+        if mechanism not in self.config.mechanisms:
+            raise Refusal(504, "5.5.4 Unrecognized authentication type")
         challenge = self.challenge() if mechanism == "CRAM-MD5" else b""
-        asked = (b"Username:", b"Password:") if mechanism == "LOGIN" else (challenge,)
         if initial and challenge:
-            raise BadExchange("5.7.0 CRAM-MD5 takes no initial response")
+            raise Refusal(501, "5.7.0 CRAM-MD5 takes no initial response")
+        asked = (b"Username:", b"Password:") if mechanism == "LOGIN" else (challenge,)
         answers = [_decode(initial.removeprefix(b"="))] if initial else []
         for each in asked[len(answers) :]:
-            text = b64encode(each).decode()
-            self.respond("auth_cont", b"", Reply(334, text))
+            self.respond("auth_cont", b"", Reply(334, b64encode(each).decode()))
             answers.append(_decode(self.stream.read_line().rstrip(b"\r\n")))
         if mechanism == "PLAIN":
             answers = answers[0].split(b"\0")[1:]
         elif challenge:
             answers = answers[0].rsplit(b" ", 1)
         if len(answers) != 2:
-            raise BadExchange(f"5.5.2 Not an answer of {mechanism}")
-        username = answers[0].decode("utf-8", "replace")
-        if username != self.config.username:
-            return username, None
+            raise Refusal(501, f"5.5.2 Not an answer of {mechanism}")
+        return answers[0].decode("utf-8", "replace"), answers[1], challenge
+
+    def _token(self, username: str, secret: bytes, challenge: bytes) -> str:
         for token in self.config.tokens:
-            secret = token.encode()
+            known = token.encode()
             if challenge:
-                secret = hmac.new(secret, challenge, "md5").hexdigest().encode()
-            if secret == answers[1]:
-                return username, token
-        return username, None
+                known = hmac.new(known, challenge, "md5").hexdigest().encode()
+            if (username, secret) == (self.config.username, known):
+                return token
+        raise Refusal(535, "5.7.8 Authentication credentials invalid")
 
     # Transactions
 
     def mail(self, argument: bytes) -> None:
-        address, parameters = _path(argument, b"FROM")
-        reply = self._mail_refusal(address, parameters)
-        reply = reply or Reply(250, "2.1.0 Sender accepted")
-        if self.respond("mail", argument, reply) // 100 == 2 and address is not None:
-            self.transaction = Transaction(sender=address, parameters=parameters)
-
-    def _mail_refusal(
-        self, address: str | None, parameters: Mapping[bytes, bytes]
-    ) -> Reply | None:
+        sender, parameters = _path(argument, b"FROM")
         if self.announced is None:
-            return Reply(503, "5.5.1 EHLO comes first")
+            raise Refusal(503, "5.5.1 EHLO comes first")
         if self.transaction is not None:
-            return Reply(503, "5.5.1 MAIL within a transaction")
-        if address is None:
-            return Reply(501, "5.5.4 Syntax: MAIL FROM:<address>")
-        if not address.isascii() and b"SMTPUTF8" not in parameters:
-            return _NEEDS_SMTPUTF8
-        return self._parameter_refusal(
-            parameters, self.announced
-        ) or self.sender_refusal(address)
-
-    def _parameter_refusal(
-        self, parameters: Mapping[bytes, bytes], announced: frozenset[str]
-    ) -> Reply | None:
+            raise Refusal(503, "5.5.1 MAIL within a transaction")
         for name, value in parameters.items():
             keyword, form = _PARAMETERS.get(name, ("", re.compile(b"")))
-            if keyword not in announced:
-                return Reply(555, f"5.5.4 {name.decode('latin-1')} is not offered")
+            if keyword not in self.announced:
+                raise Refusal(555, f"5.5.4 {name.decode('latin-1')} is not offered")
             if not form.fullmatch(value):
-                return Reply(501, f"5.5.4 {name.decode('latin-1')} has a wrong value")
+                raise Refusal(501, f"5.5.4 {name.decode('latin-1')} has a wrong value")
         if int(parameters.get(b"SIZE", b"0")) > self.config.max_size:
-            return _TOO_BIG
-        return None
+            raise Refusal(552, _TOO_BIG)
+        self.check_sender(_reachable(sender, parameters))
+        accepted = Reply(250, "2.1.0 Sender accepted")
+        if self.respond("mail", argument, accepted) // 100 == 2:
+            self.transaction = Transaction(sender=sender, parameters=parameters)
 
     def rcpt(self, argument: bytes) -> None:
-        address, parameters = _path(argument, b"TO")
-        reply = self._rcpt_refusal(address, parameters)
-        reply = reply or Reply(250, "2.1.5 Recipient accepted")
-        taken = self.respond("rcpt", argument, reply) // 100 == 2
-        if taken and self.transaction is not None and address:
-            self.transaction.recipients.append(address)
-
-    def _rcpt_refusal(
-        self, address: str | None, parameters: Mapping[bytes, bytes]
-    ) -> Reply | None:
-        if self.transaction is None:
-            return Reply(503, "5.5.1 MAIL comes first")
-        if not address:
-            return Reply(501, "5.5.4 Syntax: RCPT TO:<address>")
+        transaction = self.transaction
+        if transaction is None:
+            raise Refusal(503, "5.5.1 MAIL comes first")
+        recipient, parameters = _path(argument, b"TO")
+        if not recipient:
+            raise Refusal(501, "5.1.3 RCPT wants an address")
         if parameters:
-            return Reply(555, "5.5.4 RCPT takes no parameters here")
-        # RFC 6531 section 3.7.4.2 has this code for what MAIL did not announce.
-        if not address.isascii() and b"SMTPUTF8" not in self.transaction.parameters:
-            return _NEEDS_SMTPUTF8
-        return self.recipient_refusal(address, len(self.transaction.recipients))
+            raise Refusal(555, "5.5.4 RCPT takes no parameters here")
+        self.check_recipient(
+            _reachable(recipient, transaction.parameters), len(transaction.recipients)
+        )
+        accepted = Reply(250, "2.1.5 Recipient accepted")
+        if self.respond("rcpt", argument, accepted) // 100 == 2:
+            transaction.recipients.append(recipient)
 
     def rset(self, argument: bytes) -> None:
         self.transaction = None
@@ -318,12 +288,14 @@ class Session:
 
     def data(self, argument: bytes) -> None:
         reply = Reply(354, "End data with <CR><LF>.<CR><LF>")
-        if argument:
-            reply = Reply(501, "5.5.4 DATA takes no argument")
-        elif self.transaction is not None and self.transaction.chunks:
-            reply = Reply(503, "5.5.1 DATA cannot follow BDAT")
-        else:
-            reply = self._content_refusal() or reply
+        try:
+            if argument:
+                raise Refusal(501, "5.5.4 DATA takes no argument")
+            if self._open_transaction().chunks:
+                raise Refusal(503, "5.5.1 DATA cannot follow BDAT")
+        except Refusal as refusal:
+            reply = refusal.reply
+        # A hook may let the client go on where it should not.
         if self.respond("data", argument, reply) != 354:
             return
         wire = self.stream.read_dotted(self.config.max_size, self.content_progress)
@@ -334,54 +306,61 @@ class Session:
 
     def bdat(self, argument: bytes) -> None:
         parts = _CHUNK.fullmatch(argument)
-        if parts is None or "CHUNKING" not in (self.announced or ()):
-            known = Reply(501, "5.5.4 BDAT takes a number and perhaps LAST")
-            self.respond("bdat", argument, known if parts is None else _UNKNOWN)
-            return
+        if "CHUNKING" not in (self.announced or ()):
+            raise Refusal(500, _UNKNOWN)
+        if parts is None:
+            raise Refusal(501, "5.5.4 BDAT takes a number and perhaps LAST")
         size, last = int(parts[1]), parts[2] is not None
-        transaction = self.transaction or Transaction()
-        room = self.config.max_size - sum(map(len, transaction.chunks))
+        taken = self.transaction.chunks if self.transaction else []
+        room = self.config.max_size - sum(map(len, taken))
         # The octets come whatever the reply will be (RFC 3030 section 2).
         chunk = self.stream.read_chunk(size, room, self.content_progress)
         self.content_read(chunk or b"", stuffed=False)
-        refusal = self._content_refusal() or (_TOO_BIG if chunk is None else None)
-        if refusal is not None:
-            if last and self.config.last_chunk_resets:
-                self.transaction = None
-            transaction.broken = True
-            self.respond("bdat", argument, refusal)
-            return
-        transaction.chunks.append(chunk or b"")
+        try:
+            transaction = self._open_transaction()
+            if chunk is None:
+                raise Refusal(552, _TOO_BIG)
+        except Refusal:
+            self._break(last=last)
+            raise
+        transaction.chunks.append(chunk)
         if last:
             self._finish(b"".join(transaction.chunks), argument, chunked=True)
-        else:
-            reply = Reply(250, f"2.0.0 {size} octets received")
-            code = self.respond("bdat", argument, reply)
-            transaction.broken = code // 100 != 2
+            return
+        reply = Reply(250, f"2.0.0 {size} octets received")
+        if self.respond("bdat", argument, reply) // 100 != 2:
+            self._break(last=False)
 
-    def _content_refusal(self) -> Reply | None:
+    def _break(self, *, last: bool) -> None:
+        if last and self.config.last_chunk_resets:
+            self.transaction = None
+        elif self.transaction is not None:
+            self.transaction.broken = True
+
+    def _open_transaction(self) -> Transaction:
+        """Return the transaction that content may come for."""
         if self.transaction is None:
-            return Reply(503, "5.5.1 MAIL comes first")
+            raise Refusal(503, "5.5.1 MAIL comes first")
         if self.transaction.broken:
-            return Reply(503, "5.5.1 A chunk was refused: RSET comes first")
+            raise Refusal(503, "5.5.1 A chunk was refused: RSET comes first")
         if not self.transaction.recipients:
-            return Reply(554, "5.5.1 No valid recipients")
-        return None
+            raise Refusal(554, "5.5.1 No valid recipients")
+        return self.transaction
 
     def _finish(self, content: bytes | None, argument: bytes, *, chunked: bool) -> None:
         transaction = self.transaction or Transaction()
         self.transaction = None
         if content is None or len(content) > self.config.max_size:
-            self.respond("dot", argument, _TOO_BIG)
-        else:
-            message = SubmittedMessage(
-                sender=transaction.sender,
-                parameters=transaction.parameters,
-                recipients=tuple(transaction.recipients),
-                content=content,
-                chunked=chunked,
-            )
-            self.receive(message, argument)
+            self.respond("dot", argument, Reply(552, _TOO_BIG))
+            return
+        message = SubmittedMessage(
+            sender=transaction.sender,
+            parameters=transaction.parameters,
+            recipients=tuple(transaction.recipients),
+            content=content,
+            chunked=chunked,
+        )
+        self.receive(message, argument)
 
     # Other commands
 
@@ -392,12 +371,11 @@ class Session:
         self.respond("vrfy", argument, Reply(252, "2.1.5 Try to send something"))
 
     def unknown(self, argument: bytes) -> None:
-        self.respond("unknown", argument, _UNKNOWN)
+        raise Refusal(500, _UNKNOWN)
 
     def quit(self, argument: bytes) -> None:
         if argument:
-            self.respond("quit", argument, Reply(501, "5.5.4 QUIT takes no argument"))
-            return
+            raise Refusal(501, "5.5.4 QUIT takes no argument")
         self.respond("quit", argument, Reply(221, "2.0.0 Bye"))
         self.stream.end_tls()
         raise ConnectionEnded
@@ -420,13 +398,11 @@ class Session:
     def login_tried(self, mechanism: str, username: str, *, success: bool) -> None:
         """Take note of an AUTH command that is about to be answered."""
 
-    def sender_refusal(self, address: str) -> Reply | None:
-        """Judge the address of a MAIL command that is right otherwise."""
-        return None
+    def check_sender(self, address: str) -> None:
+        """Raise Refusal for the address of a MAIL command that is right otherwise."""
 
-    def recipient_refusal(self, address: str, accepted: int) -> Reply | None:
-        """Judge the address of a RCPT command, behind `accepted` others."""
-        return None
+    def check_recipient(self, address: str, accepted: int) -> None:
+        """Raise Refusal for the address of a RCPT command, behind `accepted` others."""
 
     def content_progress(self, received: int) -> None:
         """Take note of the octets of content or chunk that have come so far."""
@@ -444,18 +420,25 @@ class Session:
 
 def _decode(line: bytes) -> bytes:
     if line == b"*":
-        raise BadExchange("5.7.0 Authentication cancelled")
+        raise Refusal(501, "5.7.0 Authentication cancelled")
     try:
         return b64decode(line, validate=True)
     except binascii.Error:
-        raise BadExchange("5.5.2 Not base64") from None
+        raise Refusal(501, "5.5.2 Not base64") from None
 
 
-def _path(argument: bytes, keyword: bytes) -> tuple[str | None, dict[bytes, bytes]]:
-    """Return the address of a MAIL or RCPT command, None without, and its parameters."""
+def _path(argument: bytes, keyword: bytes) -> tuple[str, dict[bytes, bytes]]:
+    """Return the address of a MAIL or RCPT command, and the parameters behind it."""
     found = _PATH.fullmatch(argument)
     if found is None or found[1].upper() != keyword:
-        return None, {}
+        raise Refusal(501, f"5.5.4 Syntax: {keyword.decode()}:<address>")
     words = (word.partition(b"=") for word in (found[3] or b"").split())
     parameters = {name.upper(): value for name, _, value in words}
     return found[2].decode("utf-8", "replace"), parameters
+
+
+def _reachable(address: str, parameters: Mapping[bytes, bytes]) -> str:
+    # RFC 6531 section 3.7.4.2 has this code for what MAIL did not announce.
+    if not address.isascii() and b"SMTPUTF8" not in parameters:
+        raise Refusal(553, "5.6.7 A non-ASCII address needs SMTPUTF8")
+    return address

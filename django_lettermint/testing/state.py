@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import fields
 
 from .idempotency import IdempotencyKeys
 from .records import Logins, ReceivedMessage, Statistics
 
-if TYPE_CHECKING:
-    from .session import Reply
+_COUNTERS = {each.name for each in fields(Statistics)} - {"commands"}
 
 
 class RelayState:
@@ -28,7 +26,8 @@ class RelayState:
         self.messages: list[ReceivedMessage] = []
         #: Called with each delivered message by its session's thread; must not block.
         self.observers: list[Callable[[ReceivedMessage], None]] = []
-        self.refusals: dict[tuple[str, str], Reply] = {}
+        #: Code and text by verb and address.
+        self.refusals: dict[tuple[str, str], tuple[int, str]] = {}
         #: Final replies to drop, with their connections.
         self.drops = 0
         self.logins = Logins()
@@ -40,40 +39,19 @@ class RelayState:
 
     def statistics(self) -> Statistics:
         with self.changed:
-            counts = self._counts
-            return Statistics(
-                connections=counts["connections"],
-                open=counts["open"],
-                peak=counts["peak"],
-                round_trips=counts["round_trips"],
-                commands=dict(self._commands),
-                recipients=counts["recipients"],
-                refused_recipients=counts["refused_recipients"],
-                messages=counts["messages"],
-                octets=counts["octets"],
-                replays=counts["replays"],
-                in_progress=counts["in_progress"],
-            )
+            counts = {name: self._counts[name] for name in _COUNTERS}
+            return Statistics(commands=dict(self._commands), **counts)
 
-    def count(self, name: str) -> None:
+    def add(self, **counts: int) -> None:
+        """Change counters of the statistics, and wake those who wait."""
         with self.changed:
-            self._counts[name] += 1
+            self._counts.update(counts)
+            self._counts["peak"] = max(self._counts["peak"], self._counts["open"])
+            self.changed.notify_all()
 
     def count_command(self, verb: str) -> None:
         with self.changed:
             self._commands[verb] += 1
-
-    def connected(self) -> None:
-        with self.changed:
-            self._counts["connections"] += 1
-            self._counts["open"] += 1
-            self._counts["peak"] = max(self._counts["peak"], self._counts["open"])
-            self.changed.notify_all()
-
-    def disconnected(self) -> None:
-        with self.changed:
-            self._counts["open"] -= 1
-            self.changed.notify_all()
 
     def login_tried(self, *, success: bool) -> None:
         with self.changed:
@@ -89,27 +67,11 @@ class RelayState:
             self.drops -= dropped
             return dropped
 
-    @contextmanager
-    def in_progress(self) -> Iterator[None]:
-        """Count a message that is complete but not answered."""
-        self._change_progress(1)
-        try:
-            yield
-        finally:
-            self._change_progress(-1)
-
-    def _change_progress(self, change: int) -> None:
-        with self.changed:
-            self._counts["in_progress"] += change
-            self.changed.notify_all()
-
     def deliver(self, message: ReceivedMessage) -> None:
         with self.changed:
             if self._keep:
                 self.messages.append(message)
-            self._counts["messages"] += 1
-            self._counts["octets"] += len(message.content)
-            self.changed.notify_all()
+            self.add(messages=1, octets=len(message.content))
         for observer in tuple(self.observers):
             observer(message)
 
