@@ -148,6 +148,14 @@ def test_a_script_decides_what_is_delivered_whatever_is_answered(
         assert len(server.deliveries) == taken
 
 
+def test_a_refused_chunk_leaves_a_transaction_that_only_rset_ends() -> None:
+    rule = On("bdat", times=1, do=reply(552))
+    with plaintext(rule, features=CHUNKING) as server, greeted(server) as client:
+        group = ENVELOPE + b"BDAT 2\r\n\r\nBDAT 2 LAST\r\n\r\nMAIL FROM:<>\r\nRSET\r\n"
+        assert client.say(group, 6) == [250, 250, 552, 503, 503, 250]
+    assert server.delivered == {}
+
+
 def test_a_repeated_key_is_confirmed_once_its_answer_was_on_the_way() -> None:
     release, reached = threading.Event(), threading.Event()
     rule = On("dot", times=1, do=gate(release, reached, then=drop(deliver=True)))
