@@ -136,7 +136,8 @@ class FaultServer:
         self.peak_connections = 0
         self.host = host
         self._drops_pipelined = one_command_per_segment
-        self.keys = IdempotencyKeys() if idempotency else None
+        self.idempotency = idempotency
+        self.keys = IdempotencyKeys()
         mechanisms = tuple(auth)
         self.config = ServerConfig(
             context=server_context(cert),
@@ -347,8 +348,9 @@ class FaultSession(Session):
             self.check_content(message.content, message.parameters, stuffed=False)
         if self.answered:
             return
-        key, keys = _key_of(message.content), self.server.keys
-        repeated = keys.begin(key, message.content) if keys and key else None
+        keys, key = self.server.keys, _key_of(message.content)
+        own_key = key if self.server.idempotency else None
+        repeated = keys.begin(own_key, message.content)
         answer = answer_of(repeated or Reply(250, "2.0.0 queued"))
         self.server.replays += answer.code == 250 and repeated is not None
         for phase in ("bdat", "dot") if message.chunked else ("dot",):
@@ -357,13 +359,12 @@ class FaultSession(Session):
         if repeated is None:
             if taken:
                 self.deliver(message, key)
-            if keys and key:
-                # A message is in progress until its answer is on the way.
-                self.stream.on_write = lambda: (
-                    keys.finish(key, Reply(250, "2.0.0 queued"))
-                    if taken
-                    else keys.release(key)
-                )
+            # A message is in progress until its answer is on the way.
+            self.stream.on_write = lambda: (
+                keys.finish(own_key, Reply(250, "2.0.0 queued"))
+                if taken
+                else keys.release(own_key)
+            )
         answer.play(self.stream)
         self.decide("idle", b"", Answer(0, lambda _: None)).play(self.stream)
 

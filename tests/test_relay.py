@@ -263,6 +263,13 @@ def test_in_an_outage_nobody_gets_in_and_afterwards_the_ports_are_the_same(
     send(relay)
 
 
+def test_a_relay_that_is_stopped_in_an_outage_stays_stopped(relay: Relay) -> None:
+    with relay.outage():
+        relay.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", relay.port("tls")), timeout=10)
+
+
 def test_a_stopped_relay_keeps_its_messages_and_starts_again_on_its_ports() -> None:
     relay = Relay()
     with pytest.raises(RuntimeError, match="never started"):

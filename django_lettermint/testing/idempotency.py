@@ -28,11 +28,13 @@ class IdempotencyKeys:
         self._lock = threading.Lock()
         self._uses: dict[Hashable, _Use] = {}
 
-    def begin(self, key: Hashable, content: bytes) -> Reply | None:
-        """Return the reply to a repetition, or None for a first use.
+    def begin(self, key: Hashable | None, content: bytes) -> Reply | None:
+        """Return the reply to a repetition, or None for a first use or without a key.
 
         A first use must be ended, by `finish` or by `release`.
         """
+        if key is None:
+            return None
         use = _Use(hashlib.sha256(content).digest())
         with self._lock:
             first = self._uses.setdefault(key, use)
@@ -40,10 +42,11 @@ class IdempotencyKeys:
             return None
         return first.reply if first.digest == use.digest else _CONFLICT
 
-    def finish(self, key: Hashable, reply: Reply) -> None:
+    def finish(self, key: Hashable | None, reply: Reply) -> None:
         """Answer repetitions by the reply to the message that was taken."""
-        self._uses[key].reply = reply
+        if key is not None:
+            self._uses[key].reply = reply
 
-    def release(self, key: Hashable) -> None:
+    def release(self, key: Hashable | None) -> None:
         """Forget the key of a message that was not taken."""
-        del self._uses[key]
+        self._uses.pop(key, None)

@@ -178,7 +178,9 @@ class Relay:
         try:
             yield
         finally:
-            self._server.listen()
+            # It may have been stopped within the block.
+            if self._running:
+                self._server.listen()
 
     def _check_running(self) -> None:
         if not self._running:
@@ -348,25 +350,15 @@ class RelaySession(Session):
         self.respond("dot", argument, reply)
 
     def _judge(self, message: SubmittedMessage, headers: ParsedHeaders) -> Reply:
-        if headers.idempotency_key is None:
-            return self._deliver(message, headers)
-        key = (self.token, headers.idempotency_key)
-        repeated = self.state.keys.begin(key, message.content)
+        keys, key = self.state.keys, headers.idempotency_key
+        own_key = None if key is None else (self.token, key)
+        repeated = keys.begin(own_key, message.content)
         if repeated is not None:
-            if repeated.code == 250:
-                self.state.add(replays=1)
+            self.state.add(replays=repeated.code == 250)
             return repeated
-        try:
-            reply = self._deliver(message, headers)
-        except ConnectionEnded:
-            self.state.keys.release(key)
-            raise
-        self.state.keys.finish(key, reply)
-        return reply
-
-    def _deliver(self, message: SubmittedMessage, headers: ParsedHeaders) -> Reply:
-        if self.state.reply_delay:
-            self._delay()
+        if self.state.reply_delay and not self._delay():
+            keys.release(own_key)
+            raise ConnectionEnded
         received = ReceivedMessage(
             id=str(uuid.uuid4()),
             mail_from=message.sender,
@@ -384,15 +376,19 @@ class RelaySession(Session):
             token=self.token or "",
             received_at=time.time(),
         )
-        self.state.deliver(received)
-        return Reply(250, f"2.0.0 Queued as {received.id}")
+        reply = Reply(250, f"2.0.0 Queued as {received.id}")
+        # Together: who has seen the message may repeat it.
+        with self.state.changed:
+            keys.finish(own_key, reply)
+            self.state.deliver(received)
+        return reply
 
-    def _delay(self) -> None:
+    def _delay(self) -> bool:
+        """Wait before the final reply; return False if the relay stops meanwhile."""
         # A complete message is worked on to the end, even if its client has gone.
         with contextlib.suppress(OSError):
             self.stream.flush()
         self.state.add(in_progress=1)
         stopped = self.state.stopping.wait(self.state.reply_delay)
         self.state.add(in_progress=-1)
-        if stopped:
-            raise ConnectionEnded
+        return not stopped
