@@ -23,13 +23,13 @@ import trustme
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from django_lettermint.testing.server import Server
+from django_lettermint.testing.server import SMTPServer
 from django_lettermint.testing.session import (
     ServerConfig,
-    Session,
+    ServerSession,
     SubmittedMessage,
 )
-from django_lettermint.testing.stream import Stream
+from django_lettermint.testing.stream import ServerStream
 
 FEATURES = ("PIPELINING", "8BITMIME", "SIZE 99999999", "SMTPUTF8", "CHUNKING")
 TOKEN = "lm_bench"
@@ -44,7 +44,7 @@ def count(name: str) -> None:
         counters[name] += 1
 
 
-class CountingSession(Session):
+class CountingSession(ServerSession):
     """Takes every message, and counts it."""
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
@@ -55,7 +55,7 @@ class CountingSession(Session):
         super().receive(message, argument)
 
 
-def serve(ca_file: str) -> Server:
+def serve(ca_file: str) -> SMTPServer:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(ca_file)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -69,12 +69,12 @@ def serve(ca_file: str) -> Server:
         max_size=99_999_999,
     )
 
-    def new_session(sock: socket.socket, security: str, number: int) -> Session:
+    def new_session(sock: socket.socket, security: str, number: int) -> ServerSession:
         count("connections")
-        stream = Stream(sock, on_round_trip=lambda: count("turns"))
+        stream = ServerStream(sock, on_round_trip=lambda: count("turns"))
         return CountingSession(stream, security, number, config)
 
-    server = Server(new_session, {"starttls": 0, "tls": 0})
+    server = SMTPServer(new_session, {"starttls": 0, "tls": 0})
     server.listen()
     return server
 

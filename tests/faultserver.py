@@ -27,15 +27,15 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self, cast
 
 from django_lettermint.testing.idempotency import IdempotencyKeys
-from django_lettermint.testing.server import Server
+from django_lettermint.testing.server import SMTPServer
 from django_lettermint.testing.session import (
     Reply,
     ServerConfig,
-    Session,
+    ServerSession,
     SubmittedMessage,
     Transaction,
 )
-from django_lettermint.testing.stream import ConnectionEnded, Stream
+from django_lettermint.testing.stream import ConnectionEnded, ServerStream
 from tests.certificates import ca_file, server_context
 from tests.faults import (
     Action,
@@ -156,7 +156,7 @@ class FaultServer:
         self._streams: dict[int, FaultStream] = {}
         self._received: dict[int, bytearray] = {}
         self._security = SECURITY[tls]
-        self._server = Server(
+        self._server = SMTPServer(
             self._new_session,
             {self._security: port},
             host=host,
@@ -182,7 +182,9 @@ class FaultServer:
         """Refuse new connections; the open ones live on."""
         self._server.close_door()
 
-    def _new_session(self, sock: socket.socket, security: str, number: int) -> Session:
+    def _new_session(
+        self, sock: socket.socket, security: str, number: int
+    ) -> ServerSession:
         stream = FaultStream(sock, number, drops_pipelined=self._drops_pipelined)
         with self._changed:
             self._streams[number] = stream
@@ -282,7 +284,7 @@ class FaultServer:
         return None, normal
 
 
-class FaultSession(Session):
+class FaultSession(ServerSession):
     """A connection that answers as the script says, and notes what the client does wrong."""
 
     stream: FaultStream
@@ -460,7 +462,7 @@ class FaultSession(Session):
 _HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
-class FaultStream(Stream):
+class FaultStream(ServerStream):
     """A socket used by its session's thread; other threads may only `act` and `cut`."""
 
     def __init__(

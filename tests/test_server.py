@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from django_lettermint.testing.server import Server
-from django_lettermint.testing.session import ServerConfig, Session
-from django_lettermint.testing.stream import Stream
+from django_lettermint.testing.server import SMTPServer
+from django_lettermint.testing.session import ServerConfig, ServerSession
+from django_lettermint.testing.stream import ServerStream
 from tests.certificates import server_context
 
 CONFIG = ServerConfig(
@@ -24,13 +24,13 @@ CONFIG = ServerConfig(
 )
 
 
-def new_session(sock: socket.socket, security: str, number: int) -> Session:
-    return Session(Stream(sock, timeout=10), security, number, CONFIG)
+def new_session(sock: socket.socket, security: str, number: int) -> ServerSession:
+    return ServerSession(ServerStream(sock, timeout=10), security, number, CONFIG)
 
 
 @contextmanager
-def serving(host: str = "127.0.0.1") -> Iterator[Server]:
-    server = Server(new_session, {"plaintext": 0}, host=host)
+def serving(host: str = "127.0.0.1") -> Iterator[SMTPServer]:
+    server = SMTPServer(new_session, {"plaintext": 0}, host=host)
     server.listen()
     try:
         yield server
@@ -85,13 +85,15 @@ def test_it_can_listen_on_ipv6() -> None:
 def test_it_waits_no_longer_than_it_is_told_for_a_thread_that_does_not_end() -> None:
     ends, entered = threading.Event(), threading.Event()
 
-    class Busy(Session):
+    class Busy(ServerSession):
         def noop(self, argument: bytes) -> None:
             entered.set()
             ends.wait(10)
 
-    server = Server(
-        lambda sock, security, number: Busy(Stream(sock), security, number, CONFIG),
+    server = SMTPServer(
+        lambda sock, security, number: Busy(
+            ServerStream(sock), security, number, CONFIG
+        ),
         {"plaintext": 0},
     )
     server.listen()

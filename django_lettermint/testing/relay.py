@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Self
 from .certificates import Certificates
 from .parsed_headers import ParsedHeaders, parse_headers
 from .records import ReceivedMessage
-from .server import Server
-from .session import Refusal, Reply, ServerConfig, Session, SubmittedMessage
+from .server import SMTPServer
+from .session import Refusal, Reply, ServerConfig, ServerSession, SubmittedMessage
 from .state import RelayState
-from .stream import ConnectionEnded, Stream
+from .stream import ConnectionEnded, ServerStream
 from .webhooks import Webhooks
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Relay:
         )
         self._idle_timeout = idle_timeout
         self._state = RelayState(reply_delay=reply_delay, keep_messages=keep_messages)
-        self._server = Server(
+        self._server = SMTPServer(
             self._new_session, {"tls": 0, "starttls": 0}, name="lettermint-relay"
         )
         #: Webhooks for what it received: `post()` and `subscribe()`.
@@ -127,7 +127,7 @@ class Relay:
         self, sock: socket.socket, security: str, number: int
     ) -> RelaySession:
         state = self._state
-        stream = Stream(
+        stream = ServerStream(
             sock,
             timeout=self._idle_timeout,
             on_round_trip=lambda: state.add(round_trips=1),
@@ -283,12 +283,12 @@ class Relay:
         self._state.drops = count
 
 
-class RelaySession(Session):
+class RelaySession(ServerSession):
     """A connection to the relay: Lettermint's rules, and counters."""
 
     def __init__(
         self,
-        stream: Stream,
+        stream: ServerStream,
         security: str,
         number: int,
         config: ServerConfig,

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import ServerSession
 
 #: Makes the session of an accepted socket: socket, security of the port, number from 1.
-NewSession = Callable[[socket.socket, str, int], "Session"]
+NewSession = Callable[[socket.socket, str, int], "ServerSession"]
 
 
-class Server:
+class SMTPServer:
     """An SMTP server; what it says and does is up to its sessions.
 
     `ports` has the port for each security it serves: "tls", "starttls" or "plaintext". A
@@ -46,7 +46,7 @@ class Server:
         self._waker: socket.socket
         self._woken: socket.socket
         self._lock = threading.Lock()
-        self._threads: dict[Session, threading.Thread] = {}
+        self._threads: dict[ServerSession, threading.Thread] = {}
 
     def listen(self) -> None:
         """Listen on all ports; raises OSError, with none open, if one cannot be had."""
@@ -126,7 +126,7 @@ class Server:
             self._threads[session] = thread
             thread.start()
 
-    def _run(self, session: Session) -> None:
+    def _run(self, session: ServerSession) -> None:
         try:
             session.run()
         finally:

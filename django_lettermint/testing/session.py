@@ -1,4 +1,4 @@
-"""What a server says: one SMTP conversation, and the hooks by which servers differ."""
+"""One SMTP conversation, seen from the server, and the hooks by which servers differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .stream import MAX_LINE, ConnectionEnded, Stream
+from .stream import MAX_LINE, ConnectionEnded, ServerStream
 
 _COMMANDS = {
     verb: verb.decode().lower()
@@ -53,7 +53,7 @@ class Reply:
 
 
 class Refusal(Exception):
-    """What a command is answered in place of being carried out."""
+    """Raised by a command that is not carried out; `reply` is the answer to it."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -104,15 +104,15 @@ class SubmittedMessage:
     chunked: bool
 
 
-class Session:
+class ServerSession:
     """One connection, served to its end by `run()`.
 
-    A server differs by the methods it overrides: the hooks at the end of this class, and
-    those of commands, which bear the command's name.
+    A server overrides the methods that it decides differently: those of commands, named
+    like the command, and the hooks at the end of this class.
     """
 
     def __init__(
-        self, stream: Stream, security: str, number: int, config: ServerConfig
+        self, stream: ServerStream, security: str, number: int, config: ServerConfig
     ) -> None:
         """Prepare to serve; `security` is "tls", "starttls" or "plaintext"."""
         self.stream = stream

@@ -19,7 +19,7 @@ class ConnectionEnded(Exception):
     """The client has closed the connection, or the server is going to."""
 
 
-class Stream:
+class ServerStream:
     """An accepted socket, used by one thread; other threads may only `cut()` it.
 
     Replies are gathered until the server has to wait for the client, so that the replies to
