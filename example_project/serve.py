@@ -21,7 +21,7 @@ from django.core.wsgi import get_wsgi_application
 from django_lettermint.testing import Relay
 
 #: Seconds a mail takes at the local relay: enough to see the pool at work.
-THINK_TIME = 0.1
+REPLY_DELAY = 0.1
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         if not os.environ.get("LETTERMINT_API_TOKEN"):
             # Webhooks are all that anybody wants to know about a mail here.
             relay = stack.enter_context(
-                Relay(think_time=THINK_TIME, keep_messages=False)
+                Relay(reply_delay=REPLY_DELAY, keep_messages=False)
             )
             use(relay)
         server.set_app(site())

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-NAMES = ("localhost", "127.0.0.1", "::1")
+NAMES = ("localhost", "127.0.0.1", "127.0.0.2", "127.0.0.3", "::1")
 
 #: Good certificates behind a server that ends at an old protocol version.
 OLD_PROTOCOLS: Mapping[str, str] = {"tls1.0": "TLSv1", "tls1.1": "TLSv1_1"}

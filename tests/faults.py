@@ -1,8 +1,8 @@
 """The words a fault script is written in: rules (`On`) and what they do.
 
-An action is a function that gets the answer the server would give by itself and returns the answer
-it gives instead. Plain functions are welcome as actions: one that returns its argument changes
-nothing, one that rolls dice makes a random fault.
+An action is a function that gets the answer the server would give by itself and returns the
+answer it gives instead. A plain function can be an action: one that returns its argument
+changes nothing, one that rolls dice makes a random fault.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal, Protocol, get_args
 
+from django_lettermint.testing.session import Reply
+
 Phase = Literal[
-    "banner", "ehlo", "helo", "starttls", "tls", "auth", "auth_cont", "mail", "rcpt", "data", "body",
-    "bdat", "dot", "idle", "rset", "noop", "vrfy", "quit", "unknown",
+    "banner", "ehlo", "helo", "starttls", "tls", "auth", "auth_cont", "mail", "rcpt",
+    "data", "body", "bdat", "dot", "idle", "rset", "noop", "vrfy", "quit", "unknown",
 ]  # fmt: skip
 
 
 class Wire(Protocol):
     """What an answer may do to its connection; each call ends the session if the peer is gone."""
+
+    number: int  #: of the connection
 
     def write(self, data: bytes) -> None: ...
 
@@ -42,7 +46,8 @@ Play = Callable[[Wire], None]
 class Answer:
     """What the server makes of a command, and then what it puts on the wire.
 
-    The code is what the server itself goes by: 2xx at "dot" delivers the message, 0 changes nothing.
+    The code is what the server itself goes by: 2xx at "dot" delivers the message, 0 changes
+    nothing.
     """
 
     code: int
@@ -52,14 +57,8 @@ class Answer:
 Action = Callable[[Answer], Answer]
 
 
-def text_answer(code: int, *lines: str) -> Answer:
-    """Return a well-formed reply of one or more lines."""
-    last = len(lines) - 1
-    text = "".join(
-        f"{code}{'-' if i < last else ' '}{line}\r\n" for i, line in enumerate(lines)
-    )
-    data = text.encode("utf-8", "surrogateescape")
-    return Answer(code, lambda wire: wire.write(data))
+def answer_of(given: Reply) -> Answer:
+    return Answer(given.code, lambda wire: wire.write(given.octets))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +77,10 @@ class Moment:
 class On:
     """A rule: at `phase`, for what the selectors choose, do this instead of the normal thing.
 
-    `message` counts MAIL commands: over the server, or on one connection if `connection` is given.
-    `match` is searched in the command's argument, ignoring case. `times` limits how often the rule
-    acts; the first rule that fits wins. "body" rules act once a message, behind `after_bytes`.
+    `message` counts MAIL commands: over the server, or on one connection if `connection` is
+    given. `match` is searched in the command's argument, ignoring case. `times` limits how
+    often the rule acts; the first rule that fits wins. "body" rules act once a message,
+    behind `after_bytes`.
     """
 
     phase: Phase
@@ -99,7 +99,7 @@ class On:
             )
 
     def fits(self, moment: Moment) -> bool:
-        """Tell whether the rule is about this moment, however often it acted before."""
+        """Return whether the rule is about this moment, however often it acted before."""
         message = (
             moment.message if self.connection is None else moment.message_on_connection
         )
@@ -121,7 +121,7 @@ def normal(answer: Answer) -> Answer:
 
 def reply(code: int, text: str = "scripted", *, close: bool = False) -> Action:
     """Give this answer; each line of the text becomes a line of the reply."""
-    answer = text_answer(code, *text.split("\n"))
+    answer = answer_of(Reply(code, text))
     return lambda _: _closing(answer) if close else answer
 
 
@@ -129,6 +129,11 @@ def raw(data: bytes, *, close: bool = False) -> Action:
     """Put these bytes on the wire in place of an answer; the server's own state stays."""
     answer = Answer(0, lambda wire: wire.write(data))
     return lambda _: _closing(answer) if close else answer
+
+
+def in_clear(data: bytes, then: Action = normal) -> Action:
+    """Put these bytes below TLS, then go on; at "tls": before the handshake."""
+    return _after(lambda wire: wire.write_under_tls(data), then)
 
 
 def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Action:
@@ -149,7 +154,7 @@ def hang() -> Action:
 
 def stall(seconds: float, then: Action = normal) -> Action:
     """Wait, reading nothing, and then go on."""
-    return _delayed(lambda wire: wire.pause(seconds), then)
+    return _after(lambda wire: wire.pause(seconds), then)
 
 
 def gate(
@@ -164,12 +169,12 @@ def gate(
             reached.set()
         wire.wait_for(release)
 
-    return _delayed(wait, then)
+    return _after(wait, then)
 
 
 def once_spoken_to(then: Action) -> Action:
     """Wait until the client has begun to speak: at "tls", it is in its handshake then."""
-    return _delayed(lambda wire: wire.wait_for_input(), then)
+    return _after(lambda wire: wire.wait_for_input(), then)
 
 
 def accept_then(action: Action) -> Action:
@@ -200,29 +205,23 @@ def endless(line: bytes) -> Action:
 
 def inject(data: bytes, *, split: bool = False) -> Action:
     """Put plaintext behind the STARTTLS reply: with it, or `split`: once the client starts TLS."""
+    ready = Reply(220, "2.0.0 Ready to start TLS").octets
 
-    def act(answer: Answer) -> Answer:
-        def play(wire: Wire) -> None:
-            if split:
-                answer.play(wire)
-                wire.wait_for_input()
-                wire.write(data)
-            else:
-                wire.write(READY_FOR_TLS + data)
+    def play(wire: Wire) -> None:
+        wire.write(ready if split else ready + data)
+        if split:
+            wire.wait_for_input()
+            wire.write(data)
 
-        return Answer(answer.code, play)
-
-    return act
-
-
-READY_FOR_TLS = b"220 2.0.0 ready for TLS\r\n"
+    return lambda answer: Answer(answer.code, play)
 
 
 def garble() -> Action:
     """Send what no TLS record of this connection can be."""
-    return lambda _: Answer(
-        0, lambda wire: wire.write_under_tls(b"\x17\x03\x03\x00\x20" + b"?" * 32)
-    )
+    return in_clear(b"\x17\x03\x03\x00\x20" + b"?" * 32, lambda _: _NOTHING)
+
+
+_NOTHING = Answer(0, lambda _: None)
 
 
 def _closing(answer: Answer, *, rst: bool = False) -> Answer:
@@ -233,12 +232,12 @@ def _closing(answer: Answer, *, rst: bool = False) -> Answer:
     return Answer(answer.code, play)
 
 
-def _delayed(wait: Play, then: Action) -> Action:
+def _after(first: Play, then: Action) -> Action:
     def act(answer: Answer) -> Answer:
         late = then(answer)
 
         def play(wire: Wire) -> None:
-            wait(wire)
+            first(wire)
             late.play(wire)
 
         return Answer(late.code, play)

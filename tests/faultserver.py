@@ -6,33 +6,52 @@
         assert server.delivered == {"carol@example.org": 1}
         assert server.violations == []
 
-`faults` holds the phases, selectors and actions that a script is made of.
+`faults` holds the phases, selectors and actions that a script is made of. The protocol is
+that of the relay in `django_lettermint.testing`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import select
 import socket
+import ssl
+import struct
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Self
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Self, cast
 
+from django_lettermint.testing.idempotency import IdempotencyKeys
+from django_lettermint.testing.server import SMTPServer
+from django_lettermint.testing.session import (
+    Reply,
+    ServerConfig,
+    ServerSession,
+    SubmittedMessage,
+    Transaction,
+)
+from django_lettermint.testing.stream import ConnectionEnded, ServerStream
 from tests.certificates import ca_file, server_context
-from tests.fault_dialogue import Setup
-from tests.fault_ledger import Delivery, Ledger, Login
-from tests.fault_session import Session
 from tests.faults import (
     Action,
     Answer,
+    Moment,
     On,
+    Phase,
+    Play,
     accept_then,
+    answer_of,
     drop,
     endless,
     garble,
     gate,
     hang,
+    in_clear,
     inject,
     normal,
     raw,
@@ -42,12 +61,13 @@ from tests.faults import (
 )
 
 __all__ = [
-    "TOKEN", "Action", "Answer", "Delivery", "FaultServer", "Login", "On",
-    "accept_then", "drop", "endless", "garble", "gate", "hang", "inject", "normal",
-    "raw", "reply", "stall", "trickle",
+    "CHALLENGE", "TOKEN", "Action", "Answer", "Delivery", "FaultServer", "Login", "On",
+    "accept_then", "drop", "endless", "garble", "gate", "hang", "in_clear", "inject",
+    "normal", "raw", "reply", "stall", "trickle",
 ]  # fmt: skip
 
 TOKEN = "lm_fault-server-token"
+CHALLENGE = b"<1896.697170952@fault.test>"
 FEATURES = (
     "PIPELINING",
     "8BITMIME",
@@ -55,13 +75,35 @@ FEATURES = (
     "ENHANCEDSTATUSCODES",
     "SIZE 26214400",
 )
+#: Its ports, as the options of the backend name them.
+SECURITY = {"implicit": "tls", "starttls": "starttls", None: "plaintext"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message that the server took."""
+
+    mail_from: str
+    recipients: tuple[str, ...]
+    content: bytes  #: without dot-stuffing and terminator
+    key: str | None  #: the Idempotency-Key header
+    connection: int
+    parameters: str  #: what stood behind MAIL's path
+
+
+class Login(NamedTuple):
+    mechanism: str
+    user: str
+    ok: bool  #: user and secret were right, whatever a script made the server answer
 
 
 class FaultServer:
-    """Serve SMTP on a port of 127.0.0.1, and do at each step what the script says.
+    """Serve SMTP on a loopback address, and do at each step what the script says.
 
-    `tls` is "implicit", "starttls" or None; `cert` one of `certificates.KINDS`; `rcvbuf` the size
-    of the receive buffer in octets; `idempotency` makes the server honour Idempotency-Key.
+    `tls` is "implicit", "starttls" or None; `cert` one of `certificates.KINDS`; `rcvbuf` the
+    size of the receive buffer in octets; `idempotency` makes the server honour
+    Idempotency-Key. Servers at 127.0.0.1, 127.0.0.2 and so on can share a port. With
+    `one_command_per_segment`, what comes behind a command in the same segment is lost.
     """
 
     def __init__(
@@ -76,109 +118,123 @@ class FaultServer:
         rcvbuf: int | None = None,
         user: str = "lettermint",
         token: str = TOKEN,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        one_command_per_segment: bool = False,
     ) -> None:
-        self.ledger = Ledger(script, idempotency=idempotency)
         #: The rules, first match first; change them while the server runs if need be.
-        self.script = self.ledger.script
-        self.deliveries = self.ledger.deliveries
-        self.logins = self.ledger.logins
+        self.script = list(script)
+        self.deliveries: list[Delivery] = []
+        self.logins: list[Login] = []
         #: Each command line in order, as (connection, line).
-        self.commands = self.ledger.commands
-        self.violations = self.ledger.violations
-        self.connections = 0
+        self.commands: list[tuple[int, bytes]] = []
+        self.violations: list[str] = []
+        #: MAIL commands so far.
+        self.messages = 0
+        #: How many messages were confirmed, but not delivered again, thanks to their key.
+        self.replays = 0
         self.peak_connections = 0
-        self._setup = Setup(
-            tls=tls,
-            features=tuple(features),
-            auth=tuple(auth),
+        self.host = host
+        self._drops_pipelined = one_command_per_segment
+        self.idempotency = idempotency
+        self.keys = IdempotencyKeys()
+        mechanisms = tuple(auth)
+        self.config = ServerConfig(
             context=server_context(cert),
-            user=user,
-            token=token,
+            hostname="fault.test",
+            features=tuple(features),
+            mechanisms=mechanisms,
+            requires_auth=bool(mechanisms),
+            username=user,
+            tokens=(token,),
+            # Announced, but for the client to keep to.
+            max_size=1 << 40,
+            last_chunk_resets=False,
         )
-        self._rcvbuf = rcvbuf
-        self._sessions: dict[int, Session] = {}
+        self._changed = threading.Condition(threading.RLock())
+        self._used: Counter[On] = Counter()
+        self._streams: dict[int, FaultStream] = {}
         self._received: dict[int, bytearray] = {}
-        self._threads: list[threading.Thread] = []
+        self._security = SECURITY[tls]
+        self._server = SMTPServer(
+            self._new_session,
+            {self._security: port},
+            host=host,
+            receive_buffer=rcvbuf,
+            name="faultserver",
+        )
 
     # Life.
 
     def __enter__(self) -> Self:
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        if self._rcvbuf is not None:
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._rcvbuf)
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(128)
-        self.port: int = self._listener.getsockname()[1]
-        self._wake, self._waker = socket.socketpair()
-        self._acceptor = threading.Thread(
-            target=self._accept, name=f"faultserver-{self.port}"
-        )
-        self._acceptor.start()
+        self._server.listen()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
     def stop(self) -> None:
         """Refuse new connections, cut the open ones, and wait for all threads."""
         self.close_door()
-        with self.ledger.changed:
-            for session in self._sessions.values():
-                session.stop()
-        for thread in self._threads:
-            thread.join(2.0)
-            assert not thread.is_alive(), f"{thread.name} does not end"
+        assert self._server.cut_connections(), "a connection does not end"
 
     def close_door(self) -> None:
         """Refuse new connections; the open ones live on."""
-        if self._acceptor.is_alive():
-            self._waker.send(b"!")
-            self._acceptor.join(2.0)
-            for sock in (self._listener, self._wake, self._waker):
-                sock.close()
+        self._server.close_door()
+
+    def _new_session(
+        self, sock: socket.socket, security: str, number: int
+    ) -> ServerSession:
+        stream = FaultStream(sock, number, drops_pipelined=self._drops_pipelined)
+        with self._changed:
+            self._streams[number] = stream
+            self._received[number] = stream.received
+            self.peak_connections = max(self.peak_connections, self.open_connections)
+            self._changed.notify_all()
+        return FaultSession(stream, security, number, self.config, self)
 
     # What the test does with it.
 
+    @property
+    def port(self) -> int:
+        return self._server.ports[self._security]
+
     def options(self, **others: object) -> dict[str, object]:
         """Return the backend options that reach this server, and the others given."""
-        security = {"implicit": "tls", "starttls": "starttls", None: "plaintext"}[
-            self._setup.tls
-        ]
         return {
-            "api_token": self._setup.token,
-            "host": "127.0.0.1",
+            "api_token": self.config.tokens[0],
+            "host": self.host,
             "port": self.port,
-            "security": security,
+            "security": self._security,
             "ca_file": ca_file(),
             **others,
         }
 
     def act(self, connection: int, action: Action) -> None:
         """Do this on a connection that waits for its client, and return when it is done."""
-        with self.ledger.changed:
-            session = self._sessions.get(connection)
-        if session is None:
+        with self._changed:
+            stream = self._streams.get(connection)
+        if stream is None:
             raise LookupError(f"connection {connection} is not open")
-        session.act(action(Answer(0, lambda _: None)).play)
+        stream.act(action(Answer(0, lambda _: None)).play)
 
     def act_on_all(self, action: Action) -> None:
         """Do this on every open connection."""
-        with self.ledger.changed:
-            sessions = list(self._sessions.values())
-        for session in sessions:
-            session.act(action(Answer(0, lambda _: None)).play)
+        with self._changed:
+            streams = list(self._streams.values())
+        for stream in streams:
+            stream.act(action(Answer(0, lambda _: None)).play)
 
     def wait_for(self, condition: Callable[[], object], timeout: float = 5.0) -> bool:
-        """Wait until a condition over this server's record holds; tell whether it came to hold."""
-        with self.ledger.changed:
-            return bool(self.ledger.changed.wait_for(condition, timeout))
+        """Wait until a condition over this server's record holds; return whether it does."""
+        with self._changed:
+            return bool(self._changed.wait_for(condition, timeout))
 
     # What it saw.
+
+    @property
+    def connections(self) -> int:
+        return self._server.accepted
 
     @property
     def delivered(self) -> Counter[str]:
@@ -188,11 +244,6 @@ class FaultServer:
         )
 
     @property
-    def replays(self) -> int:
-        """How many messages were confirmed, but not delivered again, thanks to their key."""
-        return self.ledger.replays
-
-    @property
     def received(self) -> dict[int, bytes]:
         """All that each connection received, after TLS."""
         return {number: bytes(data) for number, data in list(self._received.items())}
@@ -200,36 +251,405 @@ class FaultServer:
     @property
     def open_connections(self) -> int:
         """How many connections neither side has closed."""
-        with self.ledger.changed:
-            return sum(not session.left() for session in self._sessions.values())
+        with self._changed:
+            return sum(not stream.left() for stream in self._streams.values())
 
-    # Connections.
+    # For its sessions.
 
-    def _accept(self) -> None:
+    def note(self, change: Callable[[], object]) -> None:
+        """Change the record and wake those who wait."""
+        with self._changed:
+            change()
+            self._changed.notify_all()
+
+    def forget(self, connection: int) -> None:
+        self.note(lambda: self._streams.pop(connection))
+
+    def begin_message(self) -> int:
+        with self._changed:
+            self.messages += 1
+            self._changed.notify_all()
+            return self.messages
+
+    def action(
+        self, moment: Moment, spent: Collection[On] = ()
+    ) -> tuple[On | None, Action]:
+        """Return the first rule for this moment, but none of those spent, and what it does."""
+        with self._changed:
+            for rule in self.script:
+                left = rule.times is None or self._used[rule] < rule.times
+                if left and rule not in spent and rule.fits(moment):
+                    self._used[rule] += 1
+                    return rule, rule.do
+        return None, normal
+
+
+class FaultSession(ServerSession):
+    """A connection that answers as the script says, and notes what the client does wrong."""
+
+    stream: FaultStream
+
+    def __init__(
+        self,
+        stream: FaultStream,
+        security: str,
+        number: int,
+        config: ServerConfig,
+        server: FaultServer,
+    ) -> None:
+        super().__init__(stream, security, number, config)
+        self.server = server
+        self.message = 0  #: number of the last MAIL command over the server
+        self.messages = 0  #: MAIL commands on this connection
+        self.spent: set[On] = set()  #: "body" rules that have acted on this message
+        self.answered = False  #: a script has answered within the content
+
+    # The script.
+
+    def decide(self, phase: str, argument: bytes, answer: Answer) -> Answer:
+        return self.server.action(self.moment(phase, argument))[1](answer)
+
+    def moment(self, phase: str, argument: bytes, received: int = 0) -> Moment:
+        return Moment(
+            phase=cast("Phase", phase),
+            connection=self.number,
+            message=self.message,
+            message_on_connection=self.messages,
+            argument=argument.decode("utf-8", "replace"),
+            received=received,
+        )
+
+    def respond(self, step: str, argument: bytes, reply: Reply) -> int:
+        if step == "bdat" and self.answered:
+            return 0
+        answer = self.decide(step, argument, answer_of(reply))
+        answer.play(self.stream)
+        return answer.code
+
+    def start_tls(self) -> None:
+        handshake = super().start_tls
+        answer = Answer(220, lambda _: handshake())
+        self.decide("tls", b"", answer).play(self.stream)
+        if not self.stream.secure:
+            self.stream.pause()
+
+    def content_progress(self, received: int) -> None:
+        while True:
+            moment = self.moment("body", b"", received)
+            rule, action = self.server.action(moment, self.spent)
+            if rule is None:
+                return
+            self.spent.add(rule)
+            answer = action(Answer(0, lambda _: None))
+            answer.play(self.stream)
+            self.answered |= answer.code != 0
+
+    def receive(self, message: SubmittedMessage, argument: bytes) -> None:
+        """Take or refuse a message; a script that answered within its content has refused it."""
+        if message.chunked:
+            self.check_content(message.content, message.parameters, stuffed=False)
+        if self.answered:
+            return
+        keys, key = self.server.keys, _key_of(message.content)
+        own_key = key if self.server.idempotency else None
+        repeated = keys.begin(own_key, message.content)
+        answer = answer_of(repeated or Reply(250, "2.0.0 queued"))
+        self.server.replays += answer.code == 250 and repeated is not None
+        for phase in ("bdat", "dot") if message.chunked else ("dot",):
+            answer = self.decide(phase, argument, answer)
+        taken = answer.code // 100 == 2
+        if repeated is None:
+            if taken:
+                self.deliver(message, key)
+            # A message is in progress until its answer is on the way.
+            self.stream.on_write = lambda: (
+                keys.finish(own_key, Reply(250, "2.0.0 queued"))
+                if taken
+                else keys.release(own_key)
+            )
+        answer.play(self.stream)
+        self.decide("idle", b"", Answer(0, lambda _: None)).play(self.stream)
+
+    def deliver(self, message: SubmittedMessage, key: str | None) -> None:
+        delivery = Delivery(
+            mail_from=message.sender,
+            recipients=message.recipients,
+            content=message.content,
+            key=key,
+            connection=self.number,
+            parameters=b" ".join(
+                b"=".join(filter(None, each)) for each in message.parameters.items()
+            ).decode("latin-1"),
+        )
+        self.server.note(lambda: self.server.deliveries.append(delivery))
+
+    # The record.
+
+    def command(self, verb: bytes, argument: bytes, line: bytes) -> None:
+        entry = (self.number, line.rstrip(b"\r\n"))
+        self.server.note(lambda: self.server.commands.append(entry))
+        self.spent.clear()
+        self.answered = False
+        transaction = self.transaction or Transaction()
+        offered = self.announced or frozenset()
+        smtputf8 = b"SMTPUTF8" in transaction.parameters
+        for violation in _in_line(verb, line, offered, smtputf8=smtputf8):
+            self.violation(violation)
+        in_clear = self.security != "plaintext" and not self.stream.secure
+        if in_clear and verb in (b"AUTH", b"MAIL"):
+            self.violation(f"{verb.decode()} in clear")
+        if verb == b"AUTH":
+            mechanism = argument.partition(b" ")[0].decode("latin-1").upper()
+            if mechanism not in self.config.mechanisms:
+                self.violation(f"AUTH {mechanism} was not offered")
+        if verb == b"BDAT":
+            if "CHUNKING" not in offered:
+                self.violation("BDAT was not offered")
+        else:
+            self.look_behind(verb)
+        if verb == b"MAIL":
+            self.message = self.server.begin_message()
+            self.messages += 1
+            if self.transaction is not None:
+                self.violation("MAIL inside a transaction")
+        super().command(verb, argument, line)
+
+    def content_read(self, wire: bytes, *, stuffed: bool) -> None:
+        self.stream.drop_pipelined()
+        self.look_behind(b"content" if stuffed else b"chunk")
+        if stuffed:
+            parameters = self.transaction.parameters if self.transaction else {}
+            self.check_content(wire, parameters, stuffed=True)
+
+    def check_content(
+        self, wire: bytes, parameters: Mapping[bytes, bytes], *, stuffed: bool
+    ) -> None:
+        eight_bit = parameters.get(b"BODY", b"").upper() == b"8BITMIME"
+        for violation in _in_content(wire, stuffed=stuffed, eight_bit=eight_bit):
+            self.violation(violation)
+
+    def look_behind(self, what: bytes) -> None:
+        """Note input that should have waited for the reply to this."""
+        if not self.stream.more_input():
+            return
+        if "PIPELINING" not in (self.announced or ()):
+            self.violation(
+                f"input behind {what[:20]!r}, and PIPELINING was not offered"
+            )
+        elif what in LAST_OF_GROUP:
+            self.violation(
+                f"input behind {what[:20]!r}, which must be the last of a group"
+            )
+
+    def violation(self, what: str) -> None:
+        text = f"connection {self.number}: {what}"
+        self.server.note(lambda: self.server.violations.append(text))
+
+    def login_tried(self, mechanism: str, username: str, *, success: bool) -> None:
+        login = Login(mechanism, username, success)
+        self.server.note(lambda: self.server.logins.append(login))
+
+    def challenge(self) -> bytes:
+        return CHALLENGE
+
+    def ended(self) -> None:
+        self.stream.settle()
+        # Before the socket is closed: a client that sees that must not be counted any more.
+        self.server.forget(self.number)
+
+
+# The client has closed its side, even if unread input is still in front of that (Linux).
+_HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
+
+
+class FaultStream(ServerStream):
+    """A socket used by its session's thread; other threads may only `act` and `cut`."""
+
+    def __init__(
+        self, sock: socket.socket, number: int, *, drops_pipelined: bool
+    ) -> None:
+        super().__init__(sock)
+        self.number = number
+        self.received = bytearray()
+        #: Done before the next octets are written.
+        self.on_write: Callable[[], None] = lambda: None
+        self._drops_pipelined = drops_pipelined
+        self._rst = False
+        self._wake, self._waker = socket.socketpair()
+        self._jobs: deque[tuple[Play, threading.Event]] = deque()
+        self._running: list[threading.Event] = []
+
+    # For actions.
+
+    def write(self, data: bytes) -> None:
+        self.settle()
+        super().write(data)
+        self.flush()
+
+    def settle(self) -> None:
+        on_write, self.on_write = self.on_write, lambda: None
+        on_write()
+
+    def write_under_tls(self, data: bytes) -> None:
+        os.write(self.sock.fileno(), data)
+
+    def pause(self, seconds: float | None = None) -> None:
+        self._acknowledge()
+        if self._poll(_HANGUP, seconds):
+            raise ConnectionEnded
+
+    def wait_for_input(self) -> None:
+        if not self.buffer:
+            self._poll(select.POLLIN, None)
+
+    def wait_for(self, event: threading.Event) -> None:
+        while not event.wait(0.02):
+            self.pause(0)
+
+    def drop(self, *, rst: bool = False) -> None:
+        self._rst = rst
+        raise ConnectionEnded
+
+    # For the session.
+
+    def receive(self) -> bytes:
+        if not self._pending():
+            self._poll(select.POLLIN, None)
+        data = super().receive()
+        self.received += data
+        return data
+
+    def read_line(self) -> bytes:
+        line = super().read_line()
+        self.drop_pipelined()
+        return line
+
+    def drop_pipelined(self) -> None:
+        if self._drops_pipelined:
+            self.buffer.clear()
+
+    def more_input(self) -> bool:
+        """Return whether the client has sent more than was read, without waiting."""
+        # The end of input alone is no more input: it is left to the next read.
+        if not self.buffer and (
+            self._pending() or self._poll(select.POLLIN | _HANGUP, 0) == select.POLLIN
+        ):
+            with contextlib.suppress(ConnectionEnded):
+                self.fill()
+        return bool(self.buffer)
+
+    def close(self) -> None:
+        if self._rst:
+            linger = struct.pack("ii", 1, 0)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.sock.close()
+            self.control.close()
+        super().close()
+        self._wake.close()
+        self._waker.close()
+        self._running += [done for _, done in self._jobs]
+        self._acknowledge()
+
+    # For other threads.
+
+    def act(self, play: Play, timeout: float = 5.0) -> None:
+        """Have the session's thread do this as soon as it waits for its client."""
+        done = threading.Event()
+        self._jobs.append((play, done))
+        with contextlib.suppress(OSError):
+            self._waker.send(b"!")
+        if not done.wait(timeout):
+            raise TimeoutError(f"connection {self.number} is too busy to act")
+
+    def left(self) -> bool:
+        """Return whether the client has closed this connection, noticed or not."""
         poller = select.poll()
-        for sock in (self._listener, self._wake):
-            poller.register(sock, select.POLLIN)
-        while self._wake.fileno() not in dict(poller.poll()):
-            self._welcome(self._listener.accept()[0])
+        poller.register(self.control, _HANGUP)
+        return bool(poller.poll(0))
 
-    def _welcome(self, sock: socket.socket) -> None:
-        with self.ledger.changed:
-            self.connections += 1
-            session = Session(sock, self.connections, self._setup, self.ledger)
-            self._sessions[session.number] = session
-            self._received[session.number] = session.received
-            self.peak_connections = max(self.peak_connections, self.open_connections)
-            self.ledger.changed.notify_all()
-        name = f"faultserver-{self.port}-{session.number}"
-        thread = threading.Thread(target=self._serve, args=(session,), name=name)
-        self._threads = [each for each in self._threads if each.is_alive()]
-        self._threads.append(thread)
-        thread.start()
+    # Below: how it is done.
 
-    def _serve(self, session: Session) -> None:
-        try:
-            session.run()
-        finally:
-            # Out of the count first: a client that sees the close must not find it still open.
-            self.ledger.note(lambda: self._sessions.pop(session.number))
-            session.close()
+    def _pending(self) -> bool:
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
+    def _poll(self, mask: int, seconds: float | None) -> int:
+        """Return the socket's events, 0 when time is up, and do jobs meanwhile."""
+        poller = select.poll()
+        poller.register(self.sock, mask)
+        poller.register(self._wake, select.POLLIN)
+        until = None if seconds is None else time.monotonic() + seconds
+        while True:
+            rest = None if until is None else max(0.0, until - time.monotonic())
+            ready = dict(poller.poll(None if rest is None else rest * 1000))
+            if self._wake.fileno() in ready:
+                self._wake.recv(4096)
+                while self._jobs:
+                    play, done = self._jobs.popleft()
+                    self._running.append(done)
+                    play(self)
+                    self._acknowledge()
+            if events := ready.get(self.sock.fileno(), 0):
+                return events
+            if rest == 0:
+                return 0
+
+    def _acknowledge(self) -> None:
+        while self._running:
+            self._running.pop().set()
+
+
+#: RFC 2920 section 3.1, RFC 3207 section 4, RFC 4954 section 4.
+LAST_OF_GROUP = frozenset(
+    b"EHLO HELO DATA VRFY EXPN TURN QUIT NOOP STARTTLS AUTH".split()
+)
+#: RFC 5321 section 4.5.3.1.4, with the room that SIZE, BODY, SMTPUTF8 and AUTH add; RFC 4954 4.
+_LIMITS = {b"MAIL": 1054, b"AUTH": 12288}
+_OFFERS = {
+    b"SIZE": "SIZE",
+    b"BODY": "8BITMIME",
+    b"SMTPUTF8": "SMTPUTF8",
+    b"AUTH": "AUTH",
+}
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+
+
+def _in_line(
+    verb: bytes, line: bytes, offered: Collection[str], *, smtputf8: bool
+) -> Iterator[str]:
+    """Yield what is wrong with a command line, its line end included."""
+    if _BARE.search(line):
+        yield f"bare CR or LF in {line!r}"
+    if b"\0" in line:
+        yield f"NUL in {line!r}"
+    if len(line) > _LIMITS.get(verb, 512):
+        yield f"{verb!r} line of {len(line)} octets"
+    behind = line.rpartition(b">")[2].split() if verb == b"MAIL" else []
+    parameters = [word.partition(b"=")[0].upper() for word in behind]
+    if not line.isascii() and not (smtputf8 or b"SMTPUTF8" in parameters):
+        yield f"8-bit command without SMTPUTF8: {line!r}"
+    for parameter in parameters:
+        if _OFFERS.get(parameter) not in offered:
+            yield f"parameter {parameter!r} was not offered"
+
+
+def _in_content(wire: bytes, *, stuffed: bool, eight_bit: bool) -> Iterator[str]:
+    """Yield what is wrong with message content as it came, without its terminator."""
+    if _BARE.search(wire):
+        yield "bare CR or LF in content"
+    if b"\0" in wire:
+        yield "NUL in content"
+    if not eight_bit and not wire.isascii():
+        yield "8-bit content without BODY=8BITMIME"
+    lines = wire.split(b"\r\n")
+    longest = max(len(line) - (stuffed and line.startswith(b".")) for line in lines)
+    if longest > 998:
+        yield f"content line of {longest} octets"
+    if stuffed and re.search(rb"(?:\A|\r\n)\.(?!\.)", wire):
+        yield "content line with an unstuffed dot"
+
+
+def _key_of(content: bytes) -> str | None:
+    """Return the Idempotency-Key in the header section."""
+    header = content.partition(b"\r\n\r\n")[0]
+    found = re.search(rb"(?im)^Idempotency-Key:[ \t]*(.*?)[ \t]*\r?$", header)
+    return found[1].decode("latin-1") if found else None

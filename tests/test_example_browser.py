@@ -277,7 +277,7 @@ def test_a_mail_that_cannot_go_out_shows_its_failure_and_what_to_do(
 def test_a_hundred_mails_show_their_progress_and_share_the_connections(
     relay: Relay, site: str, page: Page, screenshots: Path
 ) -> None:
-    relay.think_time = 0.25
+    relay.reply_delay = 0.25
     page.goto(f"{site}pool/")
 
     page.get_by_role("button", name="Send 100").click()
@@ -287,7 +287,7 @@ def test_a_hundred_mails_show_their_progress_and_share_the_connections(
     for series in ("size", "in_use", "demand", "leased"):
         drawn = page.locator(f".chart path.{series}").get_attribute("d") or ""
         assert len(set(re.findall(r"V([\d.]+)", drawn))) > 1, series
-    relay.think_time = 0
+    relay.reply_delay = 0
     batch = [mail for mail in relay.messages if mail.tag == "batch"]
     assert sorted(int(mail.metadata["number"]) for mail in batch) == list(range(1, 101))
     assert relay.statistics.peak <= 5  # the pool's four, and one that checks settings

@@ -200,7 +200,7 @@ def test_a_relay_that_is_away_is_a_failure_to_connect() -> None:
 
 
 def test_a_lost_reply_leaves_the_recipients_unknown(relay: Relay) -> None:
-    relay.lose_replies()
+    relay.drop_final_replies()
     mail = message()
     statuses = []
 
@@ -208,7 +208,7 @@ def test_a_lost_reply_leaves_the_recipients_unknown(relay: Relay) -> None:
         statuses.append(set(arguments["status"].status))
 
     with listening() as heard, receiver(post_send, hear):
-        error = send(relay.options(), mail, idempotency=False)
+        error = send(relay.options(idempotency=False), mail)
     assert names(heard) == ["post_send", "message_failed"]
     assert statuses == [{"unknown"}]
     assert isinstance(error, exceptions.DeliveryUnknown)
@@ -219,7 +219,7 @@ def test_a_lost_reply_leaves_the_recipients_unknown(relay: Relay) -> None:
 
 
 def test_a_repeated_message_fires_one_signal(relay: Relay) -> None:
-    relay.lose_replies()
+    relay.drop_final_replies()
     with listening() as heard:
         assert send(relay.options(), message()) == 1
     assert names(heard) == ["post_send", "message_sent"]

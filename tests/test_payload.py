@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy
 from django_lettermint.envelope import MAX_SIZE, Envelope
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.message import LettermintMessage, extras
-from django_lettermint.testing.reading import Reading, read
+from django_lettermint.testing.parsed_headers import ParsedHeaders, parse_headers
 from tests.preparing import envelope, header_lines, parsed, prepared
 
 TO = ["ann@example.com"]
@@ -33,9 +33,11 @@ def anymail_message(**keywords: Any) -> AnymailMessage:
     return AnymailMessage(**{**defaults, "to": TO, **keywords})
 
 
-def reading(mail: EmailMessage, **options: Any) -> Reading:
+def reading(mail: EmailMessage, **options: Any) -> ParsedHeaders:
     """Return what a relay reads, without our own id."""
-    found = read(envelope(mail, **({"correlation_key": None} | options)).content)
+    found = parse_headers(
+        envelope(mail, **({"correlation_key": None} | options)).content
+    )
     assert found.idempotency_key is None
     return found
 
@@ -62,7 +64,9 @@ def test_anymails_names_are_read() -> None:
     mail = anymail_message(
         tags=["one"], metadata={"a": Decimal("1.50")}, esp_extra={"route": "news"}
     )
-    assert reading(mail) == Reading(route="news", tag="one", metadata={"a": "1.50"})
+    assert reading(mail) == ParsedHeaders(
+        route="news", tag="one", metadata={"a": "1.50"}
+    )
 
 
 LAYERS: dict[str, Any] = {
@@ -80,7 +84,7 @@ LAYERS: dict[str, Any] = {
 }
 
 
-def send_with(layers: dict[str, str]) -> Reading:
+def send_with(layers: dict[str, str]) -> ParsedHeaders:
     keywords: dict[str, Any] = {}
     for layer, value in layers.items():
         for name, given in LAYERS[layer](value).items():
@@ -124,7 +128,7 @@ def test_none_on_a_message_hides_all_below(field: str) -> None:
     below = {field: values[field]}
     with extras(**below):
         found = reading(message(**{field: None}), send_defaults=below)
-    assert found == Reading()
+    assert found == ParsedHeaders()
 
 
 def test_the_settings_default_tag_is_replaced_not_added_to() -> None:
@@ -174,21 +178,23 @@ def test_values_outside_of_ascii_arrive_as_given() -> None:
 
 def test_our_id_goes_into_the_metadata() -> None:
     made = envelope(message())
-    assert read(made.content).metadata == {"django_message_id": made.message_id}
+    assert parse_headers(made.content).metadata == {
+        "django_message_id": made.message_id
+    }
 
 
 def test_the_id_can_have_another_name_or_none() -> None:
     made = envelope(message(), correlation_key="our-id")
-    assert read(made.content).metadata == {"our-id": made.message_id}
+    assert parse_headers(made.content).metadata == {"our-id": made.message_id}
     without = envelope(message(), correlation_key=None)
     assert without.message_id
-    assert not read(without.content).metadata
+    assert not parse_headers(without.content).metadata
 
 
 def test_an_id_given_as_metadata_is_taken() -> None:
     made = envelope(message(metadata={"django_message_id": "mine"}))
     assert made.message_id == "mine"
-    assert read(made.content).metadata == {"django_message_id": "mine"}
+    assert parse_headers(made.content).metadata == {"django_message_id": "mine"}
 
 
 def test_an_id_given_as_metadata_is_no_key() -> None:
@@ -399,8 +405,10 @@ def test_every_other_default_holds_too() -> None:
     }
 )
 def test_defaults_for_lettermint_replace_those_for_all_of_anymail() -> None:
-    assert reading(message()) == Reading(route="ours", tag="ours")
-    assert reading(message(tag="own", route="own")) == Reading(route="own", tag="own")
+    assert reading(message()) == ParsedHeaders(route="ours", tag="ours")
+    assert reading(message(tag="own", route="own")) == ParsedHeaders(
+        route="own", tag="own"
+    )
 
 
 @override_settings(
@@ -452,7 +460,7 @@ def test_merge_metadata_makes_a_message_for_each_recipient() -> None:
     assert header_lines(ann.content, "to") == [b"To: Ann <ann@example.com>"]
     assert header_lines(bob.content, "to") == [b"To: bob@example.com"]
     for each, n in ((ann, "1"), (bob, "2")):
-        metadata = dict(read(each.content).metadata)
+        metadata = dict(parse_headers(each.content).metadata)
         assert metadata.pop("django_message_id") == each.message_id
         assert metadata == {"all": "1", "n": n}
     assert ann.idempotency_key != bob.idempotency_key
@@ -481,7 +489,10 @@ def test_merge_headers_may_hold_lettermints() -> None:
             "bob@example.com": {"Idempotency-Key": "bob-key"},
         },
     )
-    assert (read(ann.content).tag, read(bob.content).tag) == ("ann", "all")
+    assert (parse_headers(ann.content).tag, parse_headers(bob.content).tag) == (
+        "ann",
+        "all",
+    )
     assert (ann.idempotency_key, bob.idempotency_key) == ("ann-key", "bob-key")
 
 
@@ -577,7 +588,7 @@ def test_the_refusal_can_be_pickled() -> None:
 def test_what_lettermint_cannot_do_is_left_out_on_demand(name: str) -> None:
     mail = anymail_message(**{name: UNSUPPORTED[name]})
     made = envelope(mail, ignore_unsupported_features=True)
-    assert read(made.content).tag == ("one" if name == "tags" else None)
+    assert parse_headers(made.content).tag == ("one" if name == "tags" else None)
 
 
 def test_merge_data_that_is_ignored_still_hides_recipients_from_each_other() -> None:

@@ -59,6 +59,7 @@ def test_options_and_settings_lead_to_the_relay(relay: Relay) -> None:
         "port": relay.port("starttls"),
         "security": "starttls",
         "ca_file": relay.ca_file,
+        "idempotency": True,
         "timeout": 3,
     }
     assert relay.settings()["LETTERMINT_PORT"] == relay.port("tls")
@@ -260,6 +261,13 @@ def test_in_an_outage_nobody_gets_in_and_afterwards_the_ports_are_the_same(
             connection.noop()
         connection.close()
     send(relay)
+
+
+def test_a_relay_that_is_stopped_in_an_outage_stays_stopped(relay: Relay) -> None:
+    with relay.outage():
+        relay.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", relay.port("tls")), timeout=10)
 
 
 def test_a_stopped_relay_keeps_its_messages_and_starts_again_on_its_ports() -> None:

@@ -27,7 +27,7 @@ def test_mail_arrives(lettermint_relay):
 
 WITHOUT_EXTRA = """
 import sys
-sys.modules["aiosmtpd"] = None
+sys.modules["trustme"] = None
 import django_lettermint.testing.fixtures
 try:
     django_lettermint.testing.Relay

@@ -151,7 +151,7 @@ def test_a_chunk_without_recipients_is_read_and_refused(
     raw.write(bdat(MESSAGE) + MAIL + RCPT + bdat(MESSAGE))
     assert raw.codes(4) == ["503", "250", "250", "250"]
     raw.write(MAIL + bdat(b"x", last=False) + RCPT + bdat(b"y"))
-    assert raw.codes(4) == ["250", "503", "250", "503"]
+    assert raw.codes(4) == ["250", "554", "250", "503"]
     assert len(relay.messages) == 1
 
 
@@ -168,6 +168,35 @@ def test_bdat_is_unknown_when_it_is_not_offered() -> None:
 def test_data_needs_a_recipient_and_no_argument(raw: RawClient) -> None:
     assert raw.command(b"DATA").startswith("503 5.5.1 ")
     assert raw.command(b"DATA now").startswith("501 5.5.4 ")
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "code"),
+    [
+        (b"", b"WHAT", "500"),
+        (b"", b"NOOP " + b"x" * 20_000, "500"),
+        (b"", b"VRFY somebody", "252"),
+        (b"", b"MAIL FROM:a@example.com", "501"),
+        (b"", b"MAIL TO:<a@example.com>", "501"),
+        (b"", b"MAIL FROM:<a@example.com> SIZE=big", "501"),
+        (b"", b"MAIL FROM:<a@example.com> BODY=9BIT", "501"),
+        (b"", b"MAIL FROM:<a@example.com> RET=FULL", "555"),
+        (b"", RCPT.strip(), "503"),
+        (MAIL, MAIL.strip(), "503"),
+        (MAIL, b"RCPT TO:<>", "501"),
+        (MAIL, b"RCPT TO:<b@example.com> NOTIFY=NEVER", "555"),
+        (MAIL, b"RCPT TO:<\xc3\xb6@example.com>", "553"),
+    ],
+)
+def test_what_is_malformed_or_out_of_place_is_refused(
+    raw: RawClient, before: bytes, line: bytes, code: str
+) -> None:
+    if before:
+        raw.command(before.strip())
+    assert raw.command(line)[:3] == code
+    assert raw.command(b"RSET").startswith("250 ")
+    raw.write(GROUP)
+    assert raw.codes(3) == ["250", "250", "354"]
 
 
 @pytest.mark.parametrize("size", [SMALL + 1, 2 * SMALL + 10, 200_000])
@@ -229,8 +258,8 @@ def test_a_refused_message_uses_up_no_key(relay: Relay, raw: RawClient) -> None:
 def test_a_repetition_while_the_first_is_worked_on_is_put_off(
     relay: Relay, raw: RawClient
 ) -> None:
-    relay.think_time = 30
-    assert relay.think_time == 30
+    relay.reply_delay = 30
+    assert relay.reply_delay == 30
     raw.write(MAIL + RCPT + bdat(keyed("k")))
     relay.wait_until(lambda now: now.in_progress == 1)
     with RawClient(relay) as second:
@@ -239,11 +268,11 @@ def test_a_repetition_while_the_first_is_worked_on_is_put_off(
 
 
 def test_a_message_whose_relay_stops_in_between_has_not_used_its_key() -> None:
-    relay = Relay(chunking=True, think_time=30)
+    relay = Relay(chunking=True, reply_delay=30)
     with relay, RawClient(relay) as raw:
         raw.write(MAIL + RCPT + bdat(keyed("k")))
         relay.wait_until(lambda now: now.in_progress == 1)
-    relay.think_time = 0
+    relay.reply_delay = 0
     with relay:
         send(relay, keyed("k"))
     assert len(relay.messages) == 1
@@ -251,7 +280,7 @@ def test_a_message_whose_relay_stops_in_between_has_not_used_its_key() -> None:
 
 
 def test_a_message_is_worked_on_to_the_end_when_its_client_goes(relay: Relay) -> None:
-    relay.think_time = 0.5
+    relay.reply_delay = 0.5
     with RawClient(relay) as raw:
         raw.write(MAIL + RCPT + bdat(MESSAGE))
         relay.wait_until(lambda now: now.in_progress == 1)
@@ -259,7 +288,7 @@ def test_a_message_is_worked_on_to_the_end_when_its_client_goes(relay: Relay) ->
 
 
 def test_a_final_reply_can_be_lost(relay: Relay, raw: RawClient) -> None:
-    relay.lose_replies()
+    relay.drop_final_replies()
     raw.write(MAIL + RCPT)
     raw.codes(2)
     raw.write(bdat(keyed("k")))
@@ -281,7 +310,7 @@ def test_commands_and_round_trips_are_counted(relay: Relay) -> None:
 def test_thinking_messages_of_several_clients_do_not_wait_for_each_other(
     relay: Relay,
 ) -> None:
-    relay.think_time = 30
+    relay.reply_delay = 30
     with ExitStack() as clients:
         for _ in range(4):
             clients.enter_context(RawClient(relay)).write(MAIL + RCPT + bdat(MESSAGE))

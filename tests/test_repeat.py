@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def unknown(relay: Relay, **options: Any) -> DeliveryUnknown:
     """Send a message that the relay takes, but never confirms."""
     mail = EmailMessage("Hi", "Hello", "us@x.test", ["ann@x.test", "bob@x.test"])
-    relay.lose_replies(100)
+    relay.drop_final_replies(100)
     with pytest.raises(DeliveryUnknown) as raised:
         EmailBackend(**relay.options(deadline=1, **options)).send_messages([mail])
-    relay.lose_replies(0)
+    relay.drop_final_replies(0)
     return raised.value
 
 

@@ -19,8 +19,7 @@ from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintError
 from django_lettermint.secret import Secret
-from tests.fault_logins import CHALLENGES
-from tests.faultserver import TOKEN, FaultServer, On, drop, hang, raw, reply
+from tests.faultserver import CHALLENGE, TOKEN, FaultServer, On, drop, hang, raw, reply
 from tests.sending import (
     SHORT,
     Heard,
@@ -47,7 +46,7 @@ def b64(text: str) -> str:
 
 
 def digest(token: str) -> str:
-    return hmac.new(token.encode(), CHALLENGES["CRAM-MD5"][0], "md5").hexdigest()
+    return hmac.new(token.encode(), CHALLENGE, "md5").hexdigest()
 
 
 def forms(token: str, mechanism: str) -> list[str]:

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .records import Logins, ReceivedMessage, Statistics
     from .relay import Relay
-    from .subscriptions import Webhooks
-    from .webhooks import WebhookDelivery, WebhookEvent, events_for, post_event, sign
+    from .webhooks import (
+        WebhookDelivery,
+        WebhookEvent,
+        Webhooks,
+        events_for,
+        post_event,
+        sign,
+    )
 
 __all__ = [
     "Logins",
@@ -33,7 +39,6 @@ _HOME = {
     "ReceivedMessage": "records",
     "Relay": "relay",
     "Statistics": "records",
-    "Webhooks": "subscriptions",
 }
 
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-import email.message
 import email.parser
 import email.policy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.message import EmailMessage
+from typing import cast
 
-_PARSER = email.parser.BytesParser(policy=email.policy.default)
+
+class _Unparsed(str):
+    """The text of a header field that Python's parser fails on."""
+
+    __slots__ = ()
+    #: What EmailMessage looks for in a parsed field.
+    content_disposition = None
+
+
+class _TolerantPolicy(email.policy.EmailPolicy):
+    def header_fetch_parse(self, name: str, value: str) -> str:
+        try:
+            parsed: str = super().header_fetch_parse(name, value)
+        except Exception:  # noqa: BLE001
+            # Each version of Python has other errors for other fields.
+            return _Unparsed("".join(value.splitlines()))
+        return parsed
+
+
+_PARSER = email.parser.BytesParser(policy=_TolerantPolicy(refold_source="none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +62,25 @@ class ReceivedMessage:
     received_at: float
 
     @property
-    def mime(self) -> email.message.EmailMessage:
-        """The whole message, parsed anew at each call."""
-        return _PARSER.parsebytes(self.content)
+    def mime(self) -> EmailMessage:
+        """The whole message, parsed anew at each call.
+
+        A field that cannot be parsed is its text.
+        """
+        try:
+            return cast("EmailMessage", _PARSER.parsebytes(self.content))
+        except RecursionError:
+            # Parts within parts within parts.
+            return self.headers
 
     @property
-    def headers(self) -> email.message.EmailMessage:
-        """The header fields alone, parsed anew at each call."""
-        return _PARSER.parsebytes(self.content, headersonly=True)
+    def headers(self) -> EmailMessage:
+        """The header fields alone, parsed anew at each call.
+
+        A field that cannot be parsed is its text.
+        """
+        message = _PARSER.parsebytes(self.content, headersonly=True)
+        return cast("EmailMessage", message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

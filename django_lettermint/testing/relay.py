@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from .certificates import Certificates
-from .ledger import Ledger
-from .listeners import Listeners
-from .loop_thread import PATIENCE, LoopThread
-from .policy import DEFAULT_FEATURES, KEYWORDS, Policy
-from .subscriptions import Webhooks
+from .parsed_headers import ParsedHeaders, parse_headers
+from .records import ReceivedMessage
+from .server import SMTPServer
+from .session import Refusal, Reply, ServerConfig, ServerSession, SubmittedMessage
+from .state import RelayState
+from .stream import ConnectionEnded, ServerStream
+from .webhooks import Webhooks
 
 if TYPE_CHECKING:
-    from .records import Logins, ReceivedMessage, Statistics
+    from .records import Logins, Statistics
+
+_KEYWORDS = frozenset(
+    {
+        *("8BITMIME", "AUTH", "CHUNKING", "ENHANCEDSTATUSCODES", "LIMITS"),
+        *("PIPELINING", "SIZE", "SMTPUTF8", "STARTTLS"),
+    }
+)
+_MAX_RECIPIENTS = 50
+#: Octets of a line without its CRLF (RFC 5321 section 4.5.3.1.6).
+_MAX_LINE = 998
+#: Seconds that connections and subscriptions may take to end.
+_PATIENCE = 5.0
 
 
 class Relay:
@@ -58,39 +76,63 @@ class Relay:
         limits: str = "",
         max_size: int = 25 * 1024 * 1024,
         idle_timeout: float = 300.0,
-        think_time: float = 0.0,
+        reply_delay: float = 0.0,
         keep_messages: bool = True,
     ) -> None:
         """Prepare a relay; nothing listens before start().
 
         `without` names EHLO keywords to leave out, `limits` are parameters for the LIMITS
-        keyword (RFC 9422), `think_time` is in seconds before each final reply, and
-        `keep_messages=False` counts messages without keeping them.
+        keyword (RFC 9422), `max_size` is in octets, `idle_timeout` in seconds,
+        `reply_delay` in seconds before each final reply, and `keep_messages=False` counts
+        messages without keeping them.
         """
-        unknown = set(without) - KEYWORDS
+        unknown = set(without) - _KEYWORDS
         if unknown:
             raise ValueError(
                 f"without: {', '.join(sorted(unknown))}: no such EHLO keyword."
             )
-        offered = {"CHUNKING"} if chunking else set()
+        offered = {
+            "PIPELINING": "PIPELINING",
+            "SIZE": f"SIZE {max_size}",
+            "8BITMIME": "8BITMIME",
+            "SMTPUTF8": "SMTPUTF8",
+            "ENHANCEDSTATUSCODES": "ENHANCEDSTATUSCODES",
+        }
+        if chunking:
+            offered["CHUNKING"] = "CHUNKING"
         if limits:
-            offered.add("LIMITS")
-        policy = Policy(
-            tokens=(token, *other_tokens),
-            mechanisms=tuple(mechanisms),
-            features=(DEFAULT_FEATURES | offered) - set(without),
-            limits=limits,
-            max_size=max_size,
-            idle_timeout=idle_timeout,
-        )
+            offered["LIMITS"] = f"LIMITS {limits}"
         self.token = token
         self._certificates = Certificates()
-        self._ledger = Ledger(policy, keep=keep_messages)
-        self._ledger.think_time = think_time
-        self._listeners = Listeners(policy, self._ledger, self._certificates.context)
+        self._config = ServerConfig(
+            context=self._certificates.context,
+            features=tuple(
+                line for keyword, line in offered.items() if keyword not in without
+            ),
+            starttls="STARTTLS" not in without,
+            mechanisms=() if "AUTH" in without else tuple(mechanisms),
+            tokens=(token, *other_tokens),
+            max_size=max_size,
+        )
+        self._idle_timeout = idle_timeout
+        self._state = RelayState(reply_delay=reply_delay, keep_messages=keep_messages)
+        self._server = SMTPServer(
+            self._new_session, {"tls": 0, "starttls": 0}, name="lettermint-relay"
+        )
         #: Webhooks for what it received: `post()` and `subscribe()`.
-        self.webhooks = Webhooks(self._ledger)
-        self._thread = LoopThread(self._listeners)
+        self.webhooks = Webhooks(self._state)
+        self._running = False
+
+    def _new_session(
+        self, sock: socket.socket, security: str, number: int
+    ) -> RelaySession:
+        state = self._state
+        stream = ServerStream(
+            sock,
+            timeout=self._idle_timeout,
+            on_round_trip=lambda: state.add(round_trips=1),
+        )
+        return RelaySession(stream, security, number, self._config, state)
 
     # Life
 
@@ -102,34 +144,53 @@ class Relay:
         self.stop()
 
     def start(self) -> None:
-        """Listen; after a stop() on the same ports as before."""
-        self._thread.start()
+        """Listen; after a stop() on the same ports as before.
+
+        Raises RuntimeError if it runs, OSError if a port is taken.
+        """
+        if self._running:
+            raise RuntimeError("The relay runs already.")
+        self._state.stopping.clear()
+        self._server.listen()
+        self._running = True
         self._certificates.write()
 
     def stop(self) -> None:
         """Close everything; messages and statistics stay readable."""
-        self._thread.stop()
-        self.webhooks.stop(PATIENCE)
+        self._state.stopping.set()
+        self._server.close_door()
+        self._server.cut_connections(_PATIENCE)
+        self.webhooks.stop(_PATIENCE)
         self._certificates.remove()
+        self._running = False
 
     def drop_connections(self) -> None:
-        """Cut every connection without a word; new ones are welcome."""
-        self._thread.run(self._listeners.drop())
+        """Cut every connection without a reply; new ones are accepted."""
+        self._check_running()
+        self._server.cut_connections()
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """Refuse and cut all connections inside the block, and listen again behind it."""
-        self._thread.run(self._listeners.close())
+        """Refuse and cut all connections within the block, and listen again after it."""
+        self._check_running()
+        self._server.close_door()
+        self._server.cut_connections()
         try:
             yield
         finally:
-            self._thread.run(self._listeners.open())
+            # It may have been stopped within the block.
+            if self._running:
+                self._server.listen()
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise RuntimeError("The relay is not running: call start() or use `with`.")
 
     # How to reach it
 
     def port(self, security: str) -> int:
         """Return the port for "tls" or "starttls"."""
-        return self._listeners.ports[security]
+        return self._server.ports[security]
 
     @property
     def ca_file(self) -> str:
@@ -144,6 +205,7 @@ class Relay:
             "port": self.port(security),
             "security": security,
             "ca_file": self.ca_file,
+            "idempotency": True,
         } | overrides
 
     def settings(self, security: str = "tls", **overrides: object) -> dict[str, object]:
@@ -156,26 +218,26 @@ class Relay:
     @property
     def messages(self) -> list[ReceivedMessage]:
         """The messages delivered since the last clear(), in order."""
-        with self._ledger.changed:
-            return list(self._ledger.messages)
+        with self._state.changed:
+            return list(self._state.messages)
 
     @property
     def logins(self) -> Logins:
         """The logins tried so far."""
-        return self._ledger.logins
+        return self._state.logins
 
     @property
     def statistics(self) -> Statistics:
         """The counters at this moment."""
-        return self._ledger.statistics()
+        return self._state.statistics()
 
     def clear(self) -> None:
         """Forget the messages; counters and idempotency keys stay."""
-        self._ledger.clear()
+        self._state.clear()
 
     def wait_for(self, count: int, timeout: float = 5.0) -> list[ReceivedMessage]:
         """Return the messages as soon as there are `count`; raises TimeoutError."""
-        self.wait_until(lambda _: len(self._ledger.messages) >= count, timeout)
+        self.wait_until(lambda _: len(self._state.messages) >= count, timeout)
         return self.messages
 
     def wait_until(
@@ -185,22 +247,22 @@ class Relay:
 
         Looked at whenever a connection, a message or its answer comes or goes.
         """
-        changed = self._ledger.changed
+        changed = self._state.changed
         with changed:
             if not changed.wait_for(lambda: true(self.statistics), timeout):
                 raise TimeoutError(f"Not so within {timeout} s: {self.statistics}")
             return self.statistics
 
-    # What it shall do
+    # What it is to do
 
     @property
-    def think_time(self) -> float:
+    def reply_delay(self) -> float:
         """Seconds between the end of a message and the reply to it."""
-        return self._ledger.think_time
+        return self._state.reply_delay
 
-    @think_time.setter
-    def think_time(self, seconds: float) -> None:
-        self._ledger.think_time = seconds
+    @reply_delay.setter
+    def reply_delay(self, seconds: float) -> None:
+        self._state.reply_delay = seconds
 
     def refuse(
         self,
@@ -210,12 +272,123 @@ class Relay:
         verb: str = "RCPT",
     ) -> None:
         """Refuse an address from now on, as a recipient or (`verb="MAIL"`) as a sender."""
-        self._ledger.refusals[verb, address.casefold()] = f"{code} {text}"
+        self._state.refusals[verb, address.casefold()] = (code, text)
 
     def accept(self, address: str, verb: str = "RCPT") -> None:
         """Take a refusal back."""
-        self._ledger.refusals.pop((verb, address.casefold()), None)
+        self._state.refusals.pop((verb, address.casefold()), None)
 
-    def lose_replies(self, count: int = 1) -> None:
-        """Cut the connection instead of the next `count` final replies."""
-        self._ledger.replies_to_lose = count
+    def drop_final_replies(self, count: int = 1) -> None:
+        """Close the connection before the final reply of the next `count` messages."""
+        self._state.drops = count
+
+
+class RelaySession(ServerSession):
+    """A connection to the relay: Lettermint's rules, and counters."""
+
+    def __init__(
+        self,
+        stream: ServerStream,
+        security: str,
+        number: int,
+        config: ServerConfig,
+        state: RelayState,
+    ) -> None:
+        super().__init__(stream, security, number, config)
+        self.state = state
+        #: It is one of the open connections in the statistics.
+        self._counted = True
+        state.add(connections=1, open=1)
+
+    def command(self, verb: bytes, argument: bytes, line: bytes) -> None:
+        self.state.count_command(verb.decode("ascii", "replace"))
+        super().command(verb, argument, line)
+
+    def quit(self, argument: bytes) -> None:
+        # Before the reply: who has read it may open the next connection at once.
+        if not argument:
+            self.ended()
+        super().quit(argument)
+
+    def ended(self) -> None:
+        if self._counted:
+            self._counted = False
+            self.state.add(open=-1)
+
+    def login_tried(self, mechanism: str, username: str, *, success: bool) -> None:
+        self.state.login_tried(success=success)
+
+    def check_sender(self, address: str) -> None:
+        self._check("MAIL", address)
+
+    def check_recipient(self, address: str, accepted: int) -> None:
+        try:
+            self._check("RCPT", address)
+            if accepted >= _MAX_RECIPIENTS:
+                raise Refusal(
+                    452, f"4.5.3 At most {_MAX_RECIPIENTS} recipients a message"
+                )
+        except Refusal:
+            self.state.add(refused_recipients=1)
+            raise
+        self.state.add(recipients=1)
+
+    def _check(self, verb: str, address: str) -> None:
+        refusal = self.state.refusals.get((verb, address.casefold()))
+        if refusal is not None:
+            raise Refusal(*refusal)
+
+    def receive(self, message: SubmittedMessage, argument: bytes) -> None:
+        try:
+            if max(map(len, message.content.split(b"\r\n"))) > _MAX_LINE:
+                raise Refusal(500, f"5.5.2 A line is longer than {_MAX_LINE} octets")
+            reply = self._judge(message, parse_headers(message.content))
+        except Refusal as refusal:
+            reply = refusal.reply
+        if self.state.drops_reply():
+            raise ConnectionEnded
+        self.respond("dot", argument, reply)
+
+    def _judge(self, message: SubmittedMessage, headers: ParsedHeaders) -> Reply:
+        keys, key = self.state.keys, headers.idempotency_key
+        own_key = None if key is None else (self.token, key)
+        repeated = keys.begin(own_key, message.content)
+        if repeated is not None:
+            self.state.add(replays=repeated.code == 250)
+            return repeated
+        if self.state.reply_delay and not self._delay():
+            keys.release(own_key)
+            raise ConnectionEnded
+        received = ReceivedMessage(
+            id=str(uuid.uuid4()),
+            mail_from=message.sender,
+            recipients=message.recipients,
+            content=message.content,
+            route=headers.route,
+            tag=headers.tag,
+            metadata=headers.metadata,
+            idempotency_key=headers.idempotency_key,
+            smtputf8=b"SMTPUTF8" in message.parameters,
+            body_8bit=message.parameters.get(b"BODY", b"").upper() == b"8BITMIME",
+            chunked=message.chunked,
+            connection=self.number,
+            security=self.security,
+            token=self.token or "",
+            received_at=time.time(),
+        )
+        reply = Reply(250, f"2.0.0 Queued as {received.id}")
+        # Together: who has seen the message may repeat it.
+        with self.state.changed:
+            keys.finish(own_key, reply)
+            self.state.deliver(received)
+        return reply
+
+    def _delay(self) -> bool:
+        """Wait before the final reply; return False if the relay stops meanwhile."""
+        # A complete message is worked on to the end, even if its client has gone.
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+        self.state.add(in_progress=1)
+        stopped = self.state.stopping.wait(self.state.reply_delay)
+        self.state.add(in_progress=-1)
+        return not stopped

@@ -1,4 +1,4 @@
-"""Webhooks as Lettermint documents them: the events of a message, signed and posted."""
+"""Webhooks as Lettermint documents them: events of messages, signed and posted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import http.client
 import json
+import queue
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -16,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from .records import ReceivedMessage
+    from .state import RelayState
 
 TEST_DOMAIN = "testing.lettermint.co"
 _Outcome: TypeAlias = tuple[str, tuple[int, str, str] | None]
@@ -183,3 +186,103 @@ def _status(request: urllib.request.Request, timeout: float) -> tuple[int | None
             return answer.code, ""
     except (OSError, http.client.HTTPException) as error:
         return None, str(error) or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class _Subscription:
+    put: Callable[[ReceivedMessage | None], None]
+    thread: threading.Thread
+
+
+class Webhooks:
+    """The webhooks of one relay, and a record of what was posted."""
+
+    def __init__(self, state: RelayState) -> None:
+        self._state = state
+        self._changed = threading.Condition()
+        self._deliveries: list[WebhookDelivery] = []
+        self._stopping = threading.Event()
+        self._subscriptions: list[_Subscription] = []
+
+    @property
+    def deliveries(self) -> list[WebhookDelivery]:
+        """All attempts so far, in the order in which they were answered."""
+        with self._changed:
+            return list(self._deliveries)
+
+    def post(
+        self,
+        url: str,
+        secret: str,
+        *,
+        messages: Iterable[ReceivedMessage] | None = None,
+        attempts: int = 1,
+        wrong_signature: bool = False,
+        timeout: float = 5.0,
+    ) -> list[WebhookDelivery]:
+        """Post the events of `messages`, by default of all that the relay keeps.
+
+        Each event is posted `attempts` times with the same id, whatever the answer.
+        """
+        if messages is None:
+            with self._state.changed:
+                messages = tuple(self._state.messages)
+        done = []
+        for message in messages:
+            for event in events_for(message):
+                for attempt in range(1, attempts + 1):
+                    delivery = post_event(
+                        url,
+                        event,
+                        secret,
+                        attempt=attempt,
+                        wrong_signature=wrong_signature,
+                        timeout=timeout,
+                    )
+                    self._record(delivery)
+                    done.append(delivery)
+        return done
+
+    def subscribe(
+        self, url: str, secret: str, *, attempts: int = 1, timeout: float = 5.0
+    ) -> None:
+        """Post the events of each message from now on, until the relay stops."""
+        check_url(url)
+        inbox: queue.SimpleQueue[ReceivedMessage | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            while (message := inbox.get()) is not None and not self._stopping.is_set():
+                self.post(
+                    url, secret, messages=[message], attempts=attempts, timeout=timeout
+                )
+
+        thread = threading.Thread(target=work, name="lettermint-webhooks", daemon=True)
+        thread.start()
+        self._state.observers.append(inbox.put)
+        self._subscriptions.append(_Subscription(inbox.put, thread))
+
+    def wait_for(self, count: int, timeout: float = 5.0) -> list[WebhookDelivery]:
+        """Return the deliveries as soon as there are `count`; raises TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: len(self._deliveries) >= count, timeout
+            ):
+                raise TimeoutError(
+                    f"{len(self._deliveries)} of {count} webhooks after {timeout} s"
+                )
+            return list(self._deliveries)
+
+    def stop(self, timeout: float) -> None:
+        """End all subscriptions; what waits to be posted is dropped."""
+        self._stopping.set()
+        for subscription in self._subscriptions:
+            self._state.observers.remove(subscription.put)
+            subscription.put(None)
+        while self._subscriptions:
+            self._subscriptions.pop().thread.join(timeout)
+        self._stopping.clear()
+
+    def _record(self, delivery: WebhookDelivery) -> None:
+        with self._changed:
+            self._deliveries.append(delivery)
+            self._changed.notify_all()

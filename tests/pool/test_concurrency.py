@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def relay() -> Iterator[Relay]:
     """Run a relay that takes a moment for each mail, so that senders meet."""
-    with Relay(think_time=0.01) as running:
+    with Relay(reply_delay=0.01) as running:
         yield running
 
 
@@ -159,7 +159,7 @@ def test_ten_thousand_mails_through_eight_threads() -> None:
 
 
 def test_a_batch_fills_connections_up(relay: Relay) -> None:
-    relay.think_time = 0
+    relay.reply_delay = 0
     options = {"max_messages": 10}
     sender = EmailBackend(**relay.options(pool=options))
 

@@ -116,7 +116,7 @@ def assert_all_is_well(relay: Relay, children: int) -> None:
 
 
 def test_gunicorn_with_preload_two_workers_and_two_threads(relay: Relay) -> None:
-    relay.think_time = 0.02  # long enough for both workers to get some of the work
+    relay.reply_delay = 0.02  # long enough for both workers to get some of the work
     with running(
         *("gunicorn", "--preload", "--workers=2", "--threads=2", "--bind=127.0.0.1:0"),
         *("--config=python:tests.worker_wsgi", "tests.worker_wsgi:application"),
@@ -144,7 +144,7 @@ def test_gunicorn_with_preload_two_workers_and_two_threads(relay: Relay) -> None
 def test_celery_with_prefork(relay: Relay, tmp_path: Path) -> None:
     from tests.worker_tasks import make_app
 
-    relay.think_time = 0.02
+    relay.reply_delay = 0.02
     app = make_app(tmp_path)
     with running(
         *("celery", "--app=tests.worker_tasks:app", "worker", "--pool=prefork"),

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .session import Refusal
+
 _FIELD = re.compile(
     rb"^(x-lettermint-route|x-lm-tag|x-tag|idempotency-key|x-lm-metadata-[^:\s]*|x-metadata-[^:\s]*)"
     rb"[ \t]*:(.*(?:\n[ \t].*)*)",
@@ -20,12 +22,8 @@ _METADATA = ("x-lm-metadata-", "x-metadata-")
 _MAX_LENGTH = 255
 
 
-class RefusedContent(Exception):
-    """The message breaks a rule; the text is the reply."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ParsedHeaders:
     """The Lettermint headers of one message."""
 
     route: str | None = None
@@ -34,19 +32,19 @@ class Reading:
     idempotency_key: str | None = None
 
 
-def read(content: bytes) -> Reading:
+def parse_headers(content: bytes) -> ParsedHeaders:
     """Read the header section of a message; the body is not looked at.
 
-    Raises RefusedContent for an invalid or repeated header.
+    Raises Refusal for an invalid or repeated header.
     """
     end = 0 if content.startswith(b"\r\n") else content.find(b"\r\n\r\n")
     fields: dict[str, str] = {}
     for match in _FIELD.finditer(content, 0, end if end >= 0 else len(content)):
         name = _name(match[1].decode("utf-8", "replace"))
         if name in fields:
-            raise RefusedContent(f"550 5.6.0 {name} occurs more than once")
+            raise Refusal(550, f"5.6.0 {name} occurs more than once")
         fields[name] = _value(match[2])
-    return Reading(
+    return ParsedHeaders(
         route=_route(fields.get("x-lettermint-route")),
         tag=_tag(fields.get("x-lm-tag", fields.get("x-tag"))),
         metadata=_metadata(fields),
@@ -75,13 +73,13 @@ def _value(raw: bytes) -> str:
 
 def _route(value: str | None) -> str | None:
     if value is not None and (len(value) > _MAX_LENGTH or not _SLUG.fullmatch(value)):
-        raise RefusedContent("550 5.6.0 X-Lettermint-Route is not a route slug")
+        raise Refusal(550, "5.6.0 X-Lettermint-Route is not a route slug")
     return value
 
 
 def _tag(value: str | None) -> str | None:
     if value is not None and (len(value) > _MAX_LENGTH or not _TAG.fullmatch(value)):
-        raise RefusedContent("550 5.6.0 The tag is invalid")
+        raise Refusal(550, "5.6.0 The tag is invalid")
     return value
 
 
@@ -91,11 +89,11 @@ def _metadata(fields: Mapping[str, str]) -> dict[str, str]:
         found = {k[len(prefix) :]: v for k, v in fields.items() if k.startswith(prefix)}
         metadata |= found
     if "" in metadata:
-        raise RefusedContent("550 5.6.0 A metadata header has no key")
+        raise Refusal(550, "5.6.0 A metadata header has no key")
     return metadata
 
 
 def _idempotency_key(value: str | None) -> str | None:
     if value is not None and not 1 <= len(value) <= _MAX_LENGTH:
-        raise RefusedContent("550 5.6.0 Idempotency-Key must have 1 to 255 characters")
+        raise Refusal(550, "5.6.0 Idempotency-Key must have 1 to 255 characters")
     return value

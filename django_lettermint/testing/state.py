@@ -1,0 +1,80 @@
+"""State of the test relay: messages received, addresses to refuse, counters."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields
+
+from .idempotency import IdempotencyKeys
+from .records import Logins, ReceivedMessage, Statistics
+
+_COUNTERS = {each.name for each in fields(Statistics)} - {"commands"}
+
+
+class RelayState:
+    """Shared by all sessions of a relay, each of which has a thread of its own.
+
+    `changed` guards what is not a single value, and wakes those who wait.
+    """
+
+    def __init__(self, *, reply_delay: float, keep_messages: bool) -> None:
+        self.changed = threading.Condition()
+        self.reply_delay = reply_delay
+        self.keys = IdempotencyKeys()
+        self.messages: list[ReceivedMessage] = []
+        #: Called with each delivered message by its session's thread; must not block.
+        self.observers: list[Callable[[ReceivedMessage], None]] = []
+        #: Code and text by verb and address.
+        self.refusals: dict[tuple[str, str], tuple[int, str]] = {}
+        #: Final replies to drop, with their connections.
+        self.drops = 0
+        self.logins = Logins()
+        #: Cuts reply delays short.
+        self.stopping = threading.Event()
+        self._counts: Counter[str] = Counter()
+        self._commands: Counter[str] = Counter()
+        self._keep = keep_messages
+
+    def statistics(self) -> Statistics:
+        with self.changed:
+            counts = {name: self._counts[name] for name in _COUNTERS}
+            return Statistics(commands=dict(self._commands), **counts)
+
+    def add(self, **counts: int) -> None:
+        """Change counters of the statistics, and wake those who wait."""
+        with self.changed:
+            self._counts.update(counts)
+            self._counts["peak"] = max(self._counts["peak"], self._counts["open"])
+            self.changed.notify_all()
+
+    def count_command(self, verb: str) -> None:
+        with self.changed:
+            self._commands[verb] += 1
+
+    def login_tried(self, *, success: bool) -> None:
+        with self.changed:
+            self.logins = Logins(
+                attempts=self.logins.attempts + 1,
+                successes=self.logins.successes + success,
+            )
+
+    def drops_reply(self) -> bool:
+        """Return whether this final reply is to be dropped, and count it."""
+        with self.changed:
+            dropped = self.drops > 0
+            self.drops -= dropped
+            return dropped
+
+    def deliver(self, message: ReceivedMessage) -> None:
+        with self.changed:
+            if self._keep:
+                self.messages.append(message)
+            self.add(messages=1, octets=len(message.content))
+        for observer in tuple(self.observers):
+            observer(message)
+
+    def clear(self) -> None:
+        with self.changed:
+            self.messages.clear()
