@@ -207,6 +207,7 @@ def test_a_limit_of_mails_on_a_connection_costs_no_mail(
         assert server.logged(server.connected) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_restart_within_a_list_loses_and_doubles_nothing(
