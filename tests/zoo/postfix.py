@@ -7,8 +7,10 @@ import email.policy
 import pwd
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import EmailMessage as Mime
 from pathlib import Path
@@ -30,6 +32,10 @@ maillog_file = {root}/maillog
 # Never used twice, so that they tell one message from another.
 enable_long_queue_ids = yes
 in_flow_delay = 0
+# What it was delivering when it was stopped is tried again at once.
+queue_run_delay = 1s
+minimal_backoff_time = 1s
+transport_retry_time = 1s
 
 myhostname = {host_name}
 mydestination =
@@ -183,7 +189,16 @@ class Postfix(Server):
         # In the order that mails pass them, lest one slip by between two looks.
         queue = self.root / "queue"
         stages = (queue / name for name in ("incoming", "active", "deferred"))
-        return not any(path.is_file() for stage in stages for path in stage.rglob("*"))
+        return not any(_is_mail(path) for stage in stages for path in stage.rglob("*"))
+
+
+def _is_mail(path: Path) -> bool:
+    """Tell a mail from a folder and from what was not received to its end."""
+    with suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        # Postfix makes a file executable when it is complete.
+        return stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR)
+    return False
 
 
 def _parse(raw: bytes) -> Delivered:

@@ -63,6 +63,7 @@ class Server(ABC):
         self.max_connections = max_connections
         self.max_mails = max_mails
         self.ports: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         assert os.geteuid() == 0, (
@@ -114,12 +115,15 @@ class Server(ABC):
 
     def stop(self) -> None:
         """End all its processes as systemd does; the mail it has taken stays."""
-        self._signal(signal.SIGTERM)
+        process, self._process = self._process, None
+        if not process:
+            return
+        _signal(process.pid, signal.SIGTERM)
         # A process of Exim that is in malloc() when it is told to end hangs for good.
-        _wait_until(lambda: not _alive(self._process.pid), timeout=1)
-        self._signal(signal.SIGKILL)
-        self._process.wait(10)
-        assert _wait_until(lambda: not _alive(self._process.pid), timeout=10)
+        _wait_until(lambda: not _alive(process.pid), timeout=1)
+        _signal(process.pid, signal.SIGKILL)
+        process.wait(10)
+        assert _wait_until(lambda: not _alive(process.pid), timeout=10)
 
     def taken(self) -> Counter[str]:
         """Count the mails that each recipient got: those the server has answered for."""
@@ -136,7 +140,7 @@ class Server(ABC):
     def log(self) -> str:
         """Return what the server has written to its output and its log."""
         # Files, not pipes: what is written before a reply can be read after it.
-        return "".join(
+        return "\n".join(
             file.read_text(errors="replace") for file in self.logs() if file.exists()
         )
 
@@ -181,7 +185,7 @@ class Server(ABC):
         before = self.logged(self.ready)
         with (self.root / "output").open("ab") as output:
             # In a process group of its own, to which its children belong as well.
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 command,
                 cwd=self.root,
                 env={**os.environ, **self.environment()},
@@ -190,16 +194,16 @@ class Server(ABC):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+        def settled() -> bool:
+            return self.logged(self.ready) > before or process.poll() is not None
+
         try:
-            self.wait_for(
-                lambda: (
-                    self.logged(self.ready) > before or self._process.poll() is not None
-                )
-            )
+            self.wait_for(settled)
         except BaseException:
             self.stop()
             raise
-        if self._process.poll() is None:
+        if process.poll() is None:
             return True
         self.stop()
         return False
@@ -207,10 +211,6 @@ class Server(ABC):
     def environment(self) -> dict[str, str]:
         """Return what its environment has beside that of the tests."""
         return {}
-
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
 
     def _last_lines(self) -> str:
         return "\n".join(self.log().splitlines()[-20:])
@@ -237,6 +237,11 @@ def _wait_until(condition: Callable[[], bool], timeout: float) -> bool:
     while not (held := condition()) and time.monotonic() < until:
         time.sleep(0.02)
     return held
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
 def _alive(group: int) -> bool:

@@ -191,6 +191,17 @@ def test_a_limit_of_connections_below_that_of_the_pool_costs_no_mail(
         assert server.taken() == each_once(batch)
 
 
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_limit_of_connections_below_those_of_a_list_costs_no_mail(
+    kind: type[Server], security: str
+) -> None:
+    batch = mails(50)
+    with kind(max_connections=3) as server:
+        options = server.options(security, batch_connections=4)
+        assert EmailBackend(**options).send_messages(batch) == 50
+        assert server.taken() == each_once(batch)
+
+
 @pytest.mark.parametrize("kind", [Exim, Haraka])
 def test_a_limit_of_mails_on_a_connection_costs_no_mail(
     kind: type[Server], security: str
@@ -207,6 +218,7 @@ def test_a_limit_of_mails_on_a_connection_costs_no_mail(
         assert server.logged(server.connected) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_restart_within_a_list_loses_and_doubles_nothing(
