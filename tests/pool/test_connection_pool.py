@@ -16,7 +16,6 @@ from django_lettermint.pool.connection_pool import PING_TIMEOUT, RELAY_LIMIT_SEC
 from tests.pool.fakes import (
     Caller,
     FakePool,
-    FakeSession,
     callers,
     too_many_connections,
 )
@@ -919,4 +918,3 @@ def test_the_log_tells_of_the_relays_limit(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.messages == [
         "relay.test: the relay refused another connection, 1 at once are used for now"
     ]
-
