@@ -225,6 +225,12 @@ SCENES = [
 ]
 
 
+#: Python swallows what is raised within a destructor, and says so.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
 @pytest.mark.timeout(60 + 2 * SECONDS, method="thread")
 def test_an_interrupt_at_any_moment_loses_no_slot() -> None:
     interrupts = 0
