@@ -6,12 +6,10 @@ import contextlib
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -19,7 +17,7 @@ from django_lettermint.exceptions import PoolTimeout
 from django_lettermint.pool import close_pools, get_pool
 from django_lettermint.pool.connection_pool import LOCK_TIMEOUT
 from tests.faultserver import FaultServer
-from tests.pool.fakes import Caller, FakePool, callers
+from tests.pool.fakes import Caller, FakePool, callers, locked
 from tests.programs import output
 from tests.sending import backend
 
@@ -32,26 +30,6 @@ class Interrupt(BaseException):
 
 
 # A lock that is never released.
-
-
-@contextmanager
-def locked(lock: Any) -> Iterator[None]:
-    """Have a thread hold a lock, as after an interrupt in an unlucky moment."""
-    holds, end = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with lock:
-            holds.set()
-            end.wait(30)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert holds.wait(30)
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join(30)
 
 
 def test_a_broken_lock_is_left_with_the_idle_connections(
