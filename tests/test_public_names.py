@@ -21,7 +21,7 @@ from django_lettermint.results import RecipientResult, SendResult
 
 from .snippets import DOCS
 
-ROW = re.compile(r"^\| `(.+?)` \| `(\w+\.py)::(\w+)` \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(.+?)` \| `([\w/]+\.py)::(\w+)` \|$", re.MULTILINE)
 TEXT = (DOCS / "names.md").read_text("utf-8")
 TABLES = {
     title: ROW.findall(section)
@@ -30,7 +30,7 @@ TABLES = {
     )
 }
 #: Attributes of errors that tell this package's own code what to do.
-INTERNAL = {"with_reply", "redial", "phase", "step"}
+INTERNAL = {"with_reply", "redial", "phase", "step", "limits_connections"}
 #: Of Django's own commands, which ours inherit.
 INHERITED = {
     "help",

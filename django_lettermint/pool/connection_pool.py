@@ -1,12 +1,10 @@
 """A pool of connections: opens, tests, leases and closes them.
 
-`_Slots` decides who gets what, under the pool's lock; connecting, testing and closing
-happen outside it. No thread is needed: what has expired is noticed at each return.
+`_Slots` decides who gets what, while it is locked; connecting, testing and closing happen
+outside of that. No thread is needed: what has expired is noticed at each return.
 
-A signal handler may raise between any two instructions (Ctrl-C, a task's time limit).
-So whatever ends a lease can be run twice, and no loop and nothing that could raise stands
-directly in a `with` block of the lock: CPython 3.12 to 3.15 leave the jump at a loop's end
-outside the exception table. A lock that leaks all the same is noticed and replaced.
+A signal handler may raise between any two instructions (Ctrl-C, a task's time limit), so
+whatever ends a lease can be run twice: the same call then completes what it had begun.
 """
 
 from __future__ import annotations
@@ -18,17 +16,16 @@ import operator
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Generic
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
 
 from .connection import C, CloseReason, PooledConnection, close_gracefully
-from .stats import Event, PoolStats, add_events, no_stats
+from .stats import Event, PoolStats, add_stats, no_stats
 
 if TYPE_CHECKING:
     from django_lettermint.conf import PoolConfig
@@ -37,7 +34,8 @@ if TYPE_CHECKING:
 PING_TIMEOUT = 5.0
 #: Seconds that one lease waits for servers to answer QUIT, however many there are.
 QUIT_TIMEOUT = 0.05
-#: Seconds for the pool's lock. Nothing waits while it is held: then it is broken.
+#: Seconds for the lock of the slots. Nothing waits while it is held, so a lock that cannot
+#: be had for so long is broken.
 LOCK_TIMEOUT = 1.0
 #: Seconds for which a relay's limit of connections is remembered.
 RELAY_LIMIT_SECONDS = 180.0
@@ -49,10 +47,12 @@ _WITHOUT_QUIT = {
     CloseReason.INHERITED,
     CloseReason.BROKEN,
 }
-#: Reasons that tell of something unusual.
-_WORTH_KNOWING = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
+#: Reasons that operators want to know of; the others are routine.
+_UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
 
 logger = logging.getLogger("django_lettermint")
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -81,8 +81,21 @@ class PoolRequest(Generic[C]):
     close_reason: CloseReason | None = None
     #: The `time.monotonic()` until which answers to QUIT are awaited; 0 before the first.
     quit_until: float = 0.0
-    #: Set while it has a slot, and when it may have to queue again.
-    ready: threading.Event = field(default_factory=threading.Event)
+    #: It has a slot, or has to look what became of the queue. Changes while locked.
+    ready: bool = False
+    #: Gets an item when `ready` becomes True. An Event would not do: an interrupted
+    #: wait() can leave its lock locked, and set() would then block.
+    wake_ups: SimpleQueue[None] = field(default_factory=SimpleQueue)
+
+    def wake(self) -> None:
+        """End the caller's wait; without waiting."""
+        self.ready = True
+        self.wake_ups.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until woken, but not much longer than so many seconds."""
+        with suppress(Empty):
+            self.wake_ups.get(timeout=max(0.0, seconds))
 
     def quit_by(self) -> float:
         """Return until when answers to QUIT are awaited; the first call begins the time."""
@@ -97,10 +110,14 @@ class _Slots(Generic[C]):
     Connections are leased newest first, so that a surplus grows old and is closed.
     """
 
-    def __init__(self, max_size: int) -> None:
-        #: Guards all below.
-        self.lock = threading.Lock()
+    def __init__(self, max_size: int, stats: PoolStats) -> None:
+        #: Held by the thread that calls the methods; see `ConnectionPool._locked()`.
+        self.lock = threading.RLock()
+        #: A method is being called. True only while the lock is held.
+        self.entered = False
         self.max_size = max_size
+        #: Counters of the pool; what `report()` fills in is out of date.
+        self.stats = stats
         #: Connections that nobody holds, the one kept last at the end.
         self.idle: list[PooledConnection[C]] = []
         #: Requests that hold a slot.
@@ -123,12 +140,56 @@ class _Slots(Generic[C]):
             return self.max_size
         return min(self.max_size, self.relay_limit + (now >= self.relay_limit_until))
 
+    # -- requests ------------------------------------------------------------------------
+
+    def enter(self, request: PoolRequest[C], max_waiting: int, now: float) -> bool:
+        """Give a new request a slot, or queue it; return False if too many wait."""
+        self.stats["requests"] += 1
+        if self.acquire(request, now):
+            return True
+        if max_waiting and len(self.waiting) > max_waiting:
+            self.release(request, now)
+            self.stats["timeouts"] += 1
+            return False
+        self.stats["waits"] += 1
+        return True
+
     def acquire(self, request: PoolRequest[C], now: float) -> bool:
         """Queue a request, and return whether it has got a slot at once."""
         if request not in self.waiting and request not in self.busy:
             bisect.insort(self.waiting, request, key=operator.attrgetter("number"))
         self._serve(now)
         return request in self.busy
+
+    def recheck(
+        self, request: PoolRequest[C], since: float, now: float, *, last: bool
+    ) -> bool | None:
+        """Return whether a request that has waited has a slot; None if it never will.
+
+        One that was woken without a slot queues again, but not at `last`.
+        """
+        self.stats["wait_seconds"] += now - since
+        if request in self.busy:
+            return True
+        if last:
+            # At once, so that nothing is handed to it any more.
+            self.release(request, now)
+            self.stats["timeouts"] += 1
+            return None
+        request.ready = False
+        return self.acquire(request, now)
+
+    def wait_for_others(self, request: PoolRequest[C], now: float) -> bool:
+        """Queue a request again that the relay refused, unless nothing else is open."""
+        others = self.size - (request in self.busy)
+        if not others:
+            return False
+        self.relay_limit, self.relay_limit_until = others, now + RELAY_LIMIT_SECONDS
+        self.stats["waits"] += 1
+        request.force_new = request.ready = False
+        self.busy.discard(request)
+        self.acquire(request, now)
+        return True
 
     def release(self, request: PoolRequest[C], now: float) -> None:
         """Take back a slot, or a place in the queue; what is in the slot is kept idle."""
@@ -141,9 +202,50 @@ class _Slots(Generic[C]):
                 self.idle.append(connection)
         self._serve(now)
 
+    # -- connections ---------------------------------------------------------------------
+
+    def note_opened(
+        self, request: PoolRequest[C], connection: PooledConnection[C], now: float
+    ) -> None:
+        """Put a new connection into a request's slot."""
+        request.connection = connection
+        self.stats["opened"] += 1
+        if self.relay_limit is not None and self.size > self.relay_limit:
+            # The relay has just allowed more.
+            self.relay_limit = None
+            self._serve(now)
+
+    def note_closed(self, request: PoolRequest[C]) -> bool:
+        """Empty the slot of a connection that was closed; return whether it was new."""
+        connection, request.connection = request.connection, None
+        if connection and request.close_reason:
+            self.count_closed(request.close_reason, 1)
+        return bool(connection)
+
     def replace(self, request: PoolRequest[C], now: float) -> None:
-        """Put an idle connection, or none, where one was no good."""
-        request.connection = None if request.force_new else self._take_newest(now)
+        """Put an idle connection, or none, where one was closed."""
+        self.note_closed(request)
+        if not request.force_new:
+            request.connection = self._take_newest(now)
+
+    def give_back(self, request: PoolRequest[C], resets: int, now: float) -> bool:
+        """Note what a lease has done; return False if its connection is to be closed."""
+        connection = request.connection
+        if connection:
+            self.stats["messages"] += connection.count_messages()
+            if request not in self.busy:  # of slots whose lock was broken
+                request.close_reason = request.close_reason or CloseReason.BROKEN
+            if request.close_reason:
+                return False
+        self.stats["resets"] += resets
+        self.release(request, now)
+        return True
+
+    def free(self, request: PoolRequest[C], now: float) -> bool:
+        """Take back the slot of a connection that was closed; return whether it was new."""
+        noted = self.note_closed(request)
+        self.release(request, now)
+        return noted
 
     def take_idle(
         self,
@@ -161,36 +263,42 @@ class _Slots(Generic[C]):
                 self.busy.add(request)
                 self.idle.remove(connection)
 
-    def wait_for_others(self, request: PoolRequest[C], now: float) -> bool:
-        """Queue a request again that the relay refused, unless nothing else is open."""
-        others = self.size - (request in self.busy)
-        if not others:
-            return False
-        self.relay_limit, self.relay_limit_until = others, now + RELAY_LIMIT_SECONDS
-        request.force_new = False
-        request.ready.clear()
-        self.busy.discard(request)
-        self.acquire(request, now)
-        return True
-
-    def note_opened(self, now: float) -> None:
-        """Forget the relay's limit if it has just allowed more."""
-        if self.relay_limit is not None and self.size > self.relay_limit:
-            self.relay_limit = None
-            self._serve(now)
-
-    def clear(self) -> list[PooledConnection[C]]:
-        """Send away all that wait; return what was idle."""
+    def clear(self, reason: CloseReason) -> list[PooledConnection[C]]:
+        """Wake all that wait; return what was idle, to be closed."""
         idle, self.idle = self.idle, []
         waiting, self.waiting = self.waiting, []
         for request in waiting:
-            request.ready.set()
+            request.wake()
+        self.count_closed(reason, len(idle))
         return idle
 
-    def count_messages(self) -> int:
-        """Return how many messages were begun on leased connections since last time."""
-        held = [request.connection for request in self.busy if request.connection]
-        return sum(connection.count_messages() for connection in held)
+    # -- statistics ----------------------------------------------------------------------
+
+    def count(self, event: Event) -> None:
+        """Add one to a counter."""
+        self.stats[event] += 1
+
+    def count_closed(self, reason: CloseReason, number: int) -> None:
+        """Add to the number of connections that were closed."""
+        if number:
+            closed = self.stats["closed"]
+            closed[reason.value] = closed.get(reason.value, 0) + number
+
+    def report(self) -> PoolStats:
+        """Return the state and what has happened so far."""
+        for request in self.busy:
+            if request.connection:
+                self.stats["messages"] += request.connection.count_messages()
+        return {
+            **self.stats,
+            "size": self.size,
+            "idle": len(self.idle),
+            "in_use": len(self.busy),
+            "waiting": len(self.waiting),
+            "closed": dict(self.stats["closed"]),
+        }
+
+    # -- decisions -----------------------------------------------------------------------
 
     def _serve(self, now: float) -> None:
         """Give the free slots to those who wait longest."""
@@ -199,7 +307,7 @@ class _Slots(Generic[C]):
             if request not in self.busy and not self._grant(request, now):
                 return
             # Now, and again after an interrupt: none with a slot may wait on.
-            request.ready.set()
+            request.wake()
             self.waiting.remove(request)
 
     def _grant(self, request: PoolRequest[C], now: float) -> bool:
@@ -217,31 +325,6 @@ class _Slots(Generic[C]):
             if not self.idle[number].limit_reached(now):
                 return self.idle.pop(number)
         return None
-
-
-class _Locked(Generic[C]):
-    """Locks a pool's slots for a `with` block; a broken lock is left with its slots."""
-
-    __slots__ = ("_pool", "_seconds", "_slots")
-
-    def __init__(self, pool: ConnectionPool[C], seconds: float) -> None:
-        self._pool = pool
-        self._seconds = seconds
-
-    def __enter__(self) -> _Slots[C]:
-        self._slots = self._pool.slots
-        while not self._slots.lock.acquire(timeout=self._seconds):
-            self._pool.leave_broken(self._slots)
-            self._slots = self._pool.slots
-        return self._slots
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._slots.lock.release()
 
 
 class ConnectionPool(Generic[C]):
@@ -269,15 +352,12 @@ class ConnectionPool(Generic[C]):
         #: The process that may write to the connections; reset_after_fork() changes it.
         self.pid = os.getpid()
         #: Replaced as a whole when their lock is broken, and after a fork.
-        self.slots: _Slots[C] = _Slots(config.max_size)
+        self.slots: _Slots[C] = _Slots(config.max_size, no_stats())
         #: Why returned connections are not kept. Set once, by close() or after a fork.
         self.closed: CloseReason | None = None
         self._clock = clock
         self._evict = evict or self.take_expired
         self._numbers = itertools.count()
-        #: Both change only while the slots are locked.
-        self._stats = no_stats()
-        self._closed_by: Counter[str] = Counter()
 
     @property
     def size(self) -> int:
@@ -347,8 +427,13 @@ class ConnectionPool(Generic[C]):
             return connection.limit_reached(now)
 
         if any(map(close_reason, tuple(self.slots.idle))):
-            with self._locked() as slots:
-                slots.take_idle(self, close_reason, taken)
+            self._locked(lambda slots: slots.take_idle(self, close_reason, taken))
+
+    def free(self, request: PoolRequest[C]) -> None:
+        """Give back the slot of a connection that was closed."""
+        now = self._clock()
+        if self._locked(lambda slots: slots.free(request, now)):
+            self._log(request.close_reason)
 
     def close(
         self,
@@ -361,27 +446,15 @@ class ConnectionPool(Generic[C]):
         after so many seconds.
         """
         self.closed = reason
-        with self._locked(seconds) as slots:
-            idle = slots.clear()
-            self._closed_by[reason.value] += len(idle)
+        idle = self._locked(lambda slots: slots.clear(reason), seconds)
         return [connection.session for connection in idle]
-
-    def free(self, request: PoolRequest[C]) -> None:
-        """Give back the slot of a connection that was closed."""
-        now = self._clock()
-        with self._locked() as slots:
-            noted = self._note_closed(request)
-            slots.release(request, now)
-        if noted:
-            self._log(request.close_reason)
 
     def reset_after_fork(self) -> None:
         """Close all connections in a forked process, without writing to them."""
         self.pid = os.getpid()
         self.closed = CloseReason.INHERITED
-        self._stats, self._closed_by = no_stats(), Counter()
         held = [request.connection for request in self.slots.busy]
-        self._replace_slots()
+        self._replace_slots(no_stats())
         for connection in filter(None, held):
             connection.session.close()
 
@@ -393,51 +466,64 @@ class ConnectionPool(Generic[C]):
         """
         if slots is not self.slots:
             return  # another thread was faster
-        dropped = self._replace_slots()
-        with self._locked():
-            self._closed_by[CloseReason.BROKEN.value] += dropped
+        dropped = self._replace_slots(slots.stats)
+        self._locked(lambda new: new.count_closed(CloseReason.BROKEN, dropped))
         logger.warning(
-            "%s: an interrupt broke the pool's lock: %d idle connections were dropped",
+            "%s: an interrupt broke the pool's lock; idle connections dropped: %d",
             self.name,
             dropped,
         )
 
-    def _replace_slots(self) -> int:
+    def count(self, event: Event) -> None:
+        """Add one to a statistic; `retries` are counted by the sender."""
+        self._locked(lambda slots: slots.count(event))
+
+    def absorb(self, other: PoolStats) -> None:
+        """Add what has happened in a pool that ends to this one's statistics."""
+        self._locked(lambda slots: add_stats(slots.stats, other))
+
+    def stats(self) -> PoolStats:
+        """Return the state and what has happened so far."""
+        return self._locked(lambda slots: slots.report())
+
+    # -- the slots -----------------------------------------------------------------------
+
+    def _locked(
+        self, act: Callable[[_Slots[C]], T], seconds: float = LOCK_TIMEOUT
+    ) -> T:
+        """Return what `act` returns, called while the slots are locked.
+
+        A lock that cannot be had is left, with its slots. So is one that this thread
+        holds, as when a signal handler sends mail. An interrupt leaves no lock behind:
+        after acquire() within `try`, an RLock knows whether this thread has it. (A `with`
+        block or a generator can be interrupted between its lock and its first line; and
+        CPython 3.12 to 3.15 lose the way to `finally` at the end of a loop within.)
+        """
+        slots = self.slots
+        try:
+            while not slots.lock.acquire(timeout=seconds) or slots.entered:
+                self.leave_broken(slots)
+                slots = self.slots
+            slots.entered = True
+            try:
+                return act(slots)
+            finally:
+                slots.entered = False
+        finally:
+            try:  # noqa: SIM105 - a `with` block would be one more to interrupt
+                slots.lock.release()
+            except RuntimeError:
+                pass  # not acquired
+
+    def _replace_slots(self, stats: PoolStats) -> int:
         """Put new slots in place of the old; return how many connections were idle."""
-        slots, self.slots = self.slots, _Slots(self.config.max_size)
+        slots, self.slots = self.slots, _Slots(self.config.max_size, stats)
         idle = tuple(slots.idle)
         for connection in idle:
             connection.session.close()
         for request in tuple(slots.waiting):
-            request.ready.set()
+            request.wake()
         return len(idle)
-
-    def count(self, event: Event) -> None:
-        """Add one to a statistic; `retries` are counted by the sender."""
-        with self._locked():
-            self._stats[event] += 1
-
-    def absorb(self, other: PoolStats) -> None:
-        """Add what has happened in a pool that ends to this one's statistics."""
-        with self._locked():
-            add_events(self._stats, other)
-            self._closed_by.update(other["closed"])
-
-    def stats(self) -> PoolStats:
-        """Return the state and what has happened so far."""
-        with self._locked() as slots:
-            self._stats["messages"] += slots.count_messages()
-            return {
-                **self._stats,
-                "size": slots.size,
-                "idle": len(slots.idle),
-                "in_use": len(slots.busy),
-                "waiting": len(slots.waiting),
-                "closed": dict(self._closed_by),
-            }
-
-    def _locked(self, seconds: float = LOCK_TIMEOUT) -> _Locked[C]:
-        return _Locked(self, seconds)
 
     # -- to a connection -----------------------------------------------------------------
 
@@ -464,52 +550,39 @@ class ConnectionPool(Generic[C]):
         """Queue a request; raise PoolTimeout if too many wait."""
         limit = 0 if request.ignore_pool_timeout else self.config.max_waiting
         now = request.asked_at
-        with self._locked() as slots:
-            self._stats["requests"] += 1
-            if slots.acquire(request, now):
-                return
-            if not limit or len(slots.waiting) <= limit:
-                self._stats["waits"] += 1
-                return
-            slots.release(request, now)
-            self._stats["timeouts"] += 1
-        raise PoolTimeout(
-            f"the queue for a connection to {self.name} is full, {limit} long (pool "
-            "max_waiting): nothing was sent; send less at once or raise max_size"
-        )
+        if not self._locked(lambda slots: slots.enter(request, limit, now)):
+            raise PoolTimeout(
+                f"the queue for a connection to {self.name} is full, {limit} long (pool "
+                "max_waiting): nothing was sent; send less at once or raise max_size"
+            )
 
     def _wait(self, request: PoolRequest[C]) -> None:
         """Wait until the request has a slot; raise PoolTimeout, PoolClosed."""
-        waits = not request.ready.is_set()
-        while waits:
+        served: bool | None = request.ready
+        while served is False:
             since = self._clock()
             left = request.wait_until - since
             # Looks after itself now and then: an interrupt may have swallowed a wake-up.
-            request.ready.wait(max(0.0, min(left, LOCK_TIMEOUT)))
-            waits = not self._served(request, since, last=left <= LOCK_TIMEOUT)
+            request.wait(min(left, LOCK_TIMEOUT))
+            served = self._recheck(request, since, left)
+        if served is None:
+            self._raise_unserved(request)
 
-    def _served(self, request: PoolRequest[C], since: float, *, last: bool) -> bool:
-        """Return whether a request has a slot; else queue it again, but not at last."""
+    def _recheck(
+        self, request: PoolRequest[C], since: float, left: float
+    ) -> bool | None:
         now = self._clock()
-        with self._locked() as slots:
-            self._stats["wait_seconds"] += now - since
-            if request in slots.busy:
-                return True
-            closed = self.closed and request not in slots.waiting
-            last = last and not request.ready.is_set()
-            if not closed and not last:
-                request.ready.clear()
-                return slots.acquire(request, now)
-            # At once, so that nothing is handed to it any more.
-            slots.release(request, now)
-            self._stats["timeouts"] += last
-            capacity = slots.capacity(now)
-        if closed:
+        last = bool(self.closed) or (left <= LOCK_TIMEOUT and not request.ready)
+        return self._locked(lambda slots: slots.recheck(request, since, now, last=last))
+
+    def _raise_unserved(self, request: PoolRequest[C]) -> NoReturn:
+        if self.closed:
             raise PoolClosed(
                 f"the pool of {self.name} was closed while this message waited for a "
                 "connection: nothing was sent; send it again"
             )
         seconds = request.wait_until - request.asked_at
+        capacity = self.slots.capacity(self._clock())
         raise PoolTimeout(
             f"no connection to {self.name} became free in {seconds:.3g} s, all {capacity} "
             "are in use (pool timeout, max_size): nothing was sent"
@@ -524,12 +597,13 @@ class ConnectionPool(Generic[C]):
                 return connection
             request.close_reason = reason
             _close([request], request.quit_by())
-            now = self._clock()
-            with self._locked() as slots:
-                self._note_closed(request)
-                slots.replace(request, now)
+            self._replace(request)
             self._log(reason)
         return None
+
+    def _replace(self, request: PoolRequest[C]) -> None:
+        now = self._clock()
+        self._locked(lambda slots: slots.replace(request, now))
 
     def _close_reason(
         self, request: PoolRequest[C], connection: PooledConnection[C]
@@ -564,8 +638,7 @@ class ConnectionPool(Generic[C]):
             return CloseReason.STALE if connection.idle_since <= kept_before else None
 
         try:
-            with self._locked() as slots:
-                slots.take_idle(self, close_reason, dropped)
+            self._locked(lambda slots: slots.take_idle(self, close_reason, dropped))
         finally:
             close_and_free(dropped, until=0.0)
 
@@ -580,10 +653,7 @@ class ConnectionPool(Generic[C]):
         try:
             now = self._clock()
             connection = PooledConnection.begin(session, self.config, now)
-            with self._locked() as slots:
-                request.connection = connection
-                self._stats["opened"] += 1
-                slots.note_opened(now)
+            self._locked(lambda slots: slots.note_opened(request, connection, now))
         except BaseException:
             session.close()  # nobody holds it yet
             raise
@@ -592,15 +662,12 @@ class ConnectionPool(Generic[C]):
     def _wait_for_others(self, request: PoolRequest[C]) -> bool:
         """Queue a request that the relay refused; return False if nothing is open."""
         now = self._clock()
-        with self._locked() as slots:
-            waits = slots.wait_for_others(request, now)
-            self._stats["waits"] += waits
-            limit = slots.relay_limit
+        waits = self._locked(lambda slots: slots.wait_for_others(request, now))
         if waits:
             logger.info(
                 "%s: the relay refused another connection, %s at once are used for now",
                 self.name,
-                limit,
+                self.slots.relay_limit,
             )
         return waits
 
@@ -620,21 +687,12 @@ class ConnectionPool(Generic[C]):
     ) -> None:
         """Keep or hand over the connection of a request, or add it to `closing`."""
         now = self._clock()
-        connection, reason, resets = request.connection, None, 0
+        connection, resets = request.connection, 0
         if connection:
             connection.reused, connection.idle_since = True, now
-            reason = self._discard_reason(connection, now)
-            resets = not reason and connection.session.needs_rset
-        with self._locked() as slots:
-            if connection and request not in slots.busy:
-                reason = CloseReason.BROKEN
-            if connection:
-                self._stats["messages"] += connection.count_messages()
-                self._stats["resets"] += resets
-            if not reason:
-                slots.release(request, now)
-        if reason:
-            request.close_reason = reason
+            request.close_reason = self._discard_reason(connection, now)
+            resets = connection.session.needs_rset
+        if not self._locked(lambda slots: slots.give_back(request, resets, now)):
             closing.append(request)
 
     def _discard_reason(
@@ -647,15 +705,8 @@ class ConnectionPool(Generic[C]):
             return CloseReason.ERROR
         return self.closed or connection.limit_reached(now)
 
-    def _note_closed(self, request: PoolRequest[C]) -> bool:
-        """Count a connection that was closed, once; the slots are locked."""
-        connection, request.connection = request.connection, None
-        if connection and request.close_reason:
-            self._closed_by[request.close_reason.value] += 1
-        return bool(connection)
-
     def _log(self, reason: CloseReason | None) -> None:
-        level = logging.INFO if reason in _WORTH_KNOWING else logging.DEBUG
+        level = logging.INFO if reason in _UNUSUAL else logging.DEBUG
         logger.log(level, "%s: a connection was closed (%s)", self.name, reason)
 
 

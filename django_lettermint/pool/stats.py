@@ -6,7 +6,8 @@ from typing import Literal, TypedDict, get_args
 
 #: What the pool counts one by one.
 Event = Literal[
-    "requests", "waits", "timeouts", "opened", "open_errors", "reused", "retries", "pings"
+    "requests", "waits", "timeouts", "opened", "open_errors", "reused", "messages",
+    "retries", "resets", "pings",
 ]  # fmt: skip
 
 
@@ -79,11 +80,11 @@ def no_stats() -> PoolStats:
     }
 
 
-def add_events(stats: PoolStats, other: PoolStats) -> None:
+def add_stats(stats: PoolStats, other: PoolStats) -> None:
     """Add what another pool has counted."""
     event: Event
     for event in get_args(Event):
         stats[event] += other[event]
     stats["wait_seconds"] += other["wait_seconds"]
-    stats["messages"] += other["messages"]
-    stats["resets"] += other["resets"]
+    for reason, number in other["closed"].items():
+        stats["closed"][reason] = stats["closed"].get(reason, 0) + number

@@ -173,3 +173,23 @@ def too_many_connections() -> ConnectFailed:
     error.step = "greeting"
     error.with_reply(421, "too many connections")
     return error
+
+
+@contextmanager
+def locked(lock: Any) -> Iterator[None]:
+    """Have a thread hold a lock, as after an interrupt in an unlucky moment."""
+    holds, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            holds.set()
+            end.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holds.wait(30)
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(30)

@@ -63,7 +63,7 @@ def test_cancelled_async_code_loses_no_slot(relay: Relay) -> None:
 
     asyncio.run(cancel())
     sender.send_messages([mail("last@example.org")])
-    stats = get_pool(sender.config).stats()
+    stats = get_pool(sender.config.endpoint).stats()
     assert stats["in_use"] == stats["waiting"] == 0
     assert relay.statistics.peak == 1
 
@@ -152,7 +152,7 @@ def test_ten_thousand_mails_through_eight_threads() -> None:
         # Each is filled up, but for those that the end finds half full.
         least = count // max_messages
         assert least <= stats.connections <= least + max_size - 1
-        pool_stats = get_pool(sender.config).stats()
+        pool_stats = get_pool(sender.config.endpoint).stats()
         assert pool_stats["opened"] == stats.connections
         assert pool_stats["messages"] == count
         assert pool_stats["retries"] == pool_stats["open_errors"] == 0

@@ -16,7 +16,6 @@ from django_lettermint.pool.connection_pool import PING_TIMEOUT, RELAY_LIMIT_SEC
 from tests.pool.fakes import (
     Caller,
     FakePool,
-    FakeSession,
     callers,
     too_many_connections,
 )
@@ -520,7 +519,8 @@ def test_a_connection_carries_so_many_messages(
         with pool.hold() as connection:
             connection.session.messages += 1
 
-    assert connection.max_messages == (limit or float("inf"))
+    with pool.hold(force_new=True) as connection:
+        assert connection.max_messages == (limit or float("inf"))
     assert pool.opened[0].messages == (limit or 5)
     assert closed(pool) == ({"messages": 5 // limit} if limit else {})
 
@@ -768,7 +768,7 @@ def test_so_many_may_wait_and_no_more() -> None:
         assert pool.stats()["waiting"] == 2
         assert pool.stats()["timeouts"] == 1
         threads[0].leave.set()
-        assert threads[1].session
+        assert threads[1].session is pool.opened[0]
 
 
 @pytest.mark.parametrize(
@@ -918,7 +918,3 @@ def test_the_log_tells_of_the_relays_limit(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.messages == [
         "relay.test: the relay refused another connection, 1 at once are used for now"
     ]
-
-
-def test_a_fake_session_is_what_a_pool_asks_for() -> None:
-    assert FakeSession().reusable

@@ -21,7 +21,7 @@ from django_lettermint.exceptions import (
     RecipientsRefused,
 )
 from django_lettermint.pool import close_pools, get_pool, get_stats
-from django_lettermint.pool.connection import GOODBYE_TIMEOUT
+from django_lettermint.pool.connection_pool import QUIT_TIMEOUT
 from tests.faults import Action, On, accept_then, drop, gate, hang, raw, reply, stall
 from tests.faultserver import FaultServer
 from tests.sending import (
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from django_lettermint.testing import Relay
 
 
-def park(sender: EmailBackend, count: int) -> None:
+def keep_idle(sender: EmailBackend, count: int) -> None:
     """Have this many connections idle."""
     with ExitStack() as stack:
         for _ in range(count):
-            stack.enter_context(pool.lease(sender.config, seconds=10, fresh=True))
+            stack.enter_context(pool.lease(sender.config, seconds=10, force_new=True))
 
 
 def send_in_threads(
@@ -68,13 +68,13 @@ def send_in_threads(
 
 
 def stats(sender: EmailBackend) -> PoolStats:
-    return get_pool(sender.config).stats()
+    return get_pool(sender.config.endpoint).stats()
 
 
-def assert_no_slot_is_lost(sender: EmailBackend) -> None:
+def assert_no_slot_is_lost(sender: EmailBackend, slots: int = 0) -> None:
     now = stats(sender)
     assert now["in_use"] == now["waiting"] == 0
-    park(sender, sender.config.endpoint.pool.max_size)
+    keep_idle(sender, slots or sender.config.endpoint.pool.max_size)
 
 
 def assert_each_is_delivered_once(server: FaultServer, count: int) -> None:
@@ -104,7 +104,7 @@ def test_idle_connections_that_died_are_replaced_unnoticed(
 ) -> None:
     with FaultServer(tls=tls) as server:
         sender = backend(server)
-        park(sender, 3)
+        keep_idle(sender, 3)
         server.act_on_all(death)
 
         assert sender.send_messages(mails(3)) == 3
@@ -126,12 +126,25 @@ def test_a_connection_that_dies_in_silence_is_found_by_a_ping() -> None:
     script = [On("noop", hang(), connection=1)]
     with FaultServer(script) as server:
         sender = backend(server, pool={"ping_after": 0, "timeout": SHORT})
-        park(sender, 1)
+        keep_idle(sender, 1)
 
         assert sender.send_messages([mail()]) == 1
         assert server.deliveries[0].connection == 2
         assert stats(sender)["pings"] == 1
         assert stats(sender)["closed"] == {"stale": 1}
+
+
+def test_of_many_that_die_in_silence_only_one_is_waited_for() -> None:
+    with FaultServer([On("noop", hang())]) as server:
+        options = {"ping_after": 0, "max_size": 8, "timeout": SHORT}
+        sender = backend(server, pool=options)
+        keep_idle(sender, 8)
+        began = time.monotonic()
+
+        assert sender.send_messages([mail()]) == 1
+        assert time.monotonic() - began < 2 * SHORT
+        assert spoken(server).count("NOOP") == 1
+        assert stats(sender)["closed"] == {"stale": 8}
 
 
 def test_a_connection_that_dies_in_silence_is_found_without_a_ping() -> None:
@@ -163,7 +176,7 @@ def test_a_connection_that_dies_in_silence_is_found_without_a_ping() -> None:
 def test_only_a_clean_250_is_an_answer_to_a_ping(answer: Action) -> None:
     with FaultServer([On("noop", answer, connection=1)]) as server:
         sender = backend(server, pool={"ping_after": 0})
-        park(sender, 1)
+        keep_idle(sender, 1)
 
         assert sender.send_messages([mail()]) == 1
         assert server.deliveries[0].connection == 2
@@ -308,7 +321,7 @@ def test_a_refused_rset_costs_the_connection_not_the_mail() -> None:
 
 
 def test_failed_dials_give_their_slots_back() -> None:
-    script = [On("banner", reply(421, "4.3.2 too busy", close=True), times=20)]
+    script = [On("banner", reply(554, "5.3.2 not now", close=True), times=20)]
     with FaultServer(script) as server:
         sender = backend(server, retries=0, pool={"max_size": 2, "timeout": 30})
         errors = send_in_threads(sender, threads=5, each=4)
@@ -338,6 +351,37 @@ def test_a_refused_login_gives_its_slot_back() -> None:
         assert server.connections == 8
         assert sender.send_messages([mail()]) == 1
         assert_no_slot_is_lost(sender)
+
+
+# A relay that limits connections.
+
+
+def limited(server: FaultServer, limit: int) -> Action:
+    """Greet no more than so many connections at once."""
+    refused = reply(421, "too many connections, try again later", close=True)
+    return lambda answer: refused(answer) if server.open_connections > limit else answer
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+def test_all_mail_is_sent_though_the_relay_allows_fewer_connections(tls: str) -> None:
+    with FaultServer(tls=tls) as server:
+        server.script.append(On("banner", limited(server, 3)))
+        sender = backend(server, pool={"max_size": 4, "timeout": 30})
+
+        assert send_in_threads(sender, threads=8, each=5) == []
+        assert_each_is_delivered_once(server, 40)
+        assert_no_slot_is_lost(sender, 3)
+
+
+def test_a_relay_that_greets_nobody_makes_nobody_wait_for_ever() -> None:
+    with FaultServer(tls=None) as server:
+        server.script.append(On("banner", limited(server, 0)))
+        sender = backend(server, retries=0, pool={"max_size": 4, "timeout": 30})
+        errors = send_in_threads(sender, threads=8, each=1)
+
+        assert {type(error) for error in errors} == {ConnectFailed}
+        assert len(errors) == 8
+        assert stats(sender)["size"] == 0
 
 
 # Waiting.
@@ -413,7 +457,7 @@ def test_the_limit_that_the_server_announces_is_kept() -> None:
         assert [each.connection for each in server.deliveries] == [1, 1, 2, 2, 3, 3]
 
 
-def test_connections_that_reached_a_limit_say_goodbye() -> None:
+def test_connections_that_reached_a_limit_say_quit() -> None:
     with FaultServer() as server:
         sender = backend(server, pool={"max_messages": 1})
         for message in mails(2):
@@ -422,27 +466,16 @@ def test_connections_that_reached_a_limit_say_goodbye() -> None:
         assert server.wait_for(lambda: spoken(server).count("QUIT") == 2)
 
 
-# Without a pool, and as Django has it.
+# As Django has it.
 
 
-def test_without_a_pool_each_call_has_a_connection_of_its_own() -> None:
-    with FaultServer() as server:
-        sender = backend(server, pool=False)
-        for _ in range(2):
-            assert sender.send_messages(mails(2)) == 2
-
-        assert [each.connection for each in server.deliveries] == [1, 1, 2, 2]
-        assert server.wait_for(lambda: server.open_connections == 0)
-        assert spoken(server).count("QUIT") == 2
-
-
-def test_a_server_that_never_answers_quit_costs_half_a_second() -> None:
+def test_a_server_that_never_answers_quit_costs_fifty_milliseconds() -> None:
     with FaultServer([On("quit", hang())]) as server:
         sender = backend(server, pool={"max_messages": 1})
         began = time.monotonic()
         sender.send_messages([mail()])
 
-        assert time.monotonic() - began < 5 * GOODBYE_TIMEOUT
+        assert time.monotonic() - began < 10 * QUIT_TIMEOUT
         assert server.wait_for(lambda: server.open_connections == 0)
 
 

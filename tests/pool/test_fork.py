@@ -20,6 +20,7 @@ from django_lettermint.pool import close_pools, get_stats
 from django_lettermint.smtp import stream as wire
 from tests.faults import On, gate, hang
 from tests.faultserver import FaultServer
+from tests.pool.fakes import locked
 from tests.programs import output, program
 from tests.sending import backend, mail, spoken
 
@@ -135,13 +136,12 @@ def test_a_child_keeps_no_copy_of_its_parents_sockets(server: FaultServer) -> No
     os.close(told)
 
 
-def test_a_fork_while_all_locks_are_held_does_not_block_the_child(
+def test_a_fork_while_the_pool_is_locked_does_not_block_the_child(
     server: FaultServer,
 ) -> None:
     sender = backend(server)
     send(sender, "parent@example.org")
-    parents = pool.get_pool(sender.config)
-    with pool._own_registry().lock, parents._lock:
+    with locked(pool.get_pool(sender.config.endpoint).slots.lock):
         assert in_child(lambda: send(sender, "child@example.org")) == 1
     send(sender, "parent.again@example.org")
 
@@ -193,7 +193,7 @@ def test_a_holder_that_forks_keeps_the_connection_and_the_child_gives_it_up(
 ) -> None:
     sender = backend(server)
     with pool.lease(sender.config, seconds=30) as lease:
-        session = lease.connection
+        session = lease.session
         received = server.received[1]
 
         def leave() -> tuple[bool, int]:
@@ -262,8 +262,10 @@ def test_multiprocessing_workers_have_connections_of_their_own(
 FORK_IN_C = """
 import ctypes
 send("parent@example.org")
-with pool.lease(sender.config, seconds=10):
+with pool.lease(sender.config, seconds=10) as connection:
     pid = ctypes.PyDLL(None).fork()  # like a server written in C: no hooks run
+    if not pid:
+        connection.discard(pool.CloseReason.REFUSED)
 if not pid:
     send("child@example.org")
     pool.close_pools()
@@ -286,7 +288,7 @@ def test_a_fork_that_python_does_not_know_of_is_noticed(server: FaultServer) -> 
 # Exits.
 
 
-def test_a_process_that_ends_says_goodbye(server: FaultServer) -> None:
+def test_a_process_that_ends_says_quit(server: FaultServer) -> None:
     output("send('bob@example.org')", server.options())
 
     assert spoken(server)[-1] == "QUIT"
@@ -340,7 +342,7 @@ ENDS = {
     + """
 def wait():
     try:
-        pool.get_pool(sender.config).lease().__enter__()
+        pool.get_pool(sender.config.endpoint).lease(seconds=60, timeout=5).__enter__()
     except OSError:
         pass  # the pool is closed
 

@@ -1,11 +1,11 @@
-"""The process's pools: one per configuration, found again, forgotten, watched, closed."""
+"""The process's pools: found again, shared, forgotten, watched, closed."""
 
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,20 +16,23 @@ from django.test import override_settings
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
-from django_lettermint.conf import RelayConfig, backend_config
-from django_lettermint.exceptions import PoolClosed
-from django_lettermint.pool.connection_pool import ConnectionPool
-from django_lettermint.pool.registry import (
-    MAX_IDLE,
-    MAX_POOLS,
+from django_lettermint.conf import PoolConfig, RelayConfig, backend_config
+from django_lettermint.exceptions import DeliveryUnknown, PoolClosed
+from django_lettermint.pool import (
+    ConnectionPool,
+    PoolReport,
     close_pools,
     get_pool,
     get_stats,
+    open_pool,
 )
-from django_lettermint.pool.stats import PoolReport
+from django_lettermint.pool.connection_pool import QUIT_TIMEOUT
+from django_lettermint.pool.registry import MAX_IDLE, MAX_POOLS
+from django_lettermint.smtp.connect import connect
 from django_lettermint.testing import Relay
 from tests.faultserver import TOKEN, FaultServer, On, hang
-from tests.sending import backend, mail
+from tests.programs import output
+from tests.sending import SHORT, backend, mail, mails, spoken
 
 HOUR = 3600
 
@@ -45,15 +48,26 @@ def config(server: FaultServer, **options: Any) -> RelayConfig:
     return backend_config(server.options(**options)).relay
 
 
+def pool_of(relay: RelayConfig) -> ConnectionPool[Any]:
+    return get_pool(relay.endpoint)
+
+
 def tenants(server: FaultServer, count: int, **options: Any) -> list[RelayConfig]:
-    """Return many configurations for the same server."""
+    """Return many configurations for the same server, with a pool each."""
     first = config(server, **options)
-    names = [f"tenant{number}.test" for number in range(count)]
-    return [replace(first, local_hostname=name) for name in names]
+    return [
+        replace(
+            first,
+            endpoint=replace(
+                first.endpoint, local_hostname=f"tenant{number}.example.org"
+            ),
+        )
+        for number in range(count)
+    ]
 
 
 def touch(relay: RelayConfig) -> None:
-    """Have a connection opened, or proven alive, and parked."""
+    """Have a connection opened, or proven alive, and kept idle."""
     with pool.lease(relay, seconds=30):
         pass
 
@@ -81,10 +95,27 @@ def held(relay: RelayConfig) -> Iterator[None]:
 # Which pool.
 
 
-def test_equal_configurations_have_the_same_pool(server: FaultServer) -> None:
-    first = get_pool(config(server))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"timeout": 3},
+        {"final_reply_timeout": 3},
+        {"deadline": 3},
+        {"retries": 0},
+        {"batch_connections": 2},
+        {"pipelining": False},
+        {"send_defaults": {"route": "news"}},
+    ],
+)
+def test_mailers_that_do_not_differ_in_their_connections_share_a_pool(
+    server: FaultServer, options: dict[str, Any]
+) -> None:
+    backend(server).send_messages([mail()])
+    backend(server, **options).send_messages([mail()])
 
-    assert get_pool(config(server)) is first
+    assert server.connections == 1
+    assert len(get_stats()) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,22 +123,44 @@ def test_equal_configurations_have_the_same_pool(server: FaultServer) -> None:
     [
         {"api_token": "another"},
         {"username": "another"},
-        {"timeout": 3},
         {"pool": {"max_size": 2}},
         {"pool": False},
-        {"local_hostname": "another.test"},
+        {"local_hostname": "another.example.org"},
     ],
 )
-def test_configurations_that_differ_have_pools_of_their_own(
+def test_mailers_that_differ_in_their_connections_have_pools_of_their_own(
     server: FaultServer, options: dict[str, Any]
 ) -> None:
-    first = get_pool(config(server))
+    first = pool_of(config(server))
 
-    assert get_pool(config(server, **options)) is not first
+    assert pool_of(config(server, **options)) is not first
+
+
+def test_each_mailer_has_its_own_timeouts_on_a_shared_connection() -> None:
+    script = [On("dot", hang(), message=2)]
+    with FaultServer(script, tls=None) as server:
+        backend(server).send_messages([mail()])
+        hasty = backend(server, final_reply_timeout=SHORT, idempotency=False)
+        with pytest.raises(DeliveryUnknown):
+            hasty.send_messages([mail()])
+
+        assert server.connections == 1
+
+
+def test_the_timeout_of_a_health_check_opens_no_connection_of_its_own(
+    server: FaultServer,
+) -> None:
+    sender = backend(server)
+    sender.send_messages([mail()])
+    check = backend(server)
+    check.timeout = 2.0
+
+    assert check.open() is False
+    assert server.connections == 1
 
 
 def test_a_pool_that_is_asked_for_opens_nothing(server: FaultServer) -> None:
-    assert get_pool(config(server)).empty
+    assert pool_of(config(server)).empty
     assert server.connections == 0
 
 
@@ -130,14 +183,51 @@ def test_a_rotated_token_is_used_from_the_next_mail_on() -> None:
         assert [each.token for each in relay.messages] == ["old", "new"]
 
 
-def test_backends_made_one_after_the_other_share_connections(
+# Without a pool.
+
+
+def test_without_a_pool_each_call_has_one_connection_however_long_the_list() -> None:
+    with FaultServer(tls=None) as server:
+        sender = backend(server, pool=False)
+        for _ in range(2):
+            assert sender.send_messages(mails(60)) == 60
+
+        assert [each.connection for each in server.deliveries] == [1] * 60 + [2] * 60
+        assert server.wait_for(lambda: server.open_connections == 0)
+        assert spoken(server).count("QUIT") == 2
+
+
+def test_without_a_pool_a_call_has_as_many_connections_as_it_may(
     server: FaultServer,
 ) -> None:
-    for _ in range(3):
-        backend(server).send_messages([mail()])
+    sender = backend(server, pool=False, batch_connections=2)
 
-    assert server.connections == 1
-    assert server.violations == []
+    assert sender.send_messages(mails(60)) == 60
+    assert server.connections <= 2
+    assert server.wait_for(lambda: server.open_connections == 0)
+
+
+def test_the_statistics_know_of_connections_without_a_pool(server: FaultServer) -> None:
+    sender = backend(server, pool=False)
+    for _ in range(2):
+        sender.send_messages(mails(3))
+
+    (report,) = get_stats()
+    assert report["size"] == 0
+    assert (report["opened"], report["messages"], report["requests"]) == (2, 6, 2)
+    assert report["closed"] == {"unpooled": 2}
+
+
+def test_a_connection_without_a_pool_is_closed_though_the_call_fails(
+    server: FaultServer,
+) -> None:
+    with (
+        pytest.raises(RuntimeError),
+        open_pool(config(server, pool=False)) as private,
+        private.lease(seconds=30, timeout=30),
+    ):
+        raise RuntimeError
+    assert server.wait_for(lambda: server.open_connections == 0)
 
 
 # Statistics.
@@ -193,7 +283,7 @@ def test_the_statistics_outlive_the_connections(server: FaultServer) -> None:
 
 
 def test_the_digest_tells_tokens_apart_and_tells_no_token(server: FaultServer) -> None:
-    pools = [get_pool(config(server, api_token=token)) for token in (TOKEN, "another")]
+    pools = [pool_of(config(server, api_token=token)) for token in (TOKEN, "another")]
     digests = {report["digest"] for report in get_stats()}
 
     assert len(digests) == 2
@@ -207,7 +297,7 @@ def test_nobody_is_disturbed_by_statistics(server: FaultServer) -> None:
     assert get_stats()[0]["in_use"] == 0
 
 
-# Many configurations.
+# Many pools.
 
 
 def test_idle_connections_of_all_pools_are_capped_and_the_oldest_go_first(
@@ -233,15 +323,51 @@ def test_an_expired_connection_of_another_pool_is_closed_in_passing(
     assert server.wait_for(lambda: server.open_connections == 1)
 
 
+def test_expired_connections_of_any_pool_delay_a_mail_by_fifty_milliseconds() -> None:
+    with FaultServer([On("quit", hang())], tls=None) as server:
+        relay, now = config(server), 1000.0
+        others = ConnectionPool(
+            lambda _, timeout: connect(relay, until=time.monotonic() + timeout),
+            PoolConfig(max_size=20),
+            lambda: now,
+        )
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(others.lease(seconds=30, timeout=30))
+        now += HOUR
+        began = time.monotonic()
+        with others.lease(seconds=30, timeout=30):
+            pass
+
+        assert time.monotonic() - began < 2 * QUIT_TIMEOUT
+        for session in others.close():
+            session.close()
+        assert server.wait_for(lambda: server.open_connections == 0)
+        assert spoken(server).count("QUIT") == 20
+
+
+def test_the_oldest_of_too_many_delays_a_mail_by_fifty_milliseconds() -> None:
+    with FaultServer([On("quit", hang())], tls=None) as server:
+        *many, last = tenants(server, MAX_IDLE + 1)
+        for each in many:
+            touch(each)
+        began = time.monotonic()
+        touch(last)
+
+        assert time.monotonic() - began < 2 * QUIT_TIMEOUT
+        assert server.wait_for(lambda: spoken(server).count("QUIT") == 1)
+
+
 @pytest.mark.slow
 def test_two_thousand_configurations_leave_no_sockets_and_no_memory(
     server: FaultServer,
 ) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
     for each in tenants(server, 2000):
         touch(each)
+        alive.add(pool_of(each))
 
     gc.collect()
-    alive = [each for each in gc.get_objects() if type(each) is ConnectionPool]
     assert server.connections == 2000
     assert server.peak_connections <= MAX_IDLE + 2
     assert len(get_stats()) <= MAX_POOLS + 1
@@ -259,12 +385,25 @@ def test_a_pool_that_holds_nothing_is_forgotten_for_others(server: FaultServer) 
     assert digest not in {report["digest"] for report in get_stats()}
 
 
+def test_who_holds_a_forgotten_pool_is_served_and_it_keeps_nothing(
+    server: FaultServer,
+) -> None:
+    first, *others = tenants(server, MAX_POOLS + 1)
+    forgotten = pool_of(first)
+    for each in others:
+        pool_of(each)
+
+    with forgotten.lease(seconds=30, timeout=30):
+        assert pool_of(first) is not forgotten
+    assert server.wait_for(lambda: server.open_connections == 0)
+
+
 def test_a_pool_in_use_is_not_forgotten(server: FaultServer) -> None:
     with held(config(server)):
-        before = get_pool(config(server))
+        before = pool_of(config(server))
         for each in tenants(server, MAX_POOLS + 1, pool=False):
             touch(each)
-        assert get_pool(config(server)) is before
+        assert pool_of(config(server)) is before
 
 
 def test_a_failed_connection_leaves_nothing_behind() -> None:
@@ -286,7 +425,7 @@ def test_closing_says_quit_to_idle_connections(server: FaultServer) -> None:
     close_pools()
 
     assert server.wait_for(lambda: server.open_connections == 0)
-    assert [line for _, line in server.commands].count(b"QUIT") == 3
+    assert spoken(server).count("QUIT") == 3
     assert get_stats() == []
 
 
@@ -301,12 +440,12 @@ def test_closing_takes_no_longer_than_its_timeout() -> None:
         assert server.wait_for(lambda: server.open_connections == 0)
 
 
-def test_closing_without_time_closes_without_a_word(server: FaultServer) -> None:
+def test_closing_without_time_closes_without_quit(server: FaultServer) -> None:
     touch(config(server))
     close_pools(timeout=0)
 
     assert server.wait_for(lambda: server.open_connections == 0)
-    assert b"QUIT" not in [line for _, line in server.commands]
+    assert "QUIT" not in spoken(server)
 
 
 def test_a_connection_in_use_lives_on_and_closes_when_it_comes_back(
@@ -340,31 +479,14 @@ def test_who_waits_for_a_connection_that_never_comes_is_told(
     assert len(errors) == 1
 
 
-def test_a_pool_that_is_opened_while_others_close_stays_known(
-    server: FaultServer,
-) -> None:
-    closing, other = tenants(server, 2)
-    closer = threading.Thread(target=close_pools)
-    with held(closing):
-        with get_pool(closing)._lock:
-            closer.start()
-            # The registry is empty by then, and the old pool not closed yet.
-            while pool._own_registry().pools:
-                closer.join(0.001)
-            touch(other)
-        closer.join(30)
-
-    assert [stats["idle"] for stats in get_stats()] == [1]
-
-
 def test_the_next_mail_opens_a_new_pool(server: FaultServer) -> None:
     sender = backend(server)
     sender.send_messages([mail()])
-    before = get_pool(sender.config)
+    before = pool_of(sender.config)
     close_pools()
     sender.send_messages([mail()])
 
-    assert get_pool(sender.config) is not before
+    assert pool_of(sender.config) is not before
     assert get_stats()[0]["opened"] == 1
     assert len(server.deliveries) == 2
 
@@ -376,27 +498,12 @@ def test_closing_nothing_is_harmless() -> None:
     assert get_stats() == []
 
 
-# Another process.
+# Other systems.
+
+WITHOUT_FORK = "import django, os; django.setup(); del os.register_at_fork\n"
 
 
-def test_a_process_forked_without_hooks_starts_anew(server: FaultServer) -> None:
-    touch(config(server))
-    inherited = get_pool(config(server))
-    pool._registries[os.getppid()] = pool._registries.pop(os.getpid())
+def test_a_system_without_fork_can_send(server: FaultServer) -> None:
+    output("send('bob@example.org')", server.options(), before=WITHOUT_FORK)
 
-    assert get_stats() == []
-    assert inherited.empty
-    assert server.wait_for(lambda: server.open_connections == 0)
-    assert b"QUIT" not in [line for _, line in server.commands]
-
-
-def test_a_closed_pool_is_remembered_until_its_connections_are_back(
-    server: FaultServer,
-) -> None:
-    with ExitStack() as stack:
-        stack.enter_context(held(config(server)))
-        closed = get_pool(config(server))
-        close_pools()
-        # What a forked process would have to close.
-        assert closed in pool._own_registry().all()
-    touch(config(server))
+    assert server.delivered == {"bob@example.org": 1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,13 +14,16 @@ from hypothesis.stateful import (
 )
 
 from django_lettermint.exceptions import PoolClosed, PoolTimeout
-from tests.fake_connections import Caller, FakePool
+from tests.pool.fakes import Caller, FakePool, too_many_connections
 
-MAX_SIZE = 2
+MAX_SIZE = 3
+TIMEOUT = 3600
 #: Resets the whole machine, so it comes once there is something to reset.
 CROWDED = 4
 
 seldom = st.sampled_from([*([False] * 7), True])
+#: What connecting raises in a step, if anything.
+failures = st.sampled_from([*([None] * 6), OSError, too_many_connections])
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -33,9 +35,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        # Nobody waits in real time: see time_out_a_waiter.
+        # Nobody waits in real time: see let_all_wait_in_vain.
         self.pool = FakePool(
-            max_size=MAX_SIZE, timeout=3600, max_messages=5, ping_after=20
+            max_size=MAX_SIZE, timeout=TIMEOUT, max_messages=5, ping_after=20
         )
 
     def settle(self) -> list[type[Exception]]:
@@ -65,11 +67,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     # What callers do.
 
-    @rule(count=st.integers(1, 3), fresh=seldom, dial_fails=seldom)
-    def ask(self, count: int, *, fresh: bool, dial_fails: bool) -> None:
-        self.fail_dials(dial_fails)
+    @rule(count=st.integers(1, 3), force_new=seldom, failure=failures)
+    def ask(
+        self, count: int, *, force_new: bool, failure: Callable[[], Exception] | None
+    ) -> None:
+        self.fail_to_connect(failure)
         for _ in range(count):
-            caller = Caller(self.pool, fresh=fresh)
+            caller = Caller(self.pool, force_new=force_new)
             self.callers.append(caller)
             caller.ask()
             self.settle()
@@ -78,109 +82,105 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         messages=st.integers(0, 3),
-        dirty=st.booleans(),
+        needs_rset=st.booleans(),
         broken=seldom,
-        dial_fails=seldom,
+        failure=failures,
     )
     def give_back(
         self,
         data: st.DataObject,
         messages: int,
         *,
-        dirty: bool,
+        needs_rset: bool,
         broken: bool,
-        dial_fails: bool,
+        failure: Callable[[], Exception] | None,
     ) -> None:
-        self.fail_dials(dial_fails)
+        self.fail_to_connect(failure)
         caller = data.draw(st.sampled_from(self.holders))
-        assert caller.lease
-        connection = caller.lease.connection
-        connection.messages += messages
-        connection.dirty, connection.in_step = dirty, not broken
+        assert caller.connection
+        session = caller.connection.session
+        session.messages += messages
+        session.needs_rset, session.in_step = needs_rset, not broken
         self.callers.remove(caller)
         caller.end()
         if broken:
-            assert connection.closed
+            assert session.closed
         self.settle()
 
-    @precondition(lambda self: self.undecided)
-    @rule(data=st.data())
-    def time_out_a_waiter(self, data: st.DataObject) -> None:
-        claim = data.draw(st.sampled_from(list(self.pool._slots.waiting)))
-        waiting = self.pool.stats()["waiting"]
-        claim.decided.set()
-        while self.pool.stats()["waiting"] == waiting:
+    # Of several who wait when a limit is forgotten, it is a race who is served.
+    @precondition(lambda self: self.undecided and not self.pool.slots.relay_limit)
+    @rule()
+    def let_all_wait_in_vain(self) -> None:
+        self.fail_to_connect(None)
+        self.pool.now += TIMEOUT + 1
+        waiting = len(self.undecided)
+        # They look at the clock each second anyway.
+        for request in tuple(self.pool.slots.waiting):
+            request.wake()
+        while self.undecided:
             threading.Event().wait(0.001)
-        assert self.settle() == [PoolTimeout]
+        assert self.settle() == [PoolTimeout] * waiting
 
-    def fail_dials(self, fails: Any) -> None:
-        def before_dial() -> None:
-            if fails:
-                raise OSError
+    def fail_to_connect(self, failure: Callable[[], Exception] | None) -> None:
+        def before_connect() -> None:
+            if failure:
+                raise failure()
 
-        self.pool.before_dial = before_dial
+        self.pool.before_connect = before_connect
 
     # What happens to connections.
 
+    @precondition(lambda self: not self.undecided)
     @rule(seconds=st.sampled_from([1, 19, 21, 46, 301]))
     def let_time_pass(self, seconds: float) -> None:
         self.pool.now += seconds
 
     @rule(data=st.data(), visibly=st.booleans())
     def kill_an_idle_one(self, data: st.DataObject, *, visibly: bool) -> None:
-        idle = [lease.connection for lease in self.pool._slots.idle]
+        idle = [each.session for each in self.pool.slots.idle]
         if idle:
             victim = data.draw(st.sampled_from(idle))
             victim.healthy = not visibly
             victim.answer = lambda: False
-
-    @rule()
-    def expire(self) -> None:
-        self.pool.expire()
-        self.settle()
 
     # What happens to processes.
 
     @precondition(lambda self: len(self.callers) >= CROWDED)
     @rule()
     def fork(self) -> None:
-        still_open = [each for each in self.pool.dialled if not each.closed]
-        goodbyes = [each.goodbyes for each in still_open]
-        waiting = list(self.pool._slots.waiting)
-        self.pool.abandon()
-        assert all(each.closed for each in still_open)
-        assert [each.goodbyes for each in still_open] == goodbyes
+        still_open = self.pool.alive
+        self.pool.reset_after_fork()
+        assert all(each.closed and not each.farewell for each in still_open)
         assert self.pool.empty
-        # These threads would not exist in a child.
-        for claim in waiting:
-            claim.decided.set()
+        # The callers' threads would not exist in a child.
         self.dismiss_all()
 
     @precondition(lambda self: len(self.callers) >= CROWDED)
     @rule()
     def close(self) -> None:
         waiting = len(self.undecided)
-        for connection in self.pool.close():
-            connection.close()
+        for session in self.pool.close():
+            session.close()
+        while self.undecided:
+            threading.Event().wait(0.001)
         assert self.settle() == [PoolClosed] * waiting
         pool = self.pool
         self.dismiss_all()
         assert pool.empty
-        assert all(each.closed for each in pool.dialled)
+        assert pool.alive == []
 
     # What always holds.
 
     @invariant()
     def nobody_shares_a_connection(self) -> None:
-        held = [each.lease.connection for each in self.holders if each.lease]
-        idle = [lease.connection for lease in self.pool._slots.idle]
+        held = [each.connection.session for each in self.holders if each.connection]
+        idle = [each.session for each in self.pool.slots.idle]
         assert len({*held, *idle}) == len(held) + len(idle)
         assert not any(each.closed for each in held)
 
     @invariant()
     def there_are_never_more_than_max_size(self) -> None:
-        still_open = [each for each in self.pool.dialled if not each.closed]
-        assert len(still_open) <= self.pool.size <= MAX_SIZE
+        assert len(self.pool.alive) <= self.pool.size <= MAX_SIZE
 
     @invariant()
     def no_slot_is_lost(self) -> None:
@@ -192,18 +192,18 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_in_front_of_a_free_slot(self) -> None:
         if self.undecided:
-            assert len(self.holders) == MAX_SIZE
-            assert self.pool.parked_at() == []
+            limit = self.pool.slots.relay_limit or MAX_SIZE
+            assert len(self.holders) >= min(MAX_SIZE, limit)
+            assert self.pool.idle_since == []
 
     @invariant()
     def all_that_was_opened_is_accounted_for(self) -> None:
         stats = self.pool.stats()
         assert stats["opened"] == stats["size"] + sum(stats["closed"].values())
-        assert stats["messages"] == sum(each.messages for each in self.pool.dialled)
+        assert stats["messages"] == sum(each.messages for each in self.pool.opened)
 
     def teardown(self) -> None:
-        for claim in list(self.pool._slots.waiting):
-            claim.decided.set()
+        self.pool.close()
         for caller in self.callers:
             caller.end()
 
