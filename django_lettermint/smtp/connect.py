@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+#: Returns the addresses of a host and port before a moment (monotonic).
+Resolve = Callable[[str, int, float], list[dns.AddressInfo]]
+
 #: Steps that are more than connecting.
 _PHASES = {"TLS": Phase.TLS, "STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}
 
@@ -49,10 +52,11 @@ def connect(
     until: float,
     timeout: float,
     trace: Trace = untraced,
+    resolve: Resolve = dns.resolve,
 ) -> Session:
     """Open an authenticated session before `until` (monotonic).
 
-    Each step takes at most `timeout` seconds. Raises ConnectFailed if no address gives
+    Each step takes at most `timeout` seconds. `resolve` looks the host up. Raises ConnectFailed if no address gives
     a session, TLSFailed (nothing was said in clear but EHLO and STARTTLS) and
     AuthenticationFailed (one login was tried).
     """
@@ -62,7 +66,8 @@ def connect(
         authenticate(handshake, features)
         return Session(handshake.stream, features, relay, trace=trace)
 
-    return _at_first_address(endpoint, relay, until, timeout, trace, log_in)
+    steps = Steps(endpoint, until, timeout, trace)
+    return _at_first_address(steps, relay, resolve, log_in)
 
 
 def probe(
@@ -79,45 +84,42 @@ def probe(
         handshake.greet()
         handshake.stream.close()
 
-    _at_first_address(endpoint, relay, until, timeout, trace, greet)
+    steps = Steps(endpoint, until, timeout, trace)
+    _at_first_address(steps, relay, dns.resolve, greet)
 
 
 def _at_first_address(
-    endpoint: Endpoint,
+    steps: Steps,
     relay: RelayState,
-    until: float,
-    timeout: float,
-    trace: Trace,
+    resolve: Resolve,
     use: Callable[[Handshake], _T],
 ) -> _T:
     """Return what `use` makes of the first address that it does not fail at."""
-    steps = Steps(endpoint, until, timeout, trace)
+    endpoint = steps.endpoint
     found = steps.run(
         "DNS",
-        lambda until: dns.resolve(endpoint.host, endpoint.port, until),
+        lambda until: resolve(endpoint.host, endpoint.port, until),
         "check the option `host` and this machine's DNS",
     )
-    trace("DNS", ", ".join(str(info[4][0]) for info in found))
+    steps.trace("DNS", ", ".join(str(info[4][0]) for info in found))
     # A dead address leaves time for the others.
-    share = timeout / len(found)
-    failure: ConnectFailed | None = None
-    refused_for_good = 0
+    share = steps.timeout / len(found)
+    failures: list[ConnectFailed] = []
     for info in relay.in_order(found):
         try:
             with _connected(steps, info, share) as handshake:
                 result = use(handshake)
         except ConnectFailed as error:
             relay.note_failure(info)
-            # What a relay replied says more than a connection that was not made.
-            failure = failure if failure and failure.smtp_code else error
-            refused_for_good += error.smtp_code >= 500
-            if refused_for_good == 2 or time.monotonic() >= until:
+            failures.append(error)
+            refused_for_good = sum(each.smtp_code >= 500 for each in failures)
+            if refused_for_good == 2 or time.monotonic() >= steps.until:
                 break
         else:
             relay.note_success(info)
             return result
-    assert failure, "a name without addresses is an error of its look-up"
-    raise failure
+    # What a relay replied says more than a connection that was not made.
+    raise max(failures, key=lambda failure: failure.smtp_code > 0)
 
 
 @contextmanager
@@ -252,7 +254,7 @@ class Handshake:
 
     def _ehlo(self) -> dict[str, str]:
         steps, stream = self.steps, self.stream
-        name = self.endpoint.local_hostname or dns.ehlo_name(
+        name = self.endpoint.local_hostname or dns.own_name.ehlo_name(
             stream.local_address, steps.until
         )
         reply = self.command("EHLO", f"EHLO {name}")

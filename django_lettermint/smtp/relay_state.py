@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from .dns import AddressInfo
+if TYPE_CHECKING:
+    from .dns import AddressInfo
 
 #: Seconds for which nothing is pipelined behind the end of a message after a connection
 #: was lost there: the loss may have had another cause.

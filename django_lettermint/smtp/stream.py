@@ -57,7 +57,7 @@ class SMTPStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        sock.setblocking(False)
+        sock.settimeout(0.0)
         #: Set once TLS has begun; nothing is written in clear from then on.
         self.tls: ssl.SSLObject | None = None
         self._tls_in, self._tls_out = ssl.MemoryBIO(), ssl.MemoryBIO()
