@@ -279,7 +279,10 @@ class Handshake:
             self._no_starttls(f"was refused ({reply})")
         if self.stream.has_input():
             # Plaintext behind the reply would be read as if it came through TLS
-            # (CVE-2011-0411).
+            # (CVE-2011-0411). Only a refusal counts.
+            reply = self.read_reply("STARTTLS")
+            if reply.negative:
+                raise self.steps.refused("STARTTLS", reply)
             self._no_starttls("was followed by plaintext")
         self._start_tls()
 

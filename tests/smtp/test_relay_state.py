@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from django_lettermint.smtp.dns import AddressInfo
 from django_lettermint.smtp.relay_state import CAUTION_SECONDS, RelayState
+
+if TYPE_CHECKING:
+    from django_lettermint.smtp.dns import AddressInfo
 
 
 @dataclass
