@@ -123,11 +123,17 @@ class MailTransaction:
     def lose(self, error: OSError) -> None:
         """Note that the connection broke before a reply decided.
 
-        A refusal by X.4.2 was the announcement of that.
+        Refusals by X.4.2 before the end of the message announced that, and count no
+        longer.
         """
-        early = self.phase is not Phase.COMMIT
-        if self.reply and self.reply.bad_connection and early:
-            self.reply, self.replies = None, {}
+        if self.phase is not Phase.COMMIT:
+            if self.reply and self.reply.bad_connection:
+                self.reply = None
+            self.replies = {
+                who: reply
+                for who, reply in self.replies.items()
+                if not reply.bad_connection
+            }
         if self.reply is None:
             self.failure = error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.results import Outcome, Phase
-from django_lettermint.smtp import RelayState, connect
+from django_lettermint.smtp import RelayState, ServerClosing, connect
 from django_lettermint.smtp.replies import ProtocolError
 from tests.faultserver import (
     FEATURES,
@@ -42,7 +42,10 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from django_lettermint.smtp import MailTransaction
+    from collections.abc import Callable
+
+    from django_lettermint.smtp import MailTransaction, Reply
+    from django_lettermint.smtp.stream import SMTPStream
     from tests.faults import Action, Wire
 
 BOB = "bob@example.org"
@@ -368,6 +371,75 @@ def test_a_message_of_several_groups_is_not_pipelined_behind_another() -> None:
         assert server.violations == []
 
 
+@pytest.mark.parametrize("chunking", cases(data=False, bdat=True))
+@pytest.mark.parametrize(
+    ("recipients", "pipelined"), [(1, True), (3, True), (4, False)]
+)
+def test_at_most_three_recipients_are_pipelined_behind_another_message(
+    recipients: int, pipelined: Any, chunking: Any
+) -> None:
+    # A server may look each of them up before it sends the final reply.
+    many = [f"{number}@x.test" for number in range(recipients)]
+    with FaultServer(features=CHUNKING) as server:
+        several = [
+            transaction("first@x.test", repeatable=True),
+            transaction(*many, repeatable=True),
+        ]
+        with session(server, chunking=chunking) as held:
+            held.send_all(several)
+        assert outcomes(several) == [SENT, SENT]
+        assert several[1].pipelined is several[0].followed is pipelined
+        assert server.violations == []
+
+
+@pytest.mark.parametrize("chunking", cases(data=False, bdat=True))
+@pytest.mark.parametrize("why", ["refused", "lost", "alone"])
+def test_nothing_is_pipelined_behind_a_message_against_advice(
+    why: str, chunking: Any
+) -> None:
+    several = [transaction(f"{number}@x.test", repeatable=True) for number in range(3)]
+    with FaultServer(features=CHUNKING) as server:
+        with session(server, chunking=chunking) as held:
+            if why == "refused":
+                held.relay.refused_pipelining_past_data()
+            elif why == "lost":
+                held.relay.lost_while_pipelining()
+            else:
+                several[1].may_follow = False
+            held.send_all(several)
+        assert outcomes(several) == [SENT] * 3
+        pipelined = [each.pipelined for each in several]
+        assert pipelined == [False, False, why == "alone"]
+
+
+@pytest.mark.parametrize("phase", ["rcpt", "data"])
+def test_a_time_out_in_pipelining_names_the_option(phase: Any) -> None:
+    with FaultServer([On(phase, do=hang())]) as server:
+        one = send_one(server, transaction(), timeout=SHORT)
+        assert isinstance(one.failure, TimeoutError)
+        assert "set pipelining=False" in str(one.failure)
+        two = send_one(server, transaction(), timeout=SHORT, pipelining=False)
+        assert isinstance(two.failure, TimeoutError)
+        assert "pipelining" not in str(two.failure)
+
+
+def test_a_time_out_behind_the_end_of_another_message_names_the_option() -> None:
+    with FaultServer([On("mail", message=2, do=hang())]) as server:
+        one, two = transaction("1@x.test"), transaction("2@x.test")
+        with session(server, timeout=SHORT) as held:
+            held.send_all([one, two])
+        assert one.outcome is SENT
+        assert "set pipelining=False" in str(two.failure)
+
+
+@pytest.mark.parametrize("phase", ["mail", "dot"])
+def test_another_time_out_does_not_name_the_option(phase: Any) -> None:
+    with FaultServer([On(phase, do=hang())]) as server:
+        one = send_one(server, transaction(), timeout=SHORT, final_reply_timeout=SHORT)
+        assert isinstance(one.failure, TimeoutError)
+        assert "pipelining" not in str(one.failure)
+
+
 # -- refusals ----------------------------------------------------------------------------
 
 
@@ -437,12 +509,46 @@ def test_every_positive_reply_accepts_a_recipient(code: int) -> None:
         assert send_one(server, transaction()).outcome is SENT
 
 
-def test_one_temporary_refusal_makes_the_message_temporarily_refused() -> None:
-    script = [On("rcpt", match="1@", do=reply(550)), On("rcpt", do=reply(450))]
+@pytest.mark.parametrize("code", [450, 550])
+def test_replies_after_a_refused_sender_do_not_speak_of_recipients(code: int) -> None:
+    with FaultServer([On("mail", do=reply(code, "5.1.0 no"))]) as server:
+        one = send_one(server, transaction("1@x.test", "2@x.test"))
+        assert (one.phase, one.reply and one.reply.code) == (Phase.MAIL, code)
+        assert one.replies == {}
+        assert one.not_refused == ("1@x.test", "2@x.test")
+
+
+def test_the_reply_to_data_after_refused_recipients_is_not_the_reason() -> None:
+    script = [On("rcpt", do=reply(550, "5.1.1 no")), On("data", do=reply(451))]
     with FaultServer(script) as server:
         one = send_one(server, transaction("1@x.test", "2@x.test"))
-        assert one.reply
-        assert one.reply.code == 450
+        assert (one.phase, one.reply and one.reply.code) == (Phase.RCPT, 550)
+
+
+@pytest.mark.parametrize(
+    "do", cases(drop=drop(), closing=reply(421, close=True), junk=raw(b"?\r\n"))
+)
+def test_a_loss_after_a_refusal_does_not_change_the_reason(do: Action) -> None:
+    script = [On("rcpt", do=reply(550, "5.1.1 no")), On("data", do=do)]
+    with FaultServer(script) as server:
+        one = send_one(server, transaction("1@x.test", "2@x.test"))
+        assert one.outcome is NOT_SENT
+        assert (one.phase, one.reply and one.reply.code) == (Phase.RCPT, 550)
+        assert one.failure is None
+        assert set(one.replies) == {"1@x.test", "2@x.test"}
+
+
+@pytest.mark.parametrize("order", [(550, 450), (450, 550), (553, 451)])
+def test_one_temporary_refusal_makes_the_message_temporarily_refused(
+    order: tuple[int, int],
+) -> None:
+    script = [
+        On("rcpt", match="1@", do=reply(order[0])),
+        On("rcpt", do=reply(order[1])),
+    ]
+    with FaultServer(script) as server:
+        one = send_one(server, transaction("1@x.test", "2@x.test"))
+        assert (one.reply and one.reply.code) == min(order)
         assert not one.permanent_failure
 
 
@@ -503,6 +609,123 @@ def test_a_failed_rset_closes_the_connection(do: Action) -> None:
         assert server.delivered == {}
 
 
+# -- refusals by X.4.2 -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pipelining", cases(on=True, off=False))
+@pytest.mark.parametrize("text", ["451 4.4.2 no answer", "554 5.4.2 no answer"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_recipient_whose_server_does_not_answer_is_refused_alone(
+    number: int, text: str, pipelining: Any
+) -> None:
+    refused = On("rcpt", match=f"{number}@", do=raw(text.encode() + b"\r\n"))
+    with FaultServer([refused]) as server:
+        one = transaction("1@x.test", "2@x.test", "3@x.test")
+        with session(server, pipelining=pipelining) as held:
+            held.send(one)
+            assert held.reusable
+        assert one.outcome is SENT
+        assert str(one.replies[f"{number}@x.test"]) == text
+        assert len(one.accepted) == 2
+        assert set(server.delivered) == set(one.accepted)
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("pipelining", cases(on=True, off=False))
+@pytest.mark.parametrize("phase", ["mail", "rcpt", "data", "dot"])
+def test_x42_is_a_refusal_while_the_connection_stays_open(
+    phase: Any, pipelining: Any
+) -> None:
+    with FaultServer([On(phase, times=1, do=reply(451, "4.4.2 no answer"))]) as server:
+        with session(server, pipelining=pipelining) as held:
+            one, two = transaction("1@x.test"), transaction("2@x.test")
+            held.send_all([one, two])
+            assert outcomes([one, two]) == [NOT_SENT, SENT]
+        assert (one.reply and one.reply.code) == 451
+        assert one.failure is None
+        assert server.connections == 1
+        assert server.violations == []
+
+
+@pytest.mark.parametrize("code", [451, 421, 554])
+@pytest.mark.parametrize("phase", ["mail", "rcpt"])
+def test_x42_is_a_loss_when_the_server_closes_the_connection(
+    phase: Any, code: int
+) -> None:
+    leave = reply(code, f"{code // 100}.4.2 Timeout - closing connection", close=True)
+    with FaultServer([On(phase, do=leave)]) as server:
+        one = send_one(server, transaction("1@x.test", "2@x.test"))
+        assert one.outcome is NOT_SENT
+        assert one.reply is None
+        assert isinstance(one.failure, OSError)
+        assert one.not_refused == ("1@x.test", "2@x.test")
+
+
+def test_only_refusals_by_x42_are_forgotten_when_the_connection_is_lost() -> None:
+    script = [
+        On("rcpt", match="1@", do=reply(550, "5.1.1 unknown")),
+        On("rcpt", match="2@", do=reply(250)),
+        On("rcpt", match="3@", do=reply(451, "4.4.2 closing", close=True)),
+    ]
+    with FaultServer(script) as server:
+        one = send_one(server, transaction("1@x.test", "2@x.test", "3@x.test"))
+        assert one.outcome is NOT_SENT
+        assert isinstance(one.failure, OSError)
+        assert one.not_refused == ("2@x.test", "3@x.test")
+
+
+@pytest.mark.parametrize("chunking", cases(data=False, bdat=True))
+@pytest.mark.parametrize("code", [451, 421, 554])
+def test_x42_as_the_first_reply_after_idling_closes_the_connection(
+    code: int, chunking: Any
+) -> None:
+    leave = reply(code, f"{code // 100}.4.2 Timeout - closing connection")
+    with FaultServer([On("mail", do=leave)], features=CHUNKING) as server:
+        one = transaction()
+        one.after_idle = True
+        with session(server, chunking=chunking) as held:
+            held.send(one)
+            assert held.closed
+        assert one.outcome is NOT_SENT
+        assert one.reply is None
+        assert isinstance(one.failure, ServerClosing)
+        assert one.failure.reply.code == code
+
+
+def test_x42_as_a_later_reply_after_idling_is_a_refusal() -> None:
+    with FaultServer([On("rcpt", do=reply(451, "4.4.2 no answer"))]) as server:
+        one = transaction()
+        one.after_idle = True
+        with session(server) as held:
+            held.send(one)
+            assert held.reusable
+        assert (one.reply and one.reply.code) == 451
+
+
+def test_any_other_first_reply_after_idling_is_a_refusal() -> None:
+    with FaultServer([On("mail", do=reply(451, "4.4.1 no answer"))]) as server:
+        one = transaction()
+        one.after_idle = True
+        with session(server) as held:
+            held.send(one)
+            assert held.reusable
+        assert (one.reply and one.reply.code) == 451
+
+
+def test_x42_to_the_rset_after_idling_closes_the_connection() -> None:
+    script = [
+        On("rcpt", message=1, do=reply(550)),
+        On("rset", do=reply(451, "4.4.2 Timeout - closing connection")),
+    ]
+    with FaultServer(script) as server, session(server) as held:
+        held.send(transaction("1@x.test"))
+        two = transaction("2@x.test")
+        two.after_idle = True
+        held.send(two)
+        assert isinstance(two.failure, ServerClosing)
+        assert held.closed
+
+
 # -- invalid replies and losses before the commit point ----------------------------------------------------------------
 
 
@@ -520,7 +743,6 @@ def test_a_failed_rset_closes_the_connection(do: Action) -> None:
         endless=endless(b"250-more\r\n"),
         bye=reply(221, "bye"),
         closing=reply(421, "4.3.2 bye", close=True),
-        idle=reply(451, "4.4.2 idle too long"),
         fin=drop(),
         rst=drop(rst=True),
         hang=hang(),
@@ -850,21 +1072,38 @@ def test_without_pipelining_a_chunk_waits_for_each_reply() -> None:
         assert server.violations == []
 
 
+class ObservedStream:
+    """A stream that calls a function before each wait for a reply."""
+
+    def __init__(self, stream: SMTPStream, before_read: Callable[[], None]) -> None:
+        self._stream = stream
+        self._before_read = before_read
+
+    def read_reply(self, until: float) -> Reply:
+        self._before_read()
+        return self._stream.read_reply(until)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def unconfirmed(server: FaultServer, count: int, **kinds: Any) -> tuple[int, int]:
-    """Return how many messages were on the wire before the first reply, and were sent."""
-    release, reached = threading.Event(), threading.Event()
-    server.script.append(On("mail", times=1, do=gate(release, reached)))
-    with session(server, chunking=True) as held:
-        several = [transaction(f"{number}@x.test", **kinds) for number in range(count)]
-        sender = threading.Thread(target=held.send_all, args=(several,))
-        sender.start()
-        assert reached.wait(5)
-        # All that may be written without a reply is in the kernel's hands soon.
-        server.wait_for(lambda: False, timeout=SHORT)
-        ahead = sum(each.phase is Phase.COMMIT for each in several)
+    """Return how many messages were written before the first reply, and were sent."""
+    release = threading.Event()
+    server.script.append(On("mail", times=1, do=gate(release)))
+    several = [transaction(f"{number}@x.test", **kinds) for number in range(count)]
+    written: list[int] = []
+
+    def before_read() -> None:
+        written.append(sum(each.phase is Phase.COMMIT for each in several))
         release.set()
-        sender.join(10)
-        return ahead, sum(each.outcome is SENT for each in several)
+
+    with session(server, chunking=True) as held:
+        held.session.stream = cast(
+            "SMTPStream", ObservedStream(held.stream, before_read)
+        )
+        held.send_all(several)
+    return written[0], sum(each.outcome is SENT for each in several)
 
 
 def test_up_to_50_repeatable_messages_may_be_unconfirmed() -> None:
@@ -1075,6 +1314,54 @@ def test_a_chunk_accepted_without_recipients_is_not_sent() -> None:
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.RCPT
         assert server.deliveries == []
+
+
+@pytest.mark.parametrize(
+    "do", cases(silent=hang(), reset=drop(rst=True), closed=drop())
+)
+@pytest.mark.parametrize("phase", ["mail", "rcpt"])
+def test_a_chunk_is_not_sent_over_a_connection_that_died_while_idle(
+    phase: Any, do: Action
+) -> None:
+    with FaultServer([On(phase, do=do)], features=CHUNKING) as server:
+        one = transaction()
+        one.after_idle = True
+        send_one(server, one, chunking=True, timeout=SHORT)
+        assert one.outcome is NOT_SENT
+        assert isinstance(one.failure, OSError)
+        assert "BDAT" not in spoken(server)
+        assert b"BDAT" not in server.received[1]
+
+
+def test_after_idling_mail_and_rcpt_are_written_before_the_chunk() -> None:
+    # Together with it, Exim would answer nothing before the chunk is complete.
+    with FaultServer(features=CHUNKING) as server:
+        release, reached = threading.Event(), threading.Event()
+        server.script.append(On("mail", times=1, do=gate(release, reached)))
+        one, two = transaction("1@x.test", "2@x.test"), transaction("3@x.test")
+        one.after_idle = True
+        with session(server, chunking=True) as held:
+            sender = threading.Thread(target=held.send_all, args=([one, two],))
+            sender.start()
+            assert reached.wait(5)
+            received = server.received[1].partition(b"MAIL")[2]
+            release.set()
+            sender.join(5)
+        assert received.endswith(b"RCPT TO:<1@x.test>\r\nRCPT TO:<2@x.test>\r\n")
+        assert outcomes([one, two]) == [SENT, SENT]
+        assert server.violations == []
+
+
+@pytest.mark.parametrize("phase", ["mail", "rcpt"])
+def test_a_message_refused_after_idling_sends_no_chunk(phase: Any) -> None:
+    with FaultServer([On(phase, times=1, do=reply(550))], features=CHUNKING) as server:
+        one, two = transaction("1@x.test"), transaction("2@x.test")
+        one.after_idle = True
+        with session(server, chunking=True) as held:
+            held.send_all([one, two])
+        assert outcomes([one, two]) == [NOT_SENT, SENT]
+        assert spoken(server).count("BDAT") == 1
+        assert server.violations == []
 
 
 # -- between messages -----------------------------------------------------------------------
