@@ -207,11 +207,12 @@ class Session:
         self, transaction: MailTransaction, *last: Command
     ) -> list[list[Command]]:
         """Return [RSET] MAIL RCPT* and the last command, by the writes they may share."""
-        commands = mail_commands(transaction.envelope, self.features)
-        if self.needs_rset:
-            commands.insert(0, RSET)
         most = GROUP_COMMANDS if self._pipelining else 1
-        return pipelining_groups([*commands, *last], most=most)
+        return pipelining_groups(self._commands(transaction, *last), most=most)
+
+    def _commands(self, transaction: MailTransaction, *last: Command) -> list[Command]:
+        first = [RSET] if self.needs_rset else []
+        return [*first, *mail_commands(transaction.envelope, self.features), *last]
 
     @property
     def _pipelining(self) -> bool:
@@ -235,18 +236,17 @@ class Session:
         self, following: Sequence[MailTransaction]
     ) -> tuple[MailTransaction, list[Command]] | None:
         """Return the next message's commands, if they may go behind this one's end."""
-        for transaction in following[:1]:
-            if (
-                self._pipelining
-                and self.may_follow(transaction)
-                and self._fits(transaction)
-            ):
-                groups = self.groups(transaction, DATA)
-                if len(groups) == 1:
-                    self._start(transaction)
-                    transaction.pipelined = True
-                    return transaction, groups[0]
-        return None
+        transaction = following[0] if following else None
+        if (
+            transaction is None
+            or not self._pipelining
+            or not self.may_follow(transaction)
+            or not self._fits(transaction)
+        ):
+            return None
+        self._start(transaction)
+        transaction.pipelined = True
+        return transaction, self._commands(transaction, DATA)
 
     def _leave_refused(self, transaction: MailTransaction) -> None:
         """Leave a refused message so that the next one can follow."""

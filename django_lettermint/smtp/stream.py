@@ -160,7 +160,7 @@ class SMTPStream:
 
     def has_input(self) -> bool:
         """Return, without waiting, whether the server has sent something or closed."""
-        if not self._received and not self._ended and self._readable(0.0):
+        if not self._received and not self._ended:
             try:
                 self._take(self._receive_now())
             except BlockingIOError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from dataclasses import replace
@@ -70,6 +71,32 @@ def send_one(
 
 def outcomes(transactions: list[MailTransaction]) -> list[Outcome]:
     return [each.outcome for each in transactions]
+
+
+class ObservedStream:
+    """A stream that calls functions before it writes, and before it waits for a reply."""
+
+    def __init__(
+        self,
+        stream: SMTPStream,
+        *,
+        before_write: Callable[[bytes], None] = lambda _: None,
+        before_read: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._stream = stream
+        self._before_write = before_write
+        self._before_read = before_read
+
+    def write(self, data: bytes, until: float, **options: Any) -> None:
+        self._before_write(data)
+        self._stream.write(data, until, **options)
+
+    def read_reply(self, until: float) -> Reply:
+        self._before_read()
+        return self._stream.read_reply(until)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 # -- a plain message ---------------------------------------------------------------------
@@ -837,6 +864,33 @@ def test_a_second_reply_to_data_stops_the_message_before_its_end(
         assert b"\r\n.\r\n" not in server.received[1]
 
 
+def test_a_refusal_before_a_reset_counts_though_writing_fails() -> None:
+    refused = raw(b"354 go\r\n552 5.3.4 too big\r\n")
+
+    def refuse_and_reset(answer: Answer) -> Answer:
+        def play(wire: Wire) -> None:
+            refused(answer).play(wire)
+            wire.drop(rst=True)
+
+        return Answer(0, play)
+
+    with FaultServer([On("data", do=refuse_and_reset)], tls=None) as server:
+        one = transaction()
+        with session(server) as held:
+            poll = select.poll()
+            poll.register(held.stream.socket, 0)  # errors only
+
+            def before_write(data: bytes) -> None:
+                if b"Subject" in data:
+                    assert poll.poll(5000)
+
+            observed = ObservedStream(held.stream, before_write=before_write)
+            held.session.stream = cast("SMTPStream", observed)
+            held.send(one)
+        assert (one.phase, one.reply and one.reply.code) == (Phase.CONTENT, 552)
+        assert one.failure is None
+
+
 @pytest.mark.parametrize("close", cases(stays=False, leaves=True))
 @pytest.mark.parametrize("code", [451, 552])
 def test_a_refusal_while_the_content_is_written_counts(code: int, close: Any) -> None:
@@ -1072,21 +1126,6 @@ def test_without_pipelining_a_chunk_waits_for_each_reply() -> None:
         assert server.violations == []
 
 
-class ObservedStream:
-    """A stream that calls a function before each wait for a reply."""
-
-    def __init__(self, stream: SMTPStream, before_read: Callable[[], None]) -> None:
-        self._stream = stream
-        self._before_read = before_read
-
-    def read_reply(self, until: float) -> Reply:
-        self._before_read()
-        return self._stream.read_reply(until)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def unconfirmed(server: FaultServer, count: int, **kinds: Any) -> tuple[int, int]:
     """Return how many messages were written before the first reply, and were sent."""
     release = threading.Event()
@@ -1099,9 +1138,8 @@ def unconfirmed(server: FaultServer, count: int, **kinds: Any) -> tuple[int, int
         release.set()
 
     with session(server, chunking=True) as held:
-        held.session.stream = cast(
-            "SMTPStream", ObservedStream(held.stream, before_read)
-        )
+        observed = ObservedStream(held.stream, before_read=before_read)
+        held.session.stream = cast("SMTPStream", observed)
         held.send_all(several)
     return written[0], sum(each.outcome is SENT for each in several)
 

@@ -27,7 +27,7 @@ from django_lettermint.smtp.replies import (
     ProtocolError,
     Reply,
 )
-from django_lettermint.smtp.stream import SMTPStream
+from django_lettermint.smtp.stream import SMTPStream, close_inherited
 from tests.certificates import ca_file, server_context
 from tests.reference_parser import reply_codes
 from tests.sending import cases
@@ -355,6 +355,26 @@ def test_any_octets_are_read_as_the_reference_parser_reads_them(
             while True:
                 codes.append(stream.read_reply(soon()).code)
         assert codes == reply_codes(octets)
+
+
+# -- after a fork ------------------------------------------------------------------------
+
+
+def test_a_forked_process_closes_inherited_streams_without_an_octet() -> None:
+    with connected() as (clear, server), encrypted() as (stream, tls_server):
+        if (child := os.fork()) == 0:
+            try:
+                close_inherited()
+                os._exit(0 if clear.has_input() and stream.has_input() else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        # The parent's connections live on, and nothing was sent over them.
+        for mine, end in ((clear, server), (stream, tls_server)):
+            end.sendall(b"250 ok\r\n")
+            assert mine.read_reply(soon()).code == 250
+            mine.write(b"NOOP\r\n", soon())
+            assert end.recv(100) == b"NOOP\r\n"
 
 
 # -- OpenSSL's error queue ---------------------------------------------------------------
