@@ -78,7 +78,7 @@ def probe(
     timeout: float,
     trace: Trace = untraced,
 ) -> None:
-    """Do the same as `connect()` up to the login, and hang up."""
+    """Connect as `connect()` does but for the login, and close."""
 
     def greet(handshake: Handshake) -> None:
         handshake.greet()
@@ -94,7 +94,7 @@ def _at_first_address(
     resolve: Resolve,
     use: Callable[[Handshake], _T],
 ) -> _T:
-    """Return what `use` makes of the first address that it does not fail at."""
+    """Return the result of `use` at the first address where it succeeds."""
     endpoint = steps.endpoint
     found = steps.run(
         "DNS",
@@ -199,7 +199,7 @@ class Steps:
         return error
 
     def no_tls(self, step: str, what: str) -> TLSFailed:
-        """Return the error of a line that cannot be trusted."""
+        """Return the error of a connection without verified TLS."""
         error = TLSFailed(f"{what}. Nothing was sent")
         error.step = step
         return error
@@ -211,13 +211,13 @@ class Steps:
 
 
 class Handshake:
-    """What is said on a new connection before the login."""
+    """The commands on a new connection before the login, and their replies."""
 
     def __init__(self, steps: Steps, stream: SMTPStream) -> None:
         self.steps = steps
         self.endpoint = steps.endpoint
         self.stream = stream
-        # A relay may know the login from an earlier connection, and greet with it.
+        # Before the first reply: a relay may echo the token of an earlier connection.
         token, username = self.endpoint.token, self.endpoint.username
         stream.redact(token.encoded(f"\0{username}\0"), token.encoded(), token)
 

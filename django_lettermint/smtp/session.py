@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Trace = Callable[[str, str], None]
 
 #: A message with more recipients is never pipelined behind the end of another: a server
-#: that looks each of them up may keep the reply to that end meanwhile.
+#: may look up each of them before it replies to that end.
 MAX_PIPELINED_RECIPIENTS = 3
 
 _MAIL_MAX = re.compile(r"(?i:\bMAILMAX=)([0-9]{1,9})(?!\S)")
@@ -73,8 +73,8 @@ class _Pending(NamedTuple):
 class Session:
     """An authenticated connection on which messages are sent one after the other.
 
-    `stream` is an SMTPStream, or anything that has its methods. The other methods than
-    `send()` belong to the pool, or to `chunking`.
+    `stream` is an SMTPStream or an object with its methods. Methods other than `send()`
+    are for the pool and for `chunking`.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ class SMTPStream:
             try:
                 tls.do_handshake()
             except ssl.SSLWantReadError:
-                # Even if the server has left, its refusal may be there to be read.
+                # Even if the server has closed, its refusal may be there to be read.
                 with contextlib.suppress(ConnectionError):
                     self._send(self._tls_out.read(), until)
             else:
@@ -104,7 +104,7 @@ class SMTPStream:
                 return
             data = self._receive(until)
             if not data:
-                raise ConnectionResetError("the server hung up")
+                raise ConnectionResetError("the server closed the connection")
             if not greeted and data[:1] in (b"2", b"3", b"4", b"5"):
                 self.tls = None
                 self._received += data

@@ -546,7 +546,7 @@ def test_no_reply_in_clear_but_a_refusal_counts_where_tls_begins(
         (b"421 cut of", "closed the connection"),
         (b"4 is no reply\r\n", "not an SMTP reply"),
         (b"421-more\r\n" * 101, "more than"),
-        (b"", "the server hung up"),
+        (b"", "the server closed the connection"),
     ],
     ids=["cut off", "no reply", "endless", "nothing"],
 )

@@ -121,6 +121,14 @@ def test_a_loss_takes_back_refusals_that_announced_it() -> None:
     assert one.not_refused == ("1@x.test",)
 
 
+def test_a_loss_after_the_confirmation_takes_nothing_back() -> None:
+    one = answered(ACCEPTED, NO_ANSWER)
+    one.phase, one.reply = Phase.DONE, ACCEPTED
+    one.lose(OSError("lost"))
+    assert (one.outcome, one.failure) == (Outcome.SENT, None)
+    assert one.not_refused == ("0@x.test",)
+
+
 def test_a_loss_after_the_final_reply_takes_nothing_back() -> None:
     one = answered(ACCEPTED, NO_ANSWER)
     one.refuse(Phase.COMMIT, NO_ANSWER)
