@@ -1,15 +1,10 @@
-"""From a host name to a session: how each step fails, and that nothing leaks in clear."""
+"""From a host name to a session: addresses, greeting, EHLO, and how each step fails."""
 
 from __future__ import annotations
 
-import base64
-import hmac
-import shutil
 import socket
 import threading
 import time
-import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,25 +12,19 @@ import pytest
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
-    LettermintError,
     TLSFailed,
 )
 from django_lettermint.results import Phase
-from django_lettermint.smtp import RelayState, Session, connect, probe
-from tests.certificates import KINDS, ca_file
+from django_lettermint.smtp import RelayState, Session, probe
 from tests.deadends import blackhole, refused_port
 from tests.faults import once_spoken_to
 from tests.faultserver import (
     FEATURES,
-    TOKEN,
-    Answer,
     FaultServer,
     On,
     drop,
     endless,
-    garble,
     hang,
-    inject,
     raw,
     reply,
     stall,
@@ -47,47 +36,21 @@ from tests.sending import (
     interruptible,
     relay,
     session,
-    strike_and_wait,
-    transaction,
+)
+from tests.smtp.connecting import (
+    TLS_MODES,
+    connect_with,
+    failure,
+    soon,
 )
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
     from django_lettermint.smtp.dns import AddressInfo
-    from tests.faults import Action, Wire
-
-TLS_MODES = ["implicit", "starttls"]
-MECHANISMS = ["PLAIN", "LOGIN", "CRAM-MD5"]
+    from tests.faults import Action
 
 
-def soon(seconds: float = 5.0) -> float:
-    return time.monotonic() + seconds
-
-
-def connect_with(
-    config: RelayConfig, *, seconds: float = 5.0, **others: Any
-) -> Session:
-    """Connect; the test closes the session."""
-    state = others.pop("state", None) or RelayState()
-    return connect(
-        config.endpoint, state, until=soon(seconds), timeout=config.timeout, **others
-    )
-
-
-def failure_with(config: RelayConfig, **others: Any) -> Any:
-    """Return the error that connecting ends with."""
-    with pytest.raises(LettermintError) as raised:
-        connect_with(config, **others)
-    assert raised.value.retry_safe
-    assert TOKEN not in str(raised.value)
-    return raised.value
-
-
-def failure(server: FaultServer, *, seconds: float = 5.0, **options: Any) -> Any:
-    return failure_with(relay(server, **options), seconds=seconds)
-
-
-# -- DNS and TCP -------------------------------------------------------------------------
+# -- DNS and TCP -----------------------------------------------------------------------
 
 
 def test_an_unknown_host_is_named() -> None:
@@ -135,7 +98,7 @@ def test_commands_are_not_held_back_by_nagles_algorithm() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-# -- a host with several addresses -------------------------------------------------------
+# -- a host with several addresses -----------------------------------------------------
 
 
 def connect_in_turn(
@@ -273,7 +236,7 @@ def test_no_other_address_cures_a_refused_login_or_a_wrong_certificate(
         assert (first.connections, second.connections) == (1, 0)
 
 
-# -- greeting and EHLO -------------------------------------------------------------------
+# -- greeting and EHLO -----------------------------------------------------------------
 
 
 def test_a_late_greeting_is_a_time_out_that_names_the_option() -> None:
@@ -397,537 +360,7 @@ def test_features_are_read_in_any_letter_case() -> None:
         assert server.logins[0].mechanism == "PLAIN"
 
 
-# -- TLS ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tls", TLS_MODES)
-@pytest.mark.parametrize("kind", [each for each in KINDS if each != "good"])
-def test_a_server_that_cannot_be_verified_gets_no_login(kind: str, tls: str) -> None:
-    with FaultServer(cert=kind, tls=tls) as server:
-        error = failure(server)
-        assert server.connections == 1
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
-        assert server.violations == []
-    # A certificate is renewed within hours: a queue keeps the mail until then.
-    assert error.transient
-    assert error.step == "TLS"
-    if kind.startswith("tls1"):
-        assert isinstance(error, ConnectFailed)
-        assert error.phase is Phase.TLS
-    else:
-        assert isinstance(error, TLSFailed)
-        assert "certificate not accepted" in str(error)
-        assert "check `host`, and `ca_file`" in str(error)
-
-
-def test_the_reason_of_a_wrong_certificate_is_one_sentence() -> None:
-    with FaultServer(cert="wrong_host") as server:
-        error = failure(server)
-    assert "not valid for '127.0.0.1'; check `host`" in str(error)
-
-
-def test_a_private_relay_is_not_trusted_without_a_ca_file() -> None:
-    with FaultServer() as server:
-        assert isinstance(failure(server, ca_file=None), TLSFailed)
-        assert server.logins == []
-
-
-def test_a_missing_ca_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    shutil.copy(ca_file(), path)
-    with FaultServer() as server:
-        config = relay(server, ca_file=str(path))
-        path.unlink()
-        error = failure_with(config)
-        assert isinstance(error, TLSFailed)
-        assert "the option `ca_file` cannot be used: " in str(error)
-        assert "ca.pem" in str(error)
-        assert server.logins == []
-
-
-def test_a_replaced_ca_file_is_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    shutil.copy(ca_file(), path)
-    with FaultServer() as server:
-        config = relay(server, ca_file=str(path))
-        path.write_text("no certificate\n")
-        assert "`ca_file` cannot be used" in str(failure_with(config))
-        shutil.copy(ca_file(), path)
-        connect_with(config).close()
-
-
-def test_a_replaced_system_bundle_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = tmp_path / "bundle.pem"
-    bundle.write_text("")
-    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
-    with FaultServer() as server:
-        config = relay(server, ca_file=None)
-        assert isinstance(failure_with(config), TLSFailed)
-        shutil.copy(ca_file(), bundle)
-        connect_with(config).close()
-        bundle.write_text("")
-        assert isinstance(failure_with(config), TLSFailed)
-
-
-BUSY = b"421 Too many connections from this IP address\r\n"
-CLOSED = b"554-5.7.1 Your network is blocked\r\n554 5.7.1 Ask us why\r\n"
-
-
-def refuse_in_pieces(wire: Wire) -> None:
-    for octet in BUSY:
-        wire.write(bytes([octet]))
-        wire.pause(0.002)
-    wire.drop()
-
-
-@pytest.mark.parametrize("tls", TLS_MODES)
-@pytest.mark.parametrize(
-    ("do", "code", "text"),
-    [
-        (raw(BUSY, close=True), 421, "Too many"),
-        (raw(CLOSED, close=True), 554, "5.7.1 Ask us why"),
-        (once_spoken_to(raw(BUSY, close=True)), 421, "Too many"),
-        (once_spoken_to(raw(BUSY)), 421, "Too many"),
-        (once_spoken_to(raw(CLOSED)), 554, "5.7.1 Ask us why"),
-        (lambda _: Answer(0, refuse_in_pieces), 421, "Too many"),
-        (trickle(b"452 4.3.1 full\r\n", 0.002), 452, "4.3.1 full"),
-        (raw(b"400\n", close=True), 400, ""),
-    ],
-    ids=[
-        "before ClientHello",
-        "before ClientHello for good",
-        "after ClientHello",
-        "after ClientHello and open",
-        "after ClientHello for good",
-        "octet by octet and closed",
-        "octet by octet and open",
-        "without text",
-    ],
-)
-def test_a_refusal_in_clear_where_tls_begins_is_a_refused_connection(
-    do: Action, code: int, text: str, tls: str
-) -> None:
-    with FaultServer([On("tls", do=do)], tls=tls) as server:
-        error = failure(server)
-        assert server.logins == []
-        assert server.wait_for(lambda: server.open_connections == 0)
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
-    assert isinstance(error, ConnectFailed)
-    assert error.transient
-    assert error.smtp_code == code
-    assert text in error.smtp_error.decode()
-    assert error.step == ("greeting" if tls == "implicit" else "STARTTLS")
-
-
-@pytest.mark.parametrize("tls", TLS_MODES)
-@pytest.mark.parametrize(
-    "said", [b"220 relay ESMTP\r\n", b"250 AUTH PLAIN\r\n", b"354 go ahead\r\n"]
-)
-@pytest.mark.parametrize("wait", cases(at_once=False, after_client_hello=True))
-def test_no_reply_in_clear_but_a_refusal_counts_where_tls_begins(
-    said: bytes, wait: Any, tls: str
-) -> None:
-    do = once_spoken_to(raw(said)) if wait else raw(said)
-    with FaultServer([On("tls", do=do)], tls=tls) as server:
-        error = failure(server)
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
-    assert isinstance(error, TLSFailed)
-    assert error.smtp_code == 0
-    assert "465 is implicit TLS" in str(error) or "followed by plaintext" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        (b"421 cut of", "closed the connection"),
-        (b"4 is no reply\r\n", "not an SMTP reply"),
-        (b"421-more\r\n" * 101, "more than"),
-        (b"", "the server closed the connection"),
-    ],
-    ids=["cut off", "no reply", "endless", "nothing"],
-)
-def test_a_broken_refusal_where_tls_begins_is_a_failed_connection(
-    said: bytes, reason: str
-) -> None:
-    with FaultServer([On("tls", do=raw(said, close=True))]) as server:
-        error = failure(server)
-    assert isinstance(error, ConnectFailed)
-    assert error.smtp_code == 0
-    assert reason in str(error)
-    assert error.phase is Phase.TLS
-
-
-def test_tls_to_a_plaintext_port_fails_with_advice() -> None:
-    with FaultServer(tls=None) as server:
-        error = failure(server, security="tls")
-        assert server.logins == []
-    assert isinstance(error, TLSFailed)
-    assert "465 is implicit TLS, the other ports STARTTLS" in str(error)
-
-
-def test_starttls_to_a_tls_port_fails_in_time() -> None:
-    with FaultServer() as server:
-        error = failure(server, security="starttls", timeout=SHORT)
-        assert server.commands == []
-    assert isinstance(error, ConnectFailed)
-
-
-@pytest.mark.parametrize("tls", TLS_MODES)
-@pytest.mark.parametrize(
-    "do",
-    cases(
-        fin=drop(),
-        rst=drop(rst=True),
-        hang=hang(),
-        junk=raw(b"junk\r\n" * 9),
-        alert=raw(b"\x15\x03\x03\x00\x02\x02\x50"),  # fatal: internal_error
-    ),
-)
-def test_a_broken_handshake_is_a_failed_connection(do: Action, tls: str) -> None:
-    with FaultServer([On("tls", do=once_spoken_to(do))], tls=tls) as server:
-        error = failure(server, timeout=SHORT)
-        assert server.logins == []
-        assert server.wait_for(lambda: server.open_connections == 0)
-    assert isinstance(error, ConnectFailed)
-    assert error.transient
-    assert error.phase is Phase.TLS
-
-
-def test_a_broken_record_after_the_handshake_is_a_failed_connection() -> None:
-    with FaultServer([On("ehlo", do=garble())]) as server:
-        error = failure(server)
-        assert server.logins == []
-    assert isinstance(error, ConnectFailed)
-
-
-@pytest.mark.parametrize(
-    ("ehlo_says", "code", "what"),
-    [
-        ("relay\nAUTH PLAIN", 220, "is not offered"),
-        ("relay\nSTARTTLS", 502, "was refused (502"),
-        ("relay\nSTARTTLS", 554, "was refused (554"),
-        ("relay\nSTARTTLS", 250, "was refused (250"),
-    ],
-)
-def test_a_relay_without_starttls_gets_no_login(
-    ehlo_says: str, code: int, what: str
-) -> None:
-    script = [On("ehlo", do=reply(250, ehlo_says)), On("starttls", do=reply(code))]
-    with FaultServer(script, tls="starttls") as server:
-        error = failure(server)
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
-    assert isinstance(error, TLSFailed)
-    assert error.transient
-    assert error.step == "STARTTLS"
-    assert what in str(error)
-    assert "security='tls' is safer" in str(error)
-
-
-@pytest.mark.parametrize("code", [421, 454])
-def test_starttls_refused_for_now_is_a_failed_connection(code: int) -> None:
-    later = On("starttls", do=reply(code, "4.7.0 TLS not available"))
-    with FaultServer([later], tls="starttls") as server:
-        error = failure(server)
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
-    assert isinstance(error, ConnectFailed)
-    assert (error.smtp_code, error.transient) == (code, True)
-    assert (error.step, error.phase) == ("STARTTLS", Phase.TLS)
-
-
-EVIL = b"250-evil\r\n250 AUTH LOGIN\r\n"
-
-
-@pytest.mark.parametrize(
-    "do", cases(with_the_reply=inject(EVIL), later=inject(EVIL, split=True))
-)
-def test_plaintext_after_the_reply_to_starttls_is_not_read_as_tls(do: Action) -> None:
-    with FaultServer([On("starttls", do=do)], tls="starttls") as server:
-        error = failure(server)
-        assert isinstance(error, TLSFailed)
-        assert server.logins == []
-        assert server.violations == []
-
-
-def test_only_ehlo_and_starttls_are_sent_in_clear() -> None:
-    with FaultServer(tls="starttls") as server, session(server) as held:
-        held.send(transaction())
-        # The server notes input behind STARTTLS, and AUTH or MAIL in clear.
-        assert server.violations == []
-        verbs = [line.split()[0] for _, line in server.commands]
-        assert verbs[:4] == [b"EHLO", b"STARTTLS", b"EHLO", b"AUTH"]
-
-
-@pytest.mark.parametrize("when", ["after 220", "with 220"])
-def test_a_connection_closed_after_starttls_is_a_failed_connection(when: str) -> None:
-    fault = {
-        "after 220": On("tls", do=drop()),
-        "with 220": On("starttls", do=raw(b"220 2.0.0 go ahead\r\n", close=True)),
-    }[when]
-    with FaultServer([fault], tls="starttls") as server:
-        error = failure(server)
-    assert isinstance(error, ConnectFailed)
-    assert error.phase is Phase.TLS
-
-
-@pytest.mark.parametrize("behind", cases(refusal=BUSY, junk=b"junk\r\n", reply=EVIL))
-def test_plaintext_in_the_same_segment_as_the_reply_to_starttls(behind: bytes) -> None:
-    with FaultServer([On("starttls", do=inject(behind))], tls="starttls") as server:
-        error = failure(server)
-        assert server.logins == []
-    if behind == EVIL:
-        assert isinstance(error, TLSFailed)
-        assert "was followed by plaintext" in str(error)
-    else:
-        assert isinstance(error, ConnectFailed)
-        assert error.smtp_code == (421 if behind == BUSY else 0)
-    assert error.transient
-
-
-@pytest.mark.parametrize("phase", ["banner", "tls", "ehlo", "auth"])
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_in_any_step_propagates_and_closes_the_connection(
-    kind: type[BaseException], phase: Any
-) -> None:
-    with FaultServer() as server, interruptible(kind) as strike:
-        do = strike_and_wait(strike)
-        server.script.append(On(phase, do=once_spoken_to(do) if phase == "tls" else do))
-        with pytest.raises(kind):
-            connect_with(relay(server, timeout=5))
-        assert server.wait_for(lambda: server.open_connections == 0)
-
-
-# -- AUTH --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tls", TLS_MODES)
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_every_mechanism_logs_in(mechanism: str, tls: str) -> None:
-    with FaultServer(auth=(mechanism,), tls=tls) as server, session(server):
-        assert server.logins == [(mechanism, "lettermint", True)]
-        assert server.violations == []
-
-
-def test_plain_is_preferred_unless_the_option_names_another_mechanism() -> None:
-    with FaultServer(auth=("CRAM-MD5", "LOGIN", "PLAIN")) as server:
-        for mechanism in (None, "LOGIN", "CRAM-MD5"):
-            with session(server, auth_mechanism=mechanism):
-                pass
-        used = [each.mechanism for each in server.logins]
-        assert used == ["PLAIN", "LOGIN", "CRAM-MD5"]
-
-
-@pytest.mark.parametrize(
-    ("offer", "mechanism"),
-    [
-        ("AUTH=PLAIN LOGIN", "PLAIN"),
-        ("AUTH=LOGIN", "LOGIN"),
-        ("auth=login", "LOGIN"),
-        ("AUTH PLAIN LOGIN\nAUTH XOAUTH2", "PLAIN"),
-        ("AUTH XOAUTH2\nAUTH=LOGIN", "LOGIN"),
-        ("AUTH=XOAUTH2\nAUTH LOGIN", "LOGIN"),
-        ("AUTH\tPLAIN", "PLAIN"),
-        ("AUTH  LOGIN\tPLAIN", "PLAIN"),
-        ("AUTH\nAUTH PLAIN", "PLAIN"),
-    ],
-)
-def test_offers_of_auth_are_merged(offer: str, mechanism: str) -> None:
-    script = [On("ehlo", do=reply(250, f"relay\n{offer}\nPIPELINING"))]
-    with FaultServer(script) as server, session(server) as held:
-        assert server.logins == [(mechanism, "lettermint", True)]
-        assert "PIPELINING" in held.features
-
-
-@pytest.mark.parametrize(
-    ("auth", "wish", "said"),
-    [
-        ((), None, "offers AUTH (nothing), not PLAIN or LOGIN or CRAM-MD5"),
-        (("XOAUTH2",), None, "offers AUTH XOAUTH2"),
-        (("PLAIN",), "CRAM-MD5", "offers AUTH PLAIN, not CRAM-MD5"),
-    ],
-)
-@pytest.mark.parametrize("tls", ["implicit", "starttls", None])
-def test_a_server_without_a_known_mechanism_is_an_error(
-    auth: tuple[str, ...], wish: str | None, said: str, tls: str | None
-) -> None:
-    with FaultServer(auth=auth, tls=tls) as server:
-        error = failure(server, auth_mechanism=wish)
-        assert server.logins == []
-        assert server.connections == 1
-    assert isinstance(error, AuthenticationFailed)
-    assert said in str(error)
-
-
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_wrong_token_costs_one_login(mechanism: str) -> None:
-    with FaultServer(auth=tuple(MECHANISMS)) as server:
-        error = failure(server, api_token="lm_wrong", auth_mechanism=mechanism)
-        assert server.logins == [(mechanism, "lettermint", False)]
-        assert server.connections == 1
-    assert isinstance(error, AuthenticationFailed)
-    assert error.smtp_code == 535
-    assert not error.transient
-    assert f"535 at AUTH {mechanism}" in str(error)
-    assert "check LETTERMINT_API_TOKEN" in str(error)
-    assert "lm_wrong" not in str(error)
-
-
-@pytest.mark.parametrize("code", [503, 534, 535, 250, 334])
-def test_only_235_is_a_successful_login(code: int) -> None:
-    with FaultServer([On("auth", do=reply(code))]) as server:
-        error = failure(server)
-        assert len(server.logins) == 1
-    assert isinstance(error, AuthenticationFailed)
-
-
-@pytest.mark.parametrize(
-    ("do", "code"),
-    [
-        (reply(421, "bye", close=True), 421),
-        (reply(432, "4.7.12 change your password"), 432),
-        (reply(454, "4.7.0 later"), 454),
-        (drop(), 0),
-        (hang(), 0),
-    ],
-    ids=["421", "432", "454", "drop", "hang"],
-)
-def test_a_login_that_fails_for_now_is_a_failed_connection(
-    do: Action, code: int
-) -> None:
-    with FaultServer([On("auth", do=do)]) as server:
-        error = failure(server, timeout=SHORT)
-        assert len(server.logins) == 1
-    assert isinstance(error, ConnectFailed)
-    assert (error.smtp_code, error.transient) == (code, True)
-    assert (error.step, error.phase) == ("AUTH", Phase.AUTH)
-
-
-@pytest.mark.parametrize(
-    ("auth", "code"), [("LOGIN", 535), ("CRAM-MD5", 535), ("LOGIN", 454)]
-)
-def test_a_login_refused_early_does_not_reveal_the_token(auth: str, code: int) -> None:
-    with FaultServer([On("auth_cont", do=reply(code))], auth=(auth,)) as server:
-        error = failure(server)
-        blob = base64.b64encode(TOKEN.encode())
-        assert all(blob not in received for received in server.received.values())
-    expected = AuthenticationFailed if code >= 500 else ConnectFailed
-    assert isinstance(error, expected)
-
-
-def test_a_login_may_be_refused_after_the_user_name() -> None:
-    script = [On("auth_cont", times=1, do=reply(334, "VXNlcm5hbWU6"))]
-    script.append(On("auth_cont", do=reply(535, "no")))
-    with FaultServer(script, auth=("LOGIN",)) as server:
-        assert isinstance(failure(server), AuthenticationFailed)
-
-
-@pytest.mark.parametrize(
-    "challenge", cases(signs="!!!", nothing="", umlaut="caf\u00e9")
-)
-def test_a_challenge_that_is_not_base64_is_not_answered(challenge: str) -> None:
-    script = [On("auth_cont", do=reply(334, challenge))]
-    with FaultServer(script, auth=("CRAM-MD5",)) as server:
-        error = failure(server)
-    assert isinstance(error, ConnectFailed)
-    assert "challenge is not base64" in str(error)
-    assert error.phase is Phase.AUTH
-
-
-@pytest.mark.parametrize(
-    "do",
-    cases(
-        hang=hang(), challenges=endless(b"334 \r\n"), challenge=endless(b"334-x\r\n")
-    ),
-)
-def test_an_endless_login_is_bounded(do: Action) -> None:
-    with FaultServer([On("auth_cont", do=do)], auth=("LOGIN",)) as server:
-        error = failure(server, timeout=SHORT)
-        assert server.wait_for(lambda: server.open_connections == 0)
-    assert isinstance(error, ConnectFailed | AuthenticationFailed)
-
-
-# -- secrets -----------------------------------------------------------------------------
-
-
-def token_forms(mechanism: str) -> set[str]:
-    """Return the forms in which a relay may echo the token."""
-    token = TOKEN.encode()
-    challenge = b"<1896.697170952@fault.test>"
-    digest = hmac.new(token, challenge, "md5").hexdigest().encode()
-    responses = {
-        "PLAIN": b"\0lettermint\0" + token,
-        "LOGIN": token,
-        "CRAM-MD5": b"lettermint " + digest,
-    }
-    return {
-        TOKEN,
-        base64.b64encode(token).decode(),
-        base64.b64encode(responses[mechanism]).decode(),
-    }
-
-
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("code", [535, 454])
-def test_an_echoed_login_is_redacted(mechanism: str, code: int) -> None:
-    secrets = token_forms(mechanism)
-    echo = reply(code, "you said " + " ".join(sorted(secrets)))
-    with FaultServer([On("auth", do=echo)], auth=(mechanism,)) as server:
-        error = failure(server)
-    for text in (str(error), error.smtp_error.decode()):
-        assert not any(secret in text for secret in secrets)
-    assert "you said *** ***" in str(error)
-
-
-def test_an_invalid_reply_is_redacted() -> None:
-    with FaultServer([On("auth", do=raw(TOKEN.encode() + b"!\r\n"))]) as server:
-        error = failure(server)
-    assert isinstance(error, ConnectFailed)
-    assert "not an SMTP reply: '***!'" in str(error)
-
-
-def test_a_greeting_with_the_token_is_redacted() -> None:
-    with FaultServer([On("banner", do=reply(554, f"go away {TOKEN}"))]) as server:
-        assert "go away ***" in str(failure(server))
-
-
-@pytest.mark.parametrize("phase", ["mail", "rcpt", "data", "dot"])
-def test_a_later_reply_with_the_token_is_redacted(phase: Any) -> None:
-    with FaultServer([On(phase, do=reply(550, f"5.7.1 {TOKEN} is off"))]) as server:
-        one = transaction()
-        with session(server) as held:
-            held.send(one)
-        assert str(one.reply) == "550 5.7.1 *** is off"
-
-
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize(
-    "do", cases(drop=drop(), refused=reply(535), junk=raw(b"?\r\n"))
-)
-def test_no_frame_of_an_error_holds_the_token(do: Action, mechanism: str) -> None:
-    # Django's debug page shows the local variables of each frame of a traceback.
-    with FaultServer([On("auth", do=do)], auth=(mechanism,)) as server:
-        config = relay(server)
-        with pytest.raises(LettermintError) as raised:
-            connect(config.endpoint, RelayState(), until=soon(), timeout=5)
-    chain = (raised.value, raised.value.__cause__, raised.value.__context__)
-    frames = [
-        frame
-        for error in chain
-        if error
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_filename != __file__
-    ]
-    assert frames
-    shown = repr([frame.f_locals for frame in frames])
-    assert not any(secret in shown for secret in token_forms(mechanism))
-
-
-# -- the whole ---------------------------------------------------------------------------
+# -- the whole -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
