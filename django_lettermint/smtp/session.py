@@ -98,9 +98,10 @@ class Session:
         self.needs_rset = False
         #: Commands without a reply, in the order of both; empty in state READY.
         self._pending: deque[_Pending] = deque()
-        #: All that is written and read now must end by then (monotonic).
-        self._until = 0.0
         self._trace = trace
+        #: The options of the message that is being sent, and when it must end (monotonic).
+        self._config: RelayConfig
+        self._until: float
 
     @property
     def closed(self) -> bool:

@@ -279,14 +279,21 @@ def test_a_write_stops_when_the_server_replies_meanwhile() -> None:
         assert stream.read_reply(soon()).code == 552
 
 
-def test_a_closed_stream_neither_writes_nor_reads() -> None:
-    with connected() as (stream, _):
+def test_a_closed_stream_writes_nothing() -> None:
+    with connected() as (stream, server):
         stream.close()
-        assert stream.has_input()
         with pytest.raises(OSError, match="descriptor"):
             stream.write(b"x", soon())
-        with pytest.raises(ConnectionResetError):
+        assert server.recv(100) == b""
+
+
+def test_a_closed_stream_reads_nothing() -> None:
+    with connected() as (stream, server):
+        server.sendall(b"250 ok\r\n")
+        stream.close()
+        with pytest.raises(ConnectionResetError, match="closed"):
             stream.read_reply(soon())
+        assert stream.has_input()
 
 
 def test_closing_a_tls_stream_sends_no_octet() -> None:
