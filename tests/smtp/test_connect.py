@@ -190,15 +190,16 @@ def test_the_error_is_what_a_relay_replied(order: tuple[int, int]) -> None:
     assert raised.value.smtp_error == b"4.3.2 too busy"
 
 
-def test_two_permanent_refusals_are_enough() -> None:
-    closed = On("banner", do=reply(554, "5.3.2 closed"))
+@pytest.mark.parametrize("code", [500, 554])
+def test_two_permanent_refusals_are_enough(code: int) -> None:
+    closed = On("banner", do=reply(code, "5.3.2 closed"))
     with FaultServer([closed]) as one, FaultServer([closed]) as two:
         with FaultServer() as three:
             ports = [one.port, two.port, three.port]
             with pytest.raises(ConnectFailed) as raised:
                 connect_in_turn(relay(one), *ports, state=RelayState())
         assert (one.connections, two.connections, three.connections) == (1, 1, 0)
-    assert raised.value.smtp_code == 554
+    assert raised.value.smtp_code == code
 
 
 def test_refusals_for_now_lead_to_every_address() -> None:
