@@ -199,7 +199,8 @@ class Session:
     def may_follow(self, transaction: MailTransaction) -> bool:
         """Return whether a message may go out behind the unconfirmed end of another."""
         return (
-            transaction.may_follow
+            self._pipelining
+            and transaction.may_follow
             and self.relay.pipelines_past_data
             and len(transaction.envelope.recipients) <= MAX_PIPELINED_RECIPIENTS
         )
@@ -240,7 +241,6 @@ class Session:
         transaction = following[0] if following else None
         if (
             transaction is None
-            or not self._pipelining
             or not self.may_follow(transaction)
             or not self._fits(transaction)
         ):

@@ -67,14 +67,24 @@ def test_chunking_is_used_only_if_offered_and_enabled() -> None:
             assert "DATA" in spoken(server)
 
 
-def test_without_pipelining_a_chunk_waits_for_each_reply() -> None:
-    with (
-        FaultServer(features=("CHUNKING",)) as server,
-        session(server, chunking=True) as held,
-    ):
-        several = [transaction(f"{number}@x.test") for number in (1, 2)]
-        held.send_all(several)
-        assert outcomes(several) == [SENT, SENT]
+@pytest.mark.parametrize(
+    ("features", "options"),
+    [(("CHUNKING",), {}), (CHUNKING, {"pipelining": False})],
+    ids=["not offered", "switched off"],
+)
+@pytest.mark.parametrize("repeatable", cases(with_key=True, without_key=False))
+def test_without_pipelining_a_chunk_waits_for_each_reply(
+    repeatable: Any, features: tuple[str, ...], options: dict[str, bool]
+) -> None:
+    with FaultServer(features=features) as server:
+        several = [
+            transaction(f"{number}@x.test", repeatable=repeatable)
+            for number in range(3)
+        ]
+        with session(server, chunking=True, **options) as held:
+            held.send_all(several)
+        assert outcomes(several) == [SENT] * 3
+        assert not any(each.pipelined for each in several)
         assert server.violations == []
 
 
