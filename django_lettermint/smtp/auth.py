@@ -1,4 +1,4 @@
-"""The login: one attempt by one mechanism, of which nothing is shown."""
+"""The login: one attempt by one mechanism; the token is never shown."""
 
 from __future__ import annotations
 

@@ -65,16 +65,15 @@ def _start_chunk(session: Session, transaction: MailTransaction) -> bool:
         groups = [*session.groups(transaction), [bdat]]
     else:
         groups = session.groups(transaction, bdat)
-    for group in groups:
-        if transaction.refused:
-            break
-        if group[-1] is bdat:
-            _write_chunk(session, transaction, group)
-            return True
+    *before, last = groups
+    for group in before:
         session.write(transaction, group)
         session.read_replies(transaction)
-    session.needs_rset = True
-    return False
+        if transaction.refused:
+            session.needs_rset = True
+            return False
+    _write_chunk(session, transaction, last)
+    return True
 
 
 def _write_chunk(

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+#: Returns the addresses of a host and port before a moment (monotonic).
+Resolve = Callable[[str, int, float], list[dns.AddressInfo]]
+
 #: Steps that are more than connecting.
 _PHASES = {"TLS": Phase.TLS, "STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}
 
@@ -48,10 +51,11 @@ def connect(
     until: float,
     timeout: float,
     trace: Trace = untraced,
+    resolve: Resolve = dns.resolve,
 ) -> Session:
     """Open an authenticated session before `until` (monotonic).
 
-    Each step takes at most `timeout` seconds. Raises ConnectFailed if no address gives
+    Each step takes at most `timeout` seconds. `resolve` looks the host up. Raises ConnectFailed if no address gives
     a session, TLSFailed (nothing was said in clear but EHLO and STARTTLS) and
     AuthenticationFailed (one login was tried).
     """
@@ -61,7 +65,8 @@ def connect(
         authenticate(handshake, features)
         return Session(handshake.stream, features, relay, trace=trace)
 
-    return _at_first_address(Steps(endpoint, until, timeout, trace), relay, log_in)
+    steps = Steps(endpoint, until, timeout, trace)
+    return _at_first_address(steps, relay, resolve, log_in)
 
 
 def probe(
@@ -72,45 +77,48 @@ def probe(
     timeout: float,
     trace: Trace = untraced,
 ) -> None:
-    """Do the same as `connect()` up to the login, and hang up."""
+    """Connect as `connect()` does but for the login, and close."""
 
     def greet(handshake: Handshake) -> None:
         handshake.greet()
         handshake.stream.close()
 
-    _at_first_address(Steps(endpoint, until, timeout, trace), relay, greet)
+    steps = Steps(endpoint, until, timeout, trace)
+    _at_first_address(steps, relay, dns.resolve, greet)
 
 
 def _at_first_address(
-    steps: Steps, relay: RelayState, use: Callable[[Handshake], _T]
+    steps: Steps,
+    relay: RelayState,
+    resolve: Resolve,
+    use: Callable[[Handshake], _T],
 ) -> _T:
-    """Return what `use` makes of the first address that it does not fail at."""
+    """Return the result of `use` at the first address where it succeeds."""
     endpoint = steps.endpoint
     found = steps.run(
         "DNS",
-        lambda until: dns.resolve(endpoint.host, endpoint.port, until),
+        lambda until: resolve(endpoint.host, endpoint.port, until),
         "check the option `host` and this machine's DNS",
     )
     steps.trace("DNS", ", ".join(str(info[4][0]) for info in found))
     # A dead address leaves time for the others.
     share = steps.timeout / len(found)
-    failure = steps.failed("DNS", "the name has no address", "check the option `host`")
-    refused_for_good = 0
+    failures: list[ConnectFailed] = []
     for info in relay.in_order(found):
         try:
             with _connected(steps, info, share) as handshake:
                 result = use(handshake)
         except ConnectFailed as error:
             relay.note_failure(info)
-            # What a relay replied says more than a connection that was not made.
-            failure = failure if failure.smtp_code else error
-            refused_for_good += error.smtp_code >= 500
+            failures.append(error)
+            refused_for_good = sum(each.smtp_code >= 500 for each in failures)
             if refused_for_good == 2 or time.monotonic() >= steps.until:
                 break
         else:
             relay.note_success(info)
             return result
-    raise failure
+    # What a relay replied says more than a connection that was not made.
+    raise max(failures, key=lambda failure: failure.smtp_code > 0)
 
 
 @contextmanager
@@ -189,10 +197,9 @@ class Steps:
         error.with_reply(reply.code, reply.text).transient = True
         return error
 
-    def no_tls(self, step: str, reason: str, advice: str) -> TLSFailed:
-        """Return the error of a line that cannot be trusted."""
-        name = "TLS with" if step == "TLS" else f"{step} on"
-        error = TLSFailed(f"{name} {self.where} {reason}. Nothing was sent; {advice}")
+    def no_tls(self, step: str, what: str) -> TLSFailed:
+        """Return the error of a connection without verified TLS."""
+        error = TLSFailed(f"{what}. Nothing was sent")
         error.step = step
         return error
 
@@ -203,13 +210,13 @@ class Steps:
 
 
 class Handshake:
-    """What is said on a new connection before the login."""
+    """The commands on a new connection before the login, and their replies."""
 
     def __init__(self, steps: Steps, stream: SMTPStream) -> None:
         self.steps = steps
         self.endpoint = steps.endpoint
         self.stream = stream
-        # A relay may know the login from an earlier connection, and greet with it.
+        # Before the first reply: a relay may echo the token of an earlier connection.
         token, username = self.endpoint.token, self.endpoint.username
         stream.redact(token.encoded(f"\0{username}\0"), token.encoded(), token)
 
@@ -246,7 +253,7 @@ class Handshake:
 
     def _ehlo(self) -> dict[str, str]:
         steps, stream = self.steps, self.stream
-        name = self.endpoint.local_hostname or dns.ehlo_name(
+        name = self.endpoint.local_hostname or dns.own_name.ehlo_name(
             stream.local_address, steps.until
         )
         reply = self.command("EHLO", f"EHLO {name}")
@@ -271,7 +278,10 @@ class Handshake:
             self._no_starttls(f"was refused ({reply})")
         if self.stream.has_input():
             # Plaintext behind the reply would be read as if it came through TLS
-            # (CVE-2011-0411).
+            # (CVE-2011-0411). Only a refusal counts.
+            reply = self.read_reply("STARTTLS")
+            if reply.negative:
+                raise self.steps.refused("STARTTLS", reply)
             self._no_starttls("was followed by plaintext")
         self._start_tls()
 

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 #: Seconds for this machine's own name.
-_FQDN_TIMEOUT = 2.0
-#: With a dot: servers refuse `localhost` and the like (RFC 5321 section 4.1.4).
-_FQDN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*\.)+(?:[A-Za-z0-9-]*[A-Za-z0-9])")
-
-#: The name, once it was looked up; empty if the machine has none.
-_own_name: list[str] = []
+_OWN_NAME_TIMEOUT = 2.0
+#: With a dot, and no IP address: servers refuse `localhost` and the like (RFC 5321
+#: section 4.1.4).
+_FQDN = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+"
+    r"[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+)
 
 #: family, socket type, protocol, canonical name, address: as `getaddrinfo` gives them.
 AddressInfo = tuple[Any, Any, int, str, Any]
@@ -33,31 +34,44 @@ def resolve(host: str, port: int, until: float) -> list[AddressInfo]:
         return _before(until, look_up)
 
 
-def ehlo_name(own_address: str, until: float) -> str:
-    """Return this machine's full name, or an address literal (RFC 5321 section 4.1.3).
+class OwnName:
+    """The name of this machine for EHLO, looked up once."""
 
-    The name is looked up once; the answer comes before `until` (monotonic).
-    """
-    if not _own_name:
-        name = _fqdn(min(until, time.monotonic() + _FQDN_TIMEOUT))
-        if time.monotonic() < until:  # else it was cut short: do not keep it
-            _own_name.append(name)
-    if _own_name and _own_name[0]:
-        return _own_name[0]
-    address = own_address.partition("%")[0]
+    def __init__(self, look_up: Callable[[], str] = socket.getfqdn) -> None:
+        self._look_up = look_up
+        #: None until it was looked up; empty if the machine has no full name.
+        self._name: str | None = None
+
+    def ehlo_name(self, own_address: str, until: float) -> str:
+        """Return the full name, or an address literal (RFC 5321 section 4.1.3).
+
+        The answer comes before `until` (monotonic).
+        """
+        name = self._name
+        if name is None:
+            name = self._full_name(min(until, time.monotonic() + _OWN_NAME_TIMEOUT))
+            if time.monotonic() < until:  # else it was cut short: do not keep it
+                self._name = name
+        return name or _address_literal(own_address)
+
+    def _full_name(self, until: float) -> str:
+        try:
+            name = _before(until, self._look_up)
+        except OSError:
+            return ""
+        return name if _FQDN.fullmatch(name) else ""
+
+
+own_name = OwnName()
+
+
+def _address_literal(address: str) -> str:
+    address = address.partition("%")[0]
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
-def _fqdn(until: float) -> str:
-    try:
-        name = _before(until, socket.getfqdn)
-    except OSError:
-        return ""
-    return name if _FQDN.fullmatch(name) else ""
-
-
 def _before(until: float, look_up: Callable[[], _T]) -> _T:
-    """Look up in a thread, which is left behind if it takes too long."""
+    """Look up in a thread, which is abandoned if it takes too long."""
     answers: list[_T] = []
     errors: list[OSError] = []
 

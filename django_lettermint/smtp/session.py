@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Trace = Callable[[str, str], None]
 
 #: A message with more recipients is never pipelined behind the end of another: a server
-#: that looks each of them up may keep the reply to that end meanwhile.
+#: may look up each of them before it replies to that end.
 MAX_PIPELINED_RECIPIENTS = 3
 
 _MAIL_MAX = re.compile(r"(?i:\bMAILMAX=)([0-9]{1,9})(?!\S)")
@@ -73,8 +73,8 @@ class _Pending(NamedTuple):
 class Session:
     """An authenticated connection on which messages are sent one after the other.
 
-    `stream` is an SMTPStream, or anything that has its methods. The other methods than
-    `send()` belong to the pool, or to `chunking`.
+    `stream` is an SMTPStream or an object with its methods. Methods other than `send()`
+    are for the pool and for `chunking`.
     """
 
     def __init__(
@@ -98,9 +98,10 @@ class Session:
         self.needs_rset = False
         #: Commands without a reply, in the order of both; empty in state READY.
         self._pending: deque[_Pending] = deque()
-        #: All that is written and read now must end by then (monotonic).
-        self._until = 0.0
         self._trace = trace
+        #: The options of the message that is being sent, and when it must end (monotonic).
+        self._config: RelayConfig
+        self._until: float
 
     @property
     def closed(self) -> bool:
@@ -198,7 +199,8 @@ class Session:
     def may_follow(self, transaction: MailTransaction) -> bool:
         """Return whether a message may go out behind the unconfirmed end of another."""
         return (
-            transaction.may_follow
+            self._pipelining
+            and transaction.may_follow
             and self.relay.pipelines_past_data
             and len(transaction.envelope.recipients) <= MAX_PIPELINED_RECIPIENTS
         )
@@ -207,11 +209,12 @@ class Session:
         self, transaction: MailTransaction, *last: Command
     ) -> list[list[Command]]:
         """Return [RSET] MAIL RCPT* and the last command, by the writes they may share."""
-        commands = mail_commands(transaction.envelope, self.features)
-        if self.needs_rset:
-            commands.insert(0, RSET)
         most = GROUP_COMMANDS if self._pipelining else 1
-        return pipelining_groups([*commands, *last], most=most)
+        return pipelining_groups(self._commands(transaction, *last), most=most)
+
+    def _commands(self, transaction: MailTransaction, *last: Command) -> list[Command]:
+        first = [RSET] if self.needs_rset else []
+        return [*first, *mail_commands(transaction.envelope, self.features), *last]
 
     @property
     def _pipelining(self) -> bool:
@@ -235,18 +238,16 @@ class Session:
         self, following: Sequence[MailTransaction]
     ) -> tuple[MailTransaction, list[Command]] | None:
         """Return the next message's commands, if they may go behind this one's end."""
-        for transaction in following[:1]:
-            if (
-                self._pipelining
-                and self.may_follow(transaction)
-                and self._fits(transaction)
-            ):
-                groups = self.groups(transaction, DATA)
-                if len(groups) == 1:
-                    self._start(transaction)
-                    transaction.pipelined = True
-                    return transaction, groups[0]
-        return None
+        transaction = following[0] if following else None
+        if (
+            transaction is None
+            or not self.may_follow(transaction)
+            or not self._fits(transaction)
+        ):
+            return None
+        self._start(transaction)
+        transaction.pipelined = True
+        return transaction, self._commands(transaction, DATA)
 
     def _leave_refused(self, transaction: MailTransaction) -> None:
         """Leave a refused message so that the next one can follow."""

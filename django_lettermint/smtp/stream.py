@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import select
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from . import replies
@@ -18,8 +17,6 @@ from .replies import ProtocolError, Reply
 
 if TYPE_CHECKING:
     from django_lettermint.secret import Secret
-
-_T = TypeVar("_T")
 
 #: Octets written between two looks for an early refusal.
 _STRIDE = 64 * 1024
@@ -45,9 +42,9 @@ class ClearTextReply(OSError):
 class SMTPStream:
     """A stream on which the other side answers in lines.
 
-    The socket never blocks; each wait is a `poll()`. TLS runs on memory buffers: so the
+    The socket never blocks; each wait is a `poll()`. TLS runs on memory buffers: the
     first octets can be read before OpenSSL gets them, and no failed system call leaves
-    an entry in the thread's OpenSSL error queue, where another connection of this
+    an error in the thread's OpenSSL error queue, where another connection of this
     thread would find it (python/cpython#148594).
 
     `until` is a moment of `time.monotonic()`; each method raises TimeoutError beyond
@@ -57,7 +54,7 @@ class SMTPStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        sock.settimeout(0)
+        sock.settimeout(0.0)
         #: Set once TLS has begun; nothing is written in clear from then on.
         self.tls: ssl.SSLObject | None = None
         self._tls_in, self._tls_out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -96,18 +93,18 @@ class SMTPStream:
         greeted = False
         while True:
             try:
-                _without_stale_errors(tls.do_handshake)
+                tls.do_handshake()
             except ssl.SSLWantReadError:
-                # Even if the server has left, its refusal may be there to be read.
+                # Even if the server has closed, its refusal may be there to be read.
                 with contextlib.suppress(ConnectionError):
                     self._send(self._tls_out.read(), until)
             else:
-                self._send(self._tls_out.read(), until)
                 self._decrypt(tls)
+                self._send(self._tls_out.read(), until)
                 return
             data = self._receive(until)
             if not data:
-                raise ConnectionResetError("the server hung up")
+                raise ConnectionResetError("the server closed the connection")
             if not greeted and data[:1] in (b"2", b"3", b"4", b"5"):
                 self.tls = None
                 self._received += data
@@ -163,7 +160,7 @@ class SMTPStream:
 
     def has_input(self) -> bool:
         """Return, without waiting, whether the server has sent something or closed."""
-        if not self._received and not self._ended and self._readable(0.0):
+        if not self._received and not self._ended:
             try:
                 self._take(self._receive_now())
             except BlockingIOError:
@@ -217,6 +214,7 @@ class SMTPStream:
         elif self.tls is None:
             self._received += data
         else:
+            _clear_openssl_errors(self.tls)
             self._tls_in.write(data)
             self._decrypt(self.tls)
 
@@ -225,7 +223,7 @@ class SMTPStream:
         # A record may also hold no text, but a session ticket.
         with contextlib.suppress(ssl.SSLWantReadError):
             while not self._ended and (self._tls_in.pending or tls.pending()):
-                text = _without_stale_errors(functools.partial(tls.read, _RECORD))
+                text = tls.read(_RECORD)
                 self._received += text
                 self._ended = not text
 
@@ -267,19 +265,15 @@ class SMTPStream:
         return line
 
 
-def _without_stale_errors(operation: Callable[[], _T]) -> _T:
-    """Call a TLS operation, once more if it fails for another connection's error.
+def _clear_openssl_errors(tls: ssl.SSLObject) -> None:
+    """Clear the thread's OpenSSL error queue, before `tls` is given what came.
 
-    An operation that needs more input reports the oldest entry of the thread's OpenSSL
-    error queue, in which any library may have left a failed system call. Memory buffers
-    make no system calls, so it cannot be ours; reporting it clears the queue.
+    Any library, or another connection, may have left an error there: `tls.read()` would
+    report it in place of SSLWantReadError. Without input there is nothing that can fail
+    by itself, and what Python reports it also removes. Handshakes clear the queue.
     """
-    try:
-        return operation()
-    except ssl.SSLError:
-        raise
-    except OSError:
-        return operation()
+    with contextlib.suppress(OSError):
+        tls.read(1)
 
 
 _Wait = Callable[[float], object]

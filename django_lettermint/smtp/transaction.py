@@ -26,7 +26,7 @@ GROUP_OCTETS = 4096
 
 @dataclass(slots=True, kw_only=True)
 class MailTransaction:
-    """One try to hand an envelope to a relay; the session fills it in."""
+    """One attempt to send an envelope to a relay; the session fills it in."""
 
     #: In the form that is sent: 7-bit when the relay does not offer 8BITMIME.
     envelope: Envelope
@@ -40,13 +40,13 @@ class MailTransaction:
     may_follow: bool = True
     #: It is the first one on a connection that was idle in the pool.
     after_idle: bool = False
-    #: How far it came. From COMMIT on, the relay may have the message.
+    #: The latest step. From COMMIT on, the relay may have the message.
     phase: Phase = Phase.MAIL
     #: In `time.monotonic()`; 0 until something of it may be on the wire.
     started: float = 0.0
     #: The number of its commands that the server has not answered.
     pending_replies: int = 0
-    #: The answer to each RCPT.
+    #: The reply to each RCPT.
     replies: dict[str, Reply] = field(default_factory=dict)
     #: Its first commands, or all of it, went out behind another message.
     pipelined: bool = False
@@ -77,7 +77,7 @@ class MailTransaction:
 
     @property
     def recipients_known(self) -> bool:
-        """Return whether the relay's answer for each recipient is known.
+        """Return whether the relay's reply for each recipient is known.
 
         BDAT may be lost together with them; one recipient alone has the same end as the
         message.
@@ -121,13 +121,19 @@ class MailTransaction:
             self.refuse(Phase.RCPT, min(replies, key=lambda reply: reply.code))
 
     def lose(self, error: OSError) -> None:
-        """Note that the connection broke before a reply decided.
+        """Note that the connection broke, unless a reply decided before.
 
-        A refusal by X.4.2 was the announcement of that.
+        Refusals by X.4.2 before the end of the message announced the loss: they are
+        forgotten.
         """
-        early = self.phase is not Phase.COMMIT
-        if self.reply and self.reply.bad_connection and early:
-            self.reply, self.replies = None, {}
+        if self.phase not in (Phase.COMMIT, Phase.DONE):
+            if self.reply and self.reply.bad_connection:
+                self.reply = None
+            self.replies = {
+                who: reply
+                for who, reply in self.replies.items()
+                if not reply.bad_connection
+            }
         if self.reply is None:
             self.failure = error
 

@@ -1,4 +1,4 @@
-"""Names are looked up within bounds, whatever DNS does."""
+"""Name look-ups end in time, and EHLO says a full name or an address literal."""
 
 from __future__ import annotations
 
@@ -6,97 +6,160 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from django_lettermint.smtp import dns as resolver
+from django_lettermint.smtp.dns import OwnName, own_name, resolve
 
 
 def soon(seconds: float = 5.0) -> float:
     return time.monotonic() + seconds
 
 
+@pytest.fixture
+def hanging() -> Iterator[threading.Event]:
+    """Give an event for look-ups to wait for; it is set at the end."""
+    release = threading.Event()
+    yield release
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "lettermint-resolver":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+# -- host names --------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_an_address_needs_no_look_up(host: str) -> None:
-    # The time is over: whatever had to wait would fail.
-    (found, *_) = resolver.resolve(host, 465, soon(-1))
+def test_an_ip_address_needs_no_look_up(host: str) -> None:
+    # The time is over: a look-up would fail.
+    (found, *_) = resolve(host, 465, soon(-1))
     assert found[4][:2] == (host, 465)
     assert found[1] == socket.SOCK_STREAM
 
 
 def test_a_name_is_looked_up() -> None:
-    found = resolver.resolve("localhost", 25, soon())
+    found = resolve("localhost", 25, soon())
+    assert found
     assert {info[4][0] for info in found} <= {"127.0.0.1", "::1"}
+    assert {info[4][1] for info in found} == {25}
 
 
-def test_a_name_that_does_not_exist_is_an_error() -> None:
+def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(OSError, match=r"(?i)name"):
-        resolver.resolve("nope.invalid", 25, soon(20))
+        resolve("nope.invalid", 25, soon(20))
 
 
-def test_a_look_up_that_hangs_ends_in_time_and_leaves_its_thread_behind() -> None:
-    answer = threading.Event()
+def test_a_look_up_that_hangs_ends_in_time(
+    hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def getaddrinfo(*_: object, flags: int = 0, **__: object) -> list[object]:
+        if flags:
+            raise socket.gaierror("not an IP address")
+        hanging.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="look-up timed out"):
-        resolver._before(soon(0.1), answer.wait)
+        resolve("slow.example.org", 25, soon(0.1))
     assert time.monotonic() - began < 2
-    (left,) = (each for each in threading.enumerate() if "resolver" in each.name)
-    assert left.daemon  # so that a process can end meanwhile
-    answer.set()
-    left.join(5)
-    assert not left.is_alive()
+    (left,) = (
+        each for each in threading.enumerate() if each.name == "lettermint-resolver"
+    )
+    assert left.daemon  # so that the process can end meanwhile
 
 
-def test_a_look_up_that_is_in_time_returns_its_answer() -> None:
-    assert resolver._before(soon(), lambda: "answer") == "answer"
-
-
-def test_without_new_threads_a_look_up_is_made_in_this_one(
+def test_a_look_up_works_when_no_thread_can_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    assert resolver._before(soon(), threading.get_ident) == threading.get_ident()
+    assert resolve("localhost", 25, soon())
 
 
-def test_the_name_for_ehlo_is_one() -> None:
-    name = resolver.fqdn(soon())
-    assert name == "[127.0.0.1]" or re.fullmatch(r"[A-Za-z0-9.-]+", name)
-    assert resolver.fqdn(soon()) is name
+# -- the name for EHLO -------------------------------------------------------------------
 
 
-def test_a_name_that_the_deadline_cuts_short_is_looked_up_again() -> None:
-    resolver._own_name.clear()
-    resolver.fqdn(soon(-1))
-    assert resolver._own_name == []
-    name = resolver.fqdn(soon())
-    assert resolver._own_name == [name]
+def test_this_machine_has_a_name_that_every_server_takes() -> None:
+    name = own_name.ehlo_name("127.0.0.1", soon())
+    assert name == "[127.0.0.1]" or re.fullmatch(
+        r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name
+    )
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    "name", ["mail.example.org", "MX-1.example.co.uk", "a.b", "7.example.org"]
+)
+def test_a_full_name_is_used(name: str) -> None:
+    assert OwnName(lambda: name).ehlo_name("192.0.2.7", soon()) == name
+
+
+@pytest.mark.parametrize(
+    "name",
     [
-        ("mail.example.org", "mail.example.org"),
-        ("box", "box"),
-        ("under_score", "[127.0.0.1]"),
-        ("m\u00fcller", "[127.0.0.1]"),
-        ("a\r\nMAIL FROM:<x@y>", "[127.0.0.1]"),
-        ("box\n", "[127.0.0.1]"),
-        ("", "[127.0.0.1]"),
+        "localhost",
+        "web-1",
+        "under_score.example.org",
+        "m\u00fcller.example.org",
+        "box.example.org\r\nMAIL FROM:<x@example.org>",
+        "box.example.org\n",
+        "box.",
+        ".example.org",
+        "box..example.org",
+        "-box.example.org",
+        "box-.example.org",
+        "192.0.2.1",
+        "fe80::1",
+        "",
     ],
 )
-def test_a_name_that_ehlo_cannot_say_becomes_an_address(found: str, said: str) -> None:
-    assert resolver._ehlo_name(soon(), lambda: found) == said
+def test_a_name_that_is_not_a_full_one_becomes_an_address_literal(name: str) -> None:
+    assert OwnName(lambda: name).ehlo_name("192.0.2.7", soon()) == "[192.0.2.7]"
 
 
-def test_a_name_that_takes_too_long_becomes_an_address() -> None:
-    answer = threading.Event()
+@pytest.mark.parametrize(
+    ("address", "literal"),
+    [
+        ("192.0.2.7", "[192.0.2.7]"),
+        ("2001:db8::7", "[IPv6:2001:db8::7]"),
+        ("fe80::7%eth0", "[IPv6:fe80::7]"),
+    ],
+)
+def test_an_address_literal_names_the_kind_of_address(
+    address: str, literal: str
+) -> None:
+    assert OwnName(lambda: "box").ehlo_name(address, soon()) == literal
 
+
+def test_a_failing_look_up_gives_an_address_literal() -> None:
     def look_up() -> str:
-        answer.wait()
-        return "late.example.org"
+        raise OSError("no name server")
 
-    assert resolver._ehlo_name(soon(0.05), look_up) == "[127.0.0.1]"
-    answer.set()
+    assert OwnName(look_up).ehlo_name("192.0.2.7", soon()) == "[192.0.2.7]"
+
+
+@pytest.mark.parametrize("name", ["mail.example.org", "box"])
+def test_the_name_is_looked_up_once(name: str) -> None:
+    names = [name]
+    own = OwnName(names.pop)
+    first = own.ehlo_name("192.0.2.7", soon())
+    assert own.ehlo_name("192.0.2.7", soon()) == first
+    assert names == []
+
+
+def test_a_slow_name_is_cut_short_and_looked_up_again(
+    hanging: threading.Event,
+) -> None:
+    def look_up() -> str:
+        hanging.wait()
+        return "mail.example.org"
+
+    own = OwnName(look_up)
+    assert own.ehlo_name("192.0.2.7", soon(0.05)) == "[192.0.2.7]"
+    hanging.set()
+    assert own.ehlo_name("192.0.2.7", soon()) == "mail.example.org"

@@ -1,14 +1,18 @@
-"""Bytes to and from a server over real sockets: strict, bounded, closed for good."""
+"""Octets to and from a server over real sockets and TLS: strict and bounded in time."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -23,9 +27,10 @@ from django_lettermint.smtp.replies import (
     ProtocolError,
     Reply,
 )
-from django_lettermint.smtp.stream import SMTPStream
+from django_lettermint.smtp.stream import SMTPStream, close_inherited
 from tests.certificates import ca_file, server_context
-from tests.smtp.test_replies import code_of
+from tests.reference_parser import reply_codes
+from tests.sending import cases
 
 
 def soon(seconds: float = 5.0) -> float:
@@ -34,30 +39,30 @@ def soon(seconds: float = 5.0) -> float:
 
 @contextmanager
 def connected(rcvbuf: int | None = None) -> Iterator[tuple[SMTPStream, socket.socket]]:
-    """Hold a wire, and the server's end of it."""
+    """Hold a stream and the server's end of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if rcvbuf:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
-    wire = SMTPStream(client)
+    stream = SMTPStream(client)
     try:
-        yield wire, server
+        yield stream, server
     finally:
-        wire.close()
+        stream.close()
         server.close()
 
 
 @contextmanager
 def encrypted() -> Iterator[tuple[SMTPStream, ssl.SSLSocket]]:
-    """Hold a wire after its TLS handshake, and the server's end of it."""
+    """Hold a stream after its TLS handshake and the server's end of it."""
     ends: list[ssl.SSLSocket] = []
     context = server_context("good")
     trusting = ssl.create_default_context(cafile=ca_file())
-    with connected() as (wire, server):
+    with connected() as (stream, server):
 
         def answer() -> None:
-            # An end without TLS's goodbye shall be an error there.
+            # An end without close_notify is an error there.
             end = context.wrap_socket(
                 server, server_side=True, suppress_ragged_eofs=False
             )
@@ -65,10 +70,10 @@ def encrypted() -> Iterator[tuple[SMTPStream, ssl.SSLSocket]]:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        wire.start_tls(trusting, "localhost", soon())
+        stream.start_tls(trusting, "localhost", soon())
         thread.join(5)
         with ends[0] as end:
-            yield wire, end
+            yield stream, end
 
 
 def reset(server: socket.socket) -> None:
@@ -77,216 +82,224 @@ def reset(server: socket.socket) -> None:
     server.close()
 
 
-def wait_readable(wire: SMTPStream) -> None:
-    assert select.select([wire.socket], [], [], 5)[0]
+def wait_readable(stream: SMTPStream) -> None:
+    assert select.select([stream.socket], [], [], 5)[0]
 
 
 def test_a_reply_is_read_line_by_line() -> None:
-    with connected() as (wire, server):
+    with connected() as (stream, server):
         server.sendall(b"250-one\r\n250 two\r\n354 go\r\n")
-        assert wire.read_reply(soon()) == Reply(250, ("one", "two"))
-        assert wire.read_reply(soon()) == Reply(354, ("go",))
-        assert not wire.has_input()
+        assert stream.read_reply(soon()) == Reply(250, ("one", "two"))
+        assert stream.read_reply(soon()) == Reply(354, ("go",))
+        assert not stream.has_input()
 
 
 def test_a_reply_may_come_octet_by_octet() -> None:
-    with connected() as (wire, server):
+    with connected() as (stream, server):
 
-        def speak() -> None:
+        def send_slowly() -> None:
             for octet in b"250 slow\r\n":
                 server.sendall(bytes([octet]))
 
-        thread = threading.Thread(target=speak)
+        thread = threading.Thread(target=send_slowly)
         thread.start()
-        assert wire.read_reply(soon()) == Reply(250, ("slow",))
+        assert stream.read_reply(soon()) == Reply(250, ("slow",))
         thread.join(5)
 
 
-def test_octets_that_trickle_do_not_renew_the_time() -> None:
-    with connected() as (wire, server):
+def test_slow_octets_do_not_extend_the_time_limit() -> None:
+    with connected() as (stream, server):
         stop = threading.Event()
 
-        def speak() -> None:
+        def send_slowly() -> None:
             while not stop.wait(0.02):
                 server.sendall(b"x")
 
-        thread = threading.Thread(target=speak)
+        thread = threading.Thread(target=send_slowly)
         thread.start()
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            wire.read_reply(soon(0.2))
+            stream.read_reply(soon(0.2))
         assert time.monotonic() - began < 2
         stop.set()
         thread.join(5)
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n"])
-def test_a_line_is_cut_at_its_limit_whether_or_not_it_ends(end: bytes) -> None:
-    with connected() as (wire, server):
+def test_a_line_beyond_the_limit_is_an_error(end: bytes) -> None:
+    with connected() as (stream, server):
         server.sendall(b"250 " + b"x" * MAX_LINE + end)
         with pytest.raises(ProtocolError, match=f"line of more than {MAX_LINE}"):
-            wire.read_reply(soon())
+            stream.read_reply(soon())
 
 
 def test_a_line_up_to_the_limit_is_read() -> None:
-    with connected() as (wire, server):
+    with connected() as (stream, server):
         server.sendall(b"250 " + b"x" * (MAX_LINE - 6) + b"\r\n")
-        assert len(wire.read_reply(soon()).lines[0]) == MAX_LINE - 6
+        assert len(stream.read_reply(soon()).lines[0]) == MAX_LINE - 6
 
 
-def test_a_reply_without_end_is_cut_at_its_limit() -> None:
-    with connected() as (wire, server):
+def test_a_reply_beyond_the_limit_is_an_error() -> None:
+    with connected() as (stream, server):
         line = b"250-" + b"x" * 1996 + b"\r\n"
         server.sendall(line * (MAX_REPLY // 2000 + 1))
         with pytest.raises(ProtocolError, match=f"reply of more than {MAX_REPLY}"):
-            wire.read_reply(soon())
+            stream.read_reply(soon())
 
 
-def test_a_reply_of_too_many_lines_is_refused_however_short_they_are() -> None:
-    with connected() as (wire, server):
+def test_a_reply_of_too_many_short_lines_is_an_error() -> None:
+    with connected() as (stream, server):
         server.sendall(b"250-x\r\n" * MAX_LINES + b"250 x\r\n")
         with pytest.raises(ProtocolError, match=f"{MAX_LINES} lines"):
-            wire.read_reply(soon())
+            stream.read_reply(soon())
 
 
-def test_a_line_that_the_server_does_not_end_before_it_leaves_is_a_loss() -> None:
-    with connected() as (wire, server):
+def test_a_line_cut_off_by_the_end_of_the_connection_is_an_error() -> None:
+    with connected() as (stream, server):
         server.sendall(b"250 ok")
         server.close()
         with pytest.raises(ConnectionResetError, match="closed the connection"):
-            wire.read_reply(soon())
+            stream.read_reply(soon())
 
 
-def test_a_reply_that_is_there_is_read_though_time_is_over() -> None:
-    with connected() as (wire, server):
+def test_a_received_reply_is_read_even_when_time_is_over() -> None:
+    with connected() as (stream, server):
         server.sendall(b"552 early\r\n")
-        wait_readable(wire)
-        assert wire.has_input()
-        assert wire.read_reply(soon(-1)) == Reply(552, ("early",))
+        wait_readable(stream)
+        assert stream.has_input()
+        assert stream.read_reply(soon(-1)) == Reply(552, ("early",))
         with pytest.raises(TimeoutError):
-            wire.read_reply(soon(-1))
+            stream.read_reply(soon(-1))
 
 
-def test_a_reply_means_the_same_however_often_it_is_said() -> None:
+def test_repeated_replies_are_read_the_same_each_time() -> None:
     codes = range(200, 600)
     said = [b"%d this\r\n" % code for code in (*codes, *codes)]
-    with connected() as (wire, server):
+    with connected() as (stream, server):
         server.sendall(b"".join(said))
-        heard = [wire.read_reply(soon()) for _ in said]
-        assert heard == [Reply(code, ("this",)) for code in (*codes, *codes)]
+        replies = [stream.read_reply(soon()) for _ in said]
+        assert replies == [Reply(code, ("this",)) for code in (*codes, *codes)]
 
 
-def test_a_secret_is_hidden_wherever_the_server_echoes_it() -> None:
-    with connected() as (wire, server):
-        wire.redact(Secret("s3cret"), Secret("czNjcmV0"))
+def test_secrets_are_redacted_wherever_the_server_echoes_them() -> None:
+    with connected() as (stream, server):
+        stream.redact(Secret("s3cret"), Secret("czNjcmV0"))
         server.sendall(b"535-no s3cret here\r\n535 nor czNjcmV0s3cret\r\n")
-        assert wire.read_reply(soon()).lines == ("no *** here", "nor ******")
+        assert stream.read_reply(soon()).lines == ("no *** here", "nor ******")
         server.sendall(b"s3cret is not SMTP\r\n")
         with pytest.raises(ProtocolError) as raised:
-            wire.read_reply(soon())
+            stream.read_reply(soon())
         assert "s3cret" not in str(raised.value)
 
 
 def test_silence_is_no_input() -> None:
-    with connected() as (wire, _):
-        assert not wire.has_input()
+    with connected() as (stream, _):
+        assert not stream.has_input()
 
 
-def test_a_word_out_of_turn_is_input_until_it_is_read() -> None:
-    with connected() as (wire, server):
+def test_an_unexpected_reply_is_input_until_it_is_read() -> None:
+    with connected() as (stream, server):
         server.sendall(b"421 bye\r\n")
-        wait_readable(wire)
-        assert wire.has_input()
-        assert wire.has_input()
-        assert wire.read_reply(soon()).code == 421
-        assert not wire.has_input()
+        wait_readable(stream)
+        assert stream.has_input()
+        assert stream.has_input()
+        assert stream.read_reply(soon()).code == 421
+        assert not stream.has_input()
 
 
 @pytest.mark.parametrize("leave", [socket.socket.close, reset])
-def test_the_end_of_the_connection_is_input(leave: object) -> None:
-    assert callable(leave)
-    with connected() as (wire, server):
+def test_the_end_of_the_connection_is_input(
+    leave: Callable[[socket.socket], None],
+) -> None:
+    with connected() as (stream, server):
         leave(server)
-        wait_readable(wire)
-        assert wire.has_input()
+        wait_readable(stream)
+        assert stream.has_input()
         with pytest.raises(ConnectionResetError):
-            wire.read_reply(soon())
+            stream.read_reply(soon())
 
 
 def test_tls_records_without_data_are_no_input() -> None:
-    with encrypted() as (wire, server):
+    with encrypted() as (stream, server):
         # TLS 1.3 sends its session tickets after the handshake.
-        wait_readable(wire)
-        assert not wire.has_input()
+        wait_readable(stream)
+        assert not stream.has_input()
         server.sendall(b"250 ok\r\n")
-        wait_readable(wire)
-        assert wire.has_input()
+        wait_readable(stream)
+        assert stream.has_input()
 
 
-def test_input_that_tls_has_decrypted_already_is_seen() -> None:
-    with encrypted() as (wire, server):
+def test_decrypted_input_is_seen_without_new_octets() -> None:
+    with encrypted() as (stream, server):
         server.sendall(b"250-" + b"x" * 8000 + b"\r\n250-" + b"y" * 8000 + b"\r\n")
         server.sendall(b"250 end\r\n" + b"220 again" + b"z" * 7000 + b"\r\n")
-        assert wire.read_reply(soon()).lines[2] == "end"
-        assert wire.has_input()
-        assert wire.read_reply(soon()).code == 220
+        assert stream.read_reply(soon()).lines[2] == "end"
+        assert stream.has_input()
+        assert stream.read_reply(soon()).code == 220
 
 
 def test_all_octets_are_written() -> None:
     data = bytes(range(256)) * 4096
-    with connected() as (wire, server):
+    with connected() as (stream, server):
         received = bytearray()
 
-        def listen() -> None:
+        def receive() -> None:
             while len(received) < len(data):
                 received.extend(server.recv(65536))
 
-        thread = threading.Thread(target=listen)
+        thread = threading.Thread(target=receive)
         thread.start()
-        wire.write(data, soon())
+        stream.write(data, soon())
         thread.join(5)
         assert received == data
 
 
-def test_nothing_is_written_when_time_is_over() -> None:
-    with connected() as (wire, server):
+def test_nothing_is_written_once_time_is_over() -> None:
+    with connected() as (stream, server):
         with pytest.raises(TimeoutError):
-            wire.write(b"too late", soon(-1))
-        wire.close()
+            stream.write(b"too late", soon(-1))
+        stream.close()
         assert server.recv(100) == b""
 
 
-def test_a_server_that_stops_reading_is_left_after_a_while() -> None:
-    with connected(rcvbuf=4096) as (wire, _):
+def test_a_server_that_stops_reading_is_a_time_out() -> None:
+    with connected(rcvbuf=4096) as (stream, _):
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            wire.write(b"x" * 50_000_000, soon(30), stall=0.1)
+            stream.write(b"x" * 50_000_000, soon(30), stall=0.1)
         assert time.monotonic() - began < 10
 
 
-def test_a_write_stops_when_the_server_speaks_in_between() -> None:
-    with connected() as (wire, server):
+def test_a_write_stops_when_the_server_replies_meanwhile() -> None:
+    with connected() as (stream, server):
         server.sendall(b"552 too big\r\n")
-        wait_readable(wire)
-        # Nobody reads: without an ear for the server, this would not end.
-        wire.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
-        assert wire.read_reply(soon()).code == 552
+        wait_readable(stream)
+        # The server does not read: without the reply this would time out.
+        stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
+        assert stream.read_reply(soon()).code == 552
 
 
-def test_a_closed_wire_writes_nothing_and_reads_nothing() -> None:
-    with connected() as (wire, _):
-        wire.close()
-        assert wire.has_input()
+def test_a_closed_stream_writes_nothing() -> None:
+    with connected() as (stream, server):
+        stream.close()
         with pytest.raises(OSError, match="descriptor"):
-            wire.write(b"x", soon())
-        with pytest.raises(ConnectionResetError):
-            wire.read_reply(soon())
+            stream.write(b"x", soon())
+        assert server.recv(100) == b""
 
 
-def test_closing_tls_sends_no_octet() -> None:
-    with encrypted() as (wire, server):
-        wire.close()
-        # A goodbye of TLS would end the stream properly instead.
+def test_a_closed_stream_reads_nothing() -> None:
+    with connected() as (stream, server):
+        server.sendall(b"250 ok\r\n")
+        stream.close()
+        with pytest.raises(ConnectionResetError, match="closed"):
+            stream.read_reply(soon())
+        assert stream.has_input()
+
+
+def test_closing_a_tls_stream_sends_no_octet() -> None:
+    with encrypted() as (stream, server):
+        stream.close()
+        # close_notify would be a regular end instead.
         with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
             server.recv(100)
 
@@ -294,7 +307,7 @@ def test_closing_tls_sends_no_octet() -> None:
 def test_a_certificate_for_another_host_stops_the_handshake() -> None:
     context = server_context("wrong_host")
     trusting = ssl.create_default_context(cafile=ca_file())
-    with connected() as (wire, server):
+    with connected() as (stream, server):
 
         def answer() -> None:
             with pytest.raises((ssl.SSLError, ConnectionResetError)):
@@ -303,40 +316,24 @@ def test_a_certificate_for_another_host_stops_the_handshake() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(ssl.SSLCertVerificationError):
-            wire.start_tls(trusting, "localhost", soon())
-        wire.close()
+            stream.start_tls(trusting, "localhost", soon())
+        stream.close()
         thread.join(5)
 
 
-def test_a_handshake_that_gets_no_answer_ends_in_time() -> None:
+def test_an_unanswered_handshake_ends_in_time() -> None:
     trusting = ssl.create_default_context(cafile=ca_file())
-    with connected() as (wire, _), pytest.raises(TimeoutError):
-        wire.start_tls(trusting, "localhost", soon(0.1))
+    with connected() as (stream, _), pytest.raises(TimeoutError):
+        stream.start_tls(trusting, "localhost", soon(0.1))
 
 
-def test_a_platform_without_poll_uses_select(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_select_is_used_where_poll_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "poll")
-    with connected() as (wire, server):
-        assert not wire.has_input()
+    with connected() as (stream, server):
+        assert not stream.has_input()
         server.sendall(b"250 ok\r\n")
-        wait_readable(wire)
-        assert wire.has_input()
-
-
-def judge(octets: bytes) -> list[int]:
-    """Return the codes of the proper replies that octets begin with, by another way."""
-    lines = octets.split(b"\n")[:-1]
-    codes: list[int] = []
-    reply: list[bytes] = []
-    for line in lines:
-        reply.append(line[:-1] if line.endswith(b"\r") else line)
-        if reply[-1][3:4] != b"-":
-            code = code_of(reply)
-            if code is None:
-                break
-            codes.append(code)
-            reply = []
-    return codes
+        wait_readable(stream)
+        assert stream.has_input()
 
 
 OCTETS = st.lists(
@@ -354,14 +351,180 @@ OCTETS = st.lists(
 @settings(max_examples=200)
 @example(b"250-a\r\n250 b\r\n550 c\r\nx")
 @example(b"250-a\r\n550 b\r\n250 c\r\n")
-def test_any_octets_are_the_replies_that_another_parser_sees_and_then_an_error(
+def test_any_octets_are_read_as_the_reference_parser_reads_them(
     octets: bytes,
 ) -> None:
-    with connected() as (wire, server):
+    with connected() as (stream, server):
         server.sendall(octets)
         server.close()
         codes = []
         with pytest.raises((ProtocolError, ConnectionResetError)):  # noqa: PT012
             while True:
-                codes.append(wire.read_reply(soon()).code)
-        assert codes == judge(octets)
+                codes.append(stream.read_reply(soon()).code)
+        assert codes == reply_codes(octets)
+
+
+# -- after a fork ------------------------------------------------------------------------
+
+
+def test_a_forked_process_closes_inherited_streams_without_an_octet() -> None:
+    with connected() as (clear, server), encrypted() as (stream, tls_server):
+        if (child := os.fork()) == 0:
+            try:
+                close_inherited()
+                os._exit(0 if clear.has_input() and stream.has_input() else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        # The parent's connections live on, and nothing was sent over them.
+        for mine, end in ((clear, server), (stream, tls_server)):
+            end.sendall(b"250 ok\r\n")
+            assert mine.read_reply(soon()).code == 250
+            mine.write(b"NOOP\r\n", soon())
+            assert end.recv(100) == b"NOOP\r\n"
+
+
+# -- OpenSSL's error queue ---------------------------------------------------------------
+
+#: ERR_LIB_SYS, as a broken connection leaves it, and ERR_LIB_SSL.
+STALE_ERRORS = cases(
+    broken_pipe=(2, errno.EPIPE), reset=(2, errno.ECONNRESET), signature=(20, 123)
+)
+
+
+class ErrorQueue:
+    """The OpenSSL error queue of this thread, in the library that `ssl` uses."""
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL(sys.modules["_ssl"].__file__)
+            self._library.ERR_peek_error.restype = ctypes.c_ulong
+            self._functions = [
+                getattr(self._library, name)
+                for name in ("ERR_new", "ERR_set_debug", "ERR_set_error")
+            ]
+        except (AttributeError, OSError, TypeError) as error:
+            pytest.skip(f"OpenSSL 3's ERR_* functions are not to be found: {error}")
+
+    def put(self, library: int, reason: int) -> None:
+        new, set_debug, set_error = self._functions
+        new()
+        set_debug(b"another.c", 1, b"another")
+        set_error(library, reason, None)
+        assert self.peek()
+
+    def peek(self) -> int:
+        return int(self._library.ERR_peek_error())
+
+    def clear(self) -> None:
+        self._library.ERR_clear_error()
+
+
+@pytest.fixture
+def error_queue() -> Iterator[ErrorQueue]:
+    queue = ErrorQueue()
+    queue.clear()
+    yield queue
+    queue.clear()
+
+
+@pytest.mark.parametrize("stale", STALE_ERRORS)
+def test_a_stale_openssl_error_does_not_break_a_handshake(
+    error_queue: ErrorQueue, stale: tuple[int, int]
+) -> None:
+    error_queue.put(*stale)
+    with encrypted() as (stream, server):
+        server.sendall(b"250 ok\r\n")
+        assert stream.read_reply(soon()).code == 250
+
+
+@pytest.mark.parametrize("stale", STALE_ERRORS)
+def test_a_stale_openssl_error_does_not_break_reading(
+    error_queue: ErrorQueue, stale: tuple[int, int]
+) -> None:
+    with encrypted() as (stream, server):
+        for count in range(3):
+            server.sendall(b"250 %d\r\n" % count)
+            error_queue.put(*stale)
+            assert stream.read_reply(soon()).text == str(count)
+
+
+@pytest.mark.parametrize("stale", STALE_ERRORS)
+def test_a_stale_openssl_error_does_not_break_an_incomplete_record(
+    error_queue: ErrorQueue, stale: tuple[int, int]
+) -> None:
+    # The worst place: OpenSSL needs more octets, and looks into the queue for why.
+    context = ssl.create_default_context(cafile=ca_file())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = server_context("good").wrap_bio(incoming, outgoing, server_side=True)
+    with connected() as (stream, server):
+
+        def answer() -> None:
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    server.sendall(outgoing.read())
+                    incoming.write(server.recv(65536))
+            server.sendall(outgoing.read())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        stream.start_tls(context, "localhost", soon())
+        thread.join(5)
+        while stream.has_input() or select.select([stream.socket], [], [], 0)[0]:
+            pass  # session tickets
+        tls.write(b"250 ok\r\n")
+        record = outgoing.read()
+        for octet in record[:-1]:
+            server.sendall(bytes([octet]))
+            wait_readable(stream)
+            error_queue.put(*stale)
+            assert not stream.has_input()
+        server.sendall(record[-1:])
+        assert stream.read_reply(soon()).code == 250
+
+
+@pytest.mark.parametrize("stale", STALE_ERRORS)
+def test_a_stale_openssl_error_does_not_break_writing(
+    error_queue: ErrorQueue, stale: tuple[int, int]
+) -> None:
+    with encrypted() as (stream, server):
+        error_queue.put(*stale)
+        stream.write(b"NOOP\r\n", soon())
+        assert server.recv(100) == b"NOOP\r\n"
+
+
+@pytest.mark.parametrize("stale", STALE_ERRORS)
+def test_a_stale_openssl_error_does_not_hide_a_broken_record(
+    error_queue: ErrorQueue, stale: tuple[int, int]
+) -> None:
+    with encrypted() as (stream, server):
+        error_queue.put(*stale)
+        os.write(server.fileno(), b"\x17\x03\x03\x00\x20" + b"?" * 32)
+        with pytest.raises(ssl.SSLError, match="RECORD_MAC"):
+            stream.read_reply(soon())
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+def test_a_broken_connection_leaves_no_openssl_error(
+    error_queue: ErrorQueue, leave: Callable[[socket.socket], None]
+) -> None:
+    with encrypted() as (stream, server):
+        leave(server)
+        with pytest.raises(OSError, match=r"(?i)reset|pipe|closed"):
+            stream.write(b"x" * 50_000_000, soon())
+        with pytest.raises(OSError, match=r"(?i)reset|closed|broken"):
+            stream.read_reply(soon())
+        stream.close()
+        assert error_queue.peek() == 0
+
+
+def test_a_failed_handshake_leaves_no_openssl_error(error_queue: ErrorQueue) -> None:
+    context = ssl.create_default_context(cafile=ca_file())
+    with connected() as (stream, server):
+        server.sendall(b"junk" * 10)
+        with pytest.raises(ssl.SSLError):
+            stream.start_tls(context, "localhost", soon())
+    assert error_queue.peek() == 0

@@ -1,0 +1,349 @@
+"""No login without verified TLS, and nothing but EHLO and STARTTLS in clear."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from django_lettermint.exceptions import (
+    ConnectFailed,
+    TLSFailed,
+)
+from django_lettermint.results import Phase
+from tests.certificates import KINDS, ca_file
+from tests.faults import once_spoken_to
+from tests.faultserver import (
+    Answer,
+    FaultServer,
+    On,
+    drop,
+    garble,
+    hang,
+    inject,
+    raw,
+    reply,
+    trickle,
+)
+from tests.sending import (
+    SHORT,
+    cases,
+    interruptible,
+    relay,
+    session,
+    strike_and_wait,
+    transaction,
+)
+from tests.smtp.connecting import (
+    TLS_MODES,
+    connect_with,
+    failure,
+    failure_with,
+)
+
+if TYPE_CHECKING:
+    from tests.faults import Action, Wire
+
+
+@pytest.mark.parametrize("tls", TLS_MODES)
+@pytest.mark.parametrize("kind", [each for each in KINDS if each != "good"])
+def test_a_server_that_cannot_be_verified_gets_no_login(kind: str, tls: str) -> None:
+    with FaultServer(cert=kind, tls=tls) as server:
+        error = failure(server)
+        assert server.connections == 1
+        assert server.logins == []
+        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+        assert server.violations == []
+    # A certificate is renewed within hours: a queue keeps the mail until then.
+    assert error.transient
+    assert error.step == "TLS"
+    if kind.startswith("tls1"):
+        assert isinstance(error, ConnectFailed)
+        assert error.phase is Phase.TLS
+    else:
+        assert isinstance(error, TLSFailed)
+        assert "certificate not accepted" in str(error)
+        assert "check `host`, and `ca_file`" in str(error)
+
+
+def test_the_reason_of_a_wrong_certificate_is_one_sentence() -> None:
+    with FaultServer(cert="wrong_host") as server:
+        error = failure(server)
+    assert "not valid for '127.0.0.1'; check `host`" in str(error)
+
+
+def test_a_private_relay_is_not_trusted_without_a_ca_file() -> None:
+    with FaultServer() as server:
+        assert isinstance(failure(server, ca_file=None), TLSFailed)
+        assert server.logins == []
+
+
+def test_a_missing_ca_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    shutil.copy(ca_file(), path)
+    with FaultServer() as server:
+        config = relay(server, ca_file=str(path))
+        path.unlink()
+        error = failure_with(config)
+        assert isinstance(error, TLSFailed)
+        assert "the option `ca_file` cannot be used: " in str(error)
+        assert "ca.pem" in str(error)
+        assert server.logins == []
+
+
+def test_a_replaced_ca_file_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    shutil.copy(ca_file(), path)
+    with FaultServer() as server:
+        config = relay(server, ca_file=str(path))
+        path.write_text("no certificate\n")
+        assert "`ca_file` cannot be used" in str(failure_with(config))
+        shutil.copy(ca_file(), path)
+        connect_with(config).close()
+
+
+def test_a_replaced_system_bundle_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text("")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    with FaultServer() as server:
+        config = relay(server, ca_file=None)
+        assert isinstance(failure_with(config), TLSFailed)
+        shutil.copy(ca_file(), bundle)
+        connect_with(config).close()
+        bundle.write_text("")
+        assert isinstance(failure_with(config), TLSFailed)
+
+
+BUSY = b"421 Too many connections from this IP address\r\n"
+CLOSED = b"554-5.7.1 Your network is blocked\r\n554 5.7.1 Ask us why\r\n"
+
+
+def refuse_in_pieces(wire: Wire) -> None:
+    for octet in BUSY:
+        wire.write(bytes([octet]))
+        wire.pause(0.002)
+    wire.drop()
+
+
+@pytest.mark.parametrize("tls", TLS_MODES)
+@pytest.mark.parametrize(
+    ("do", "code", "text"),
+    [
+        (raw(BUSY, close=True), 421, "Too many"),
+        (raw(CLOSED, close=True), 554, "5.7.1 Ask us why"),
+        (once_spoken_to(raw(BUSY, close=True)), 421, "Too many"),
+        (once_spoken_to(raw(BUSY)), 421, "Too many"),
+        (once_spoken_to(raw(CLOSED)), 554, "5.7.1 Ask us why"),
+        (lambda _: Answer(0, refuse_in_pieces), 421, "Too many"),
+        (trickle(b"452 4.3.1 full\r\n", 0.002), 452, "4.3.1 full"),
+        (raw(b"400\n", close=True), 400, ""),
+    ],
+    ids=[
+        "before ClientHello",
+        "before ClientHello for good",
+        "after ClientHello",
+        "after ClientHello and open",
+        "after ClientHello for good",
+        "octet by octet and closed",
+        "octet by octet and open",
+        "without text",
+    ],
+)
+def test_a_refusal_in_clear_where_tls_begins_is_a_refused_connection(
+    do: Action, code: int, text: str, tls: str
+) -> None:
+    with FaultServer([On("tls", do=do)], tls=tls) as server:
+        error = failure(server)
+        assert server.logins == []
+        assert server.wait_for(lambda: server.open_connections == 0)
+        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+    assert isinstance(error, ConnectFailed)
+    assert error.transient
+    assert error.smtp_code == code
+    assert text in error.smtp_error.decode()
+    assert error.step == ("greeting" if tls == "implicit" else "STARTTLS")
+
+
+@pytest.mark.parametrize("tls", TLS_MODES)
+@pytest.mark.parametrize(
+    "said", [b"220 relay ESMTP\r\n", b"250 AUTH PLAIN\r\n", b"354 go ahead\r\n"]
+)
+@pytest.mark.parametrize("wait", cases(at_once=False, after_client_hello=True))
+def test_no_reply_in_clear_but_a_refusal_counts_where_tls_begins(
+    said: bytes, wait: Any, tls: str
+) -> None:
+    do = once_spoken_to(raw(said)) if wait else raw(said)
+    with FaultServer([On("tls", do=do)], tls=tls) as server:
+        error = failure(server)
+        assert server.logins == []
+        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+    assert isinstance(error, TLSFailed)
+    assert error.smtp_code == 0
+    assert "465 is implicit TLS" in str(error) or "followed by plaintext" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"421 cut of", "closed the connection"),
+        (b"4 is no reply\r\n", "not an SMTP reply"),
+        (b"421-more\r\n" * 101, "more than"),
+        (b"", "the server closed the connection"),
+    ],
+    ids=["cut off", "no reply", "endless", "nothing"],
+)
+def test_a_broken_refusal_where_tls_begins_is_a_failed_connection(
+    said: bytes, reason: str
+) -> None:
+    with FaultServer([On("tls", do=raw(said, close=True))]) as server:
+        error = failure(server)
+    assert isinstance(error, ConnectFailed)
+    assert error.smtp_code == 0
+    assert reason in str(error)
+    assert error.phase is Phase.TLS
+
+
+def test_tls_to_a_plaintext_port_fails_with_advice() -> None:
+    with FaultServer(tls=None) as server:
+        error = failure(server, security="tls")
+        assert server.logins == []
+    assert isinstance(error, TLSFailed)
+    assert "465 is implicit TLS, the other ports STARTTLS" in str(error)
+
+
+def test_starttls_to_a_tls_port_fails_in_time() -> None:
+    with FaultServer() as server:
+        error = failure(server, security="starttls", timeout=SHORT)
+        assert server.commands == []
+    assert isinstance(error, ConnectFailed)
+
+
+@pytest.mark.parametrize("tls", TLS_MODES)
+@pytest.mark.parametrize(
+    "do",
+    cases(
+        fin=drop(),
+        rst=drop(rst=True),
+        hang=hang(),
+        junk=raw(b"junk\r\n" * 9),
+        alert=raw(b"\x15\x03\x03\x00\x02\x02\x50"),  # fatal: internal_error
+    ),
+)
+def test_a_broken_handshake_is_a_failed_connection(do: Action, tls: str) -> None:
+    with FaultServer([On("tls", do=once_spoken_to(do))], tls=tls) as server:
+        error = failure(server, timeout=SHORT)
+        assert server.logins == []
+        assert server.wait_for(lambda: server.open_connections == 0)
+    assert isinstance(error, ConnectFailed)
+    assert error.transient
+    assert error.phase is Phase.TLS
+
+
+def test_a_broken_record_after_the_handshake_is_a_failed_connection() -> None:
+    with FaultServer([On("ehlo", do=garble())]) as server:
+        error = failure(server)
+        assert server.logins == []
+    assert isinstance(error, ConnectFailed)
+
+
+@pytest.mark.parametrize(
+    ("ehlo_says", "code", "what"),
+    [
+        ("relay\nAUTH PLAIN", 220, "is not offered"),
+        ("relay\nSTARTTLS", 502, "was refused (502"),
+        ("relay\nSTARTTLS", 554, "was refused (554"),
+        ("relay\nSTARTTLS", 250, "was refused (250"),
+    ],
+)
+def test_a_relay_without_starttls_gets_no_login(
+    ehlo_says: str, code: int, what: str
+) -> None:
+    script = [On("ehlo", do=reply(250, ehlo_says)), On("starttls", do=reply(code))]
+    with FaultServer(script, tls="starttls") as server:
+        error = failure(server)
+        assert server.logins == []
+        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+    assert isinstance(error, TLSFailed)
+    assert error.transient
+    assert error.step == "STARTTLS"
+    assert what in str(error)
+    assert "security='tls' is safer" in str(error)
+
+
+@pytest.mark.parametrize("code", [421, 454])
+def test_starttls_refused_for_now_is_a_failed_connection(code: int) -> None:
+    later = On("starttls", do=reply(code, "4.7.0 TLS not available"))
+    with FaultServer([later], tls="starttls") as server:
+        error = failure(server)
+        assert server.logins == []
+        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+    assert isinstance(error, ConnectFailed)
+    assert (error.smtp_code, error.transient) == (code, True)
+    assert (error.step, error.phase) == ("STARTTLS", Phase.TLS)
+
+
+EVIL = b"250-evil\r\n250 AUTH LOGIN\r\n"
+
+
+@pytest.mark.parametrize(
+    "do", cases(with_the_reply=inject(EVIL), later=inject(EVIL, split=True))
+)
+def test_plaintext_after_the_reply_to_starttls_is_not_read_as_tls(do: Action) -> None:
+    with FaultServer([On("starttls", do=do)], tls="starttls") as server:
+        error = failure(server)
+        assert isinstance(error, TLSFailed)
+        assert server.logins == []
+        assert server.violations == []
+
+
+def test_only_ehlo_and_starttls_are_sent_in_clear() -> None:
+    with FaultServer(tls="starttls") as server, session(server) as held:
+        held.send(transaction())
+        # The server notes input behind STARTTLS, and AUTH or MAIL in clear.
+        assert server.violations == []
+        verbs = [line.split()[0] for _, line in server.commands]
+        assert verbs[:4] == [b"EHLO", b"STARTTLS", b"EHLO", b"AUTH"]
+
+
+@pytest.mark.parametrize("when", ["after 220", "with 220"])
+def test_a_connection_closed_after_starttls_is_a_failed_connection(when: str) -> None:
+    fault = {
+        "after 220": On("tls", do=drop()),
+        "with 220": On("starttls", do=raw(b"220 2.0.0 go ahead\r\n", close=True)),
+    }[when]
+    with FaultServer([fault], tls="starttls") as server:
+        error = failure(server)
+    assert isinstance(error, ConnectFailed)
+    assert error.phase is Phase.TLS
+
+
+@pytest.mark.parametrize("behind", cases(refusal=BUSY, junk=b"junk\r\n", reply=EVIL))
+def test_plaintext_in_the_same_segment_as_the_reply_to_starttls(behind: bytes) -> None:
+    with FaultServer([On("starttls", do=inject(behind))], tls="starttls") as server:
+        error = failure(server)
+        assert server.logins == []
+    if behind == EVIL:
+        assert isinstance(error, TLSFailed)
+        assert "was followed by plaintext" in str(error)
+    else:
+        assert isinstance(error, ConnectFailed)
+        assert error.smtp_code == (421 if behind == BUSY else 0)
+    assert error.transient
+
+
+@pytest.mark.parametrize("phase", ["banner", "tls", "ehlo", "auth"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_any_step_propagates_and_closes_the_connection(
+    kind: type[BaseException], phase: Any
+) -> None:
+    with FaultServer() as server, interruptible(kind) as strike:
+        do = strike_and_wait(strike)
+        server.script.append(On(phase, do=once_spoken_to(do) if phase == "tls" else do))
+        with pytest.raises(kind):
+            connect_with(relay(server, timeout=5))
+        assert server.wait_for(lambda: server.open_connections == 0)
