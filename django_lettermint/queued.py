@@ -193,7 +193,7 @@ def _envelope(
 
 
 def _restore(submission: Submission, form: Mapping[str, Any]) -> None:
-    """Let a transaction stand where it stood after its last transaction."""
+    """Let a submission stand where it stood after its last transaction."""
     failure, reply = form["failure"], form["reply"]
     recipients = tuple(form["recipients"])
     transaction = MailTransaction(
@@ -205,10 +205,10 @@ def _restore(submission: Submission, form: Mapping[str, Any]) -> None:
     )
     submission.outcome = Outcome(form["outcome"])
     if submission.outcome is Outcome.UNKNOWN:
-        submission.unconfirmed = attempt
+        submission.unconfirmed = transaction
         submission.done = not submission.repeatable
     else:
-        submission.last = attempt
+        submission.last = transaction
         submission.done = True
 
 

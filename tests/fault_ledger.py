@@ -50,7 +50,7 @@ class Ledger:
         self.messages = 0
         self.replays = 0
         self.changed = threading.Condition(threading.RLock())
-        self._idempotency = idempotency
+        self.idempotency = idempotency
         self._claims: dict[str, _Claim] = {}
         self._used: Counter[On] = Counter()
 
@@ -80,7 +80,7 @@ class Ledger:
 
     def claim(self, delivery: Delivery) -> Verdict:
         """Tell what the key of a message says about it; "new" claims the key until `settle`."""
-        if not self._idempotency or delivery.key is None:
+        if not self.idempotency or delivery.key is None:
             return "new"
         with self.changed:
             known = self._claims.setdefault(

@@ -61,7 +61,8 @@ class FaultServer:
     """Serve SMTP on a port of 127.0.0.1, and do at each step what the script says.
 
     `tls` is "implicit", "starttls" or None; `cert` one of `certificates.KINDS`; `rcvbuf` the size
-    of the receive buffer in octets; `idempotency` makes the server honour Idempotency-Key.
+    of the receive buffer in octets; `idempotency` makes the server honour Idempotency-Key,
+    and `options()` rely on it.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class FaultServer:
             "port": self.port,
             "security": security,
             "ca_file": ca_file(),
+            "idempotency": self.ledger.idempotency,
             **others,
         }
 

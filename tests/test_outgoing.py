@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from anymail.exceptions import AnymailCancelSend, AnymailError
-from anymail.message import AnymailMessage
 from anymail.signals import post_send, pre_send
 from django.core.mail import EmailMessage
 
@@ -19,6 +18,8 @@ from django_lettermint.results import Outcome, Phase
 from django_lettermint.signals import message_failed, message_sent
 from tests.deadends import refused_port
 from tests.faultserver import FaultServer, On, reply
+from tests.listening import listening, names, receiver
+from tests.sending import message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,47 +27,6 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
 
     from django_lettermint.testing import Relay
-
-NAMES = {
-    id(post_send): "post_send",
-    id(message_sent): "message_sent",
-    id(message_failed): "message_failed",
-}
-
-
-@contextmanager
-def receiver(signal: Signal, function: Any) -> Iterator[None]:
-    signal.connect(function, weak=False)
-    try:
-        yield
-    finally:
-        signal.disconnect(function)
-
-
-@contextmanager
-def listening() -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """Collect the signals by name, with their arguments."""
-    heard: list[tuple[str, dict[str, Any]]] = []
-
-    def hear(signal: Signal, **arguments: Any) -> None:
-        heard.append((NAMES[id(signal)], arguments))
-
-    with (
-        receiver(post_send, hear),
-        receiver(message_sent, hear),
-        receiver(message_failed, hear),
-    ):
-        yield heard
-
-
-def names(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    return [name for name, _ in heard]
-
-
-def message(*to: str, **keywords: Any) -> Any:
-    return AnymailMessage(
-        "Hi", "Hello", "shop@example.com", list(to) or ["ann@example.com"], **keywords
-    )
 
 
 def send(options: dict[str, Any], *messages: EmailMessage, **more: Any) -> Any:
@@ -208,7 +168,7 @@ def test_a_lost_reply_leaves_the_recipients_unknown(relay: Relay) -> None:
         statuses.append(set(arguments["status"].status))
 
     with listening() as heard, receiver(post_send, hear):
-        error = send(relay.options(), mail, idempotency=False)
+        error = send(relay.options(idempotency=False), mail)
     assert names(heard) == ["post_send", "message_failed"]
     assert statuses == [{"unknown"}]
     assert isinstance(error, exceptions.DeliveryUnknown)
@@ -404,6 +364,7 @@ def test_a_failure_is_logged_with_its_step_and_code(
     [record] = [each for each in caplog.records if each.levelno >= logging.INFO]
     assert record.getMessage() == (
         f"Message {error.result.message_id}: not_sent at rcpt "
+        f"on 127.0.0.1:{relay.port('tls')} "
         "(RecipientsRefused, code 550, attempts: 1)"
     )
 

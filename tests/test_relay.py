@@ -59,6 +59,7 @@ def test_options_and_settings_lead_to_the_relay(relay: Relay) -> None:
         "port": relay.port("starttls"),
         "security": "starttls",
         "ca_file": relay.ca_file,
+        "idempotency": True,
         "timeout": 3,
     }
     assert relay.settings()["LETTERMINT_PORT"] == relay.port("tls")

@@ -144,6 +144,7 @@ class Relay:
             "port": self.port(security),
             "security": security,
             "ca_file": self.ca_file,
+            "idempotency": True,
         } | overrides
 
     def settings(self, security: str = "tls", **overrides: object) -> dict[str, object]:
