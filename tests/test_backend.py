@@ -241,9 +241,8 @@ def test_what_a_pre_send_receiver_raises_comes_out_after_earlier_ends(
 
 
 @pytest.mark.parametrize(("given", "ended"), [(list, 3), (iter, 2)])
-@pytest.mark.parametrize("width", [1, 4])
 def test_an_interrupt_while_preparing_ends_each_message_that_was_taken(
-    relay: Relay, given: Any, ended: int, width: int
+    relay: Relay, given: Any, ended: int
 ) -> None:
     def interrupt(**arguments: Any) -> None:
         if arguments["message"].to == ["bob@example.com"]:
@@ -255,7 +254,7 @@ def test_an_interrupt_while_preparing_ends_each_message_that_was_taken(
         listening() as heard,
         pytest.raises(KeyboardInterrupt),
     ):
-        backend(relay, batch_connections=width).send_messages(given(mails))
+        backend(relay).send_messages(given(mails))
     assert names(heard) == ["message_failed"] * ended
     for each in mails[:ended]:
         assert each.anymail_status.esp_response.outcome is Outcome.NOT_SENT
