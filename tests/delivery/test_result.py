@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from django_lettermint.conf import backend_config
 from django_lettermint.delivery import (
     Submission,
     build_error,
     build_result,
     phase_of,
     recipients_of,
-    submissions,
 )
 from django_lettermint.exceptions import (
     AuthenticationFailed,
@@ -30,51 +28,9 @@ from django_lettermint.exceptions import (
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.smtp import Reply, ServerClosing
 from django_lettermint.smtp.replies import MAX_TEXT
-from tests.sending import envelope
+from tests.delivery.ends import lost, one, refused, sent, several
 
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
-
-
-def parts(*keys: str, idempotency: bool = True) -> list[Submission]:
-    """Return one submission for each recipient, named like its key."""
-    options = {"api_token": "t", "host": "127.0.0.1", "idempotency": idempotency}
-    return submissions(
-        [envelope(f"{key}@x.test", idempotency_key=key) for key in keys],
-        backend_config(options).relay,
-    )
-
-
-def for_two() -> Submission:
-    """Return a submission for two recipients."""
-    (one,) = parts("a")
-    one.envelope = envelope("a@x.test", "b@x.test", idempotency_key="k")
-    return one
-
-
-def sent(part: Submission) -> None:
-    transaction = part.begin()
-    transaction.replies = dict.fromkeys(
-        transaction.envelope.recipients, Reply(250, ("ok",))
-    )
-    transaction.phase, transaction.reply = Phase.DONE, Reply(250, ("queued",))
-    part.record(transaction)
-
-
-def refused(part: Submission, phase: Phase = Phase.COMMIT, code: int = 550) -> None:
-    transaction = part.begin()
-    if phase is Phase.RCPT:
-        transaction.replies = dict.fromkeys(
-            transaction.envelope.recipients, Reply(code)
-        )
-    transaction.refuse(phase, Reply(code, ("no",)))
-    part.record(transaction)
-
-
-def lost(part: Submission, phase: Phase = Phase.COMMIT, times: int = 1) -> None:
-    for _ in range(times):
-        transaction = part.begin()
-        transaction.phase, transaction.failure = phase, ConnectionResetError("gone")
-        part.record(transaction)
 
 
 def unknown(part: Submission) -> None:
@@ -91,19 +47,20 @@ def test_unknown_beats_sent_and_sent_beats_not_sent() -> None:
         ((refused, unknown), UNKNOWN),
         ((sent, sent), SENT),
     ]:
-        several = parts(*"abc"[: len(ends)])
-        for end, part in zip(ends, several, strict=True):
+        parts = several(*"abc"[: len(ends)])
+        for end, part in zip(ends, parts, strict=True):
             end(part)
-        assert build_result(several).outcome is outcome
-        assert (build_error(several) is None) is (outcome is SENT)
+        assert build_result(parts).outcome is outcome
+        assert (build_error(parts) is None) is (outcome is SENT)
 
 
 def test_the_result_names_the_first_and_counts_all() -> None:
-    several = parts("a", "b", "c")
-    lost(several[0], Phase.RCPT, times=2)
-    for part in several:
+    parts = several("a", "b", "c")
+    for _ in range(2):
+        lost(parts[0], Phase.RCPT)
+    for part in parts:
         sent(part)
-    result = build_result(several)
+    result = build_result(parts)
     assert (result.message_id, result.idempotency_key) == ("id", "a")
     assert result.attempts == 5
     assert (result.code, result.text, result.phase) == (250, "queued", Phase.DONE)
@@ -111,7 +68,7 @@ def test_the_result_names_the_first_and_counts_all() -> None:
 
 
 def test_the_result_of_a_repeat_that_was_confirmed_has_its_reply() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     lost(part)
     sent(part)
     result = build_result([part])
@@ -119,19 +76,19 @@ def test_the_result_of_a_repeat_that_was_confirmed_has_its_reply() -> None:
 
 
 def test_the_time_runs_from_the_first_look_to_the_last_end() -> None:
-    several = parts("a", "b")
-    for part in several:
+    parts = several("a", "b")
+    for part in parts:
         sent(part)
-    assert build_result(several).elapsed == 0.0
-    several = parts("a", "b")
-    for part in several:
+    assert build_result(parts).elapsed == 0.0
+    parts = several("a", "b")
+    for part in parts:
         part.deadline.start()
         sent(part)
-    assert 0.0 < build_result(several).elapsed < 5.0
+    assert 0.0 < build_result(parts).elapsed < 5.0
 
 
 def test_an_answer_to_a_repeat_does_not_decide_but_is_told() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     lost(part)
     refused(part, code=554)
     result, error = build_result([part]), build_error([part])
@@ -141,24 +98,24 @@ def test_an_answer_to_a_repeat_does_not_decide_but_is_told() -> None:
 
 
 def test_a_refusal_before_the_transaction_decides_as_well() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     part.fail(AuthenticationFailed("no").with_reply(535, "5.7.8 wrong"))
     result = build_result([part])
     assert (result.code, result.text, result.attempts) == (535, "5.7.8 wrong", 0)
 
 
 def test_no_connection_has_no_reply() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     part.fail(ConnectFailed("timed out"))
     result = build_result([part])
     assert (result.code, result.text) == (None, "")
 
 
 def test_an_unknown_delivery_names_the_envelopes_that_are() -> None:
-    several = parts("a", "b", "c")
-    for part, end in zip(several, (unknown, sent, unknown), strict=True):
+    parts = several("a", "b", "c")
+    for part, end in zip(parts, (unknown, sent, unknown), strict=True):
         end(part)
-    error = build_error(several)
+    error = build_error(parts)
     assert isinstance(error, DeliveryUnknown)
     assert [each.recipients for each in error.envelopes] == [("a@x.test",), ("c@x.test",)]  # fmt: skip
     assert error.repeatable
@@ -166,7 +123,7 @@ def test_an_unknown_delivery_names_the_envelopes_that_are() -> None:
 
 
 def test_an_unknown_delivery_without_idempotency_says_to_look_first() -> None:
-    (part,) = parts("a", idempotency=False)
+    (part,) = several("a", idempotency=False)
     lost(part)
     assert part.done
     error = build_error([part])
@@ -189,7 +146,7 @@ def test_an_unknown_delivery_without_idempotency_says_to_look_first() -> None:
 def test_a_refusal_becomes_the_error_of_its_step(
     phase: Phase, kind: type[LettermintError], code: int
 ) -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     refused(part, phase, code)
     error = build_error([part])
     assert type(error) is kind
@@ -215,7 +172,7 @@ def test_a_refusal_becomes_the_error_of_its_step(
 def test_an_error_of_all_is_copied_for_each_and_tells_the_step(
     error: Exception, phase: Phase
 ) -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     part.fail(error)
     copied = build_error([part])
     assert type(copied) is type(error)
@@ -232,8 +189,9 @@ def test_a_connection_that_failed_at_a_later_step_names_it() -> None:
 
 
 def test_a_loss_tells_where_and_how_often() -> None:
-    (part,) = parts("a")
-    lost(part, Phase.RCPT, times=3)
+    (part,) = several("a")
+    for _ in range(3):
+        lost(part, Phase.RCPT)
     part.fail(None)
     error = build_error([part])
     assert isinstance(error, ConnectionLost)
@@ -245,7 +203,7 @@ def test_a_loss_tells_where_and_how_often() -> None:
 
 
 def test_a_message_that_was_never_begun_was_interrupted() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     part.fail(None)
     error = build_error([part])
     assert isinstance(error, ConnectionLost)
@@ -256,7 +214,7 @@ def test_a_message_that_was_never_begun_was_interrupted() -> None:
 
 
 def test_a_message_that_does_not_fit_keeps_its_own_error() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     transaction = part.begin()
     transaction.failure = LettermintInvalidMessage("too big")
     part.record(transaction)
@@ -265,7 +223,7 @@ def test_a_message_that_does_not_fit_keeps_its_own_error() -> None:
 
 
 def test_a_reason_is_bounded() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     transaction = part.begin()
     transaction.failure = OSError("x" * 9999)
     part.record(transaction)
@@ -280,7 +238,7 @@ def test_a_reason_is_bounded() -> None:
     ids=str,
 )  # fmt: skip
 def test_the_reply_to_rcpt_becomes_a_status(reply: Reply, status: str) -> None:
-    part = for_two()
+    part = one("a@x.test", "b@x.test")
     transaction = part.begin()
     transaction.replies = {"a@x.test": reply, "b@x.test": Reply(250)}
     transaction.phase, transaction.reply = Phase.DONE, Reply(250)
@@ -290,7 +248,7 @@ def test_the_reply_to_rcpt_becomes_a_status(reply: Reply, status: str) -> None:
 
 
 def test_a_recipient_without_an_answer_of_its_own_is_queued_with_the_others() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     transaction = part.begin()
     transaction.phase, transaction.reply = Phase.DONE, Reply(250)
     part.record(transaction)
@@ -298,7 +256,7 @@ def test_a_recipient_without_an_answer_of_its_own_is_queued_with_the_others() ->
 
 
 def test_recipients_of_a_repeat_are_all_of_the_first_try() -> None:
-    part = for_two()
+    part = one("a@x.test", "b@x.test")
     first = part.begin()
     first.replies = {"a@x.test": Reply(550), "b@x.test": Reply(250)}
     first.phase, first.failure = Phase.COMMIT, OSError("gone")
@@ -309,7 +267,7 @@ def test_recipients_of_a_repeat_are_all_of_the_first_try() -> None:
 
 @pytest.mark.parametrize("phase", [Phase.MAIL, Phase.DATA])
 def test_the_words_of_a_server_that_closes_are_kept(phase: Phase) -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     transaction = part.begin()
     transaction.phase = phase
     transaction.failure = ServerClosing(Reply(421, ("4.7.0 try again later",)))
@@ -323,12 +281,12 @@ def test_the_words_of_a_server_that_closes_are_kept(phase: Phase) -> None:
 
 
 def test_refusals_of_the_sender_and_of_all_recipients_name_them() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     refused(part, Phase.MAIL)
     error = build_error([part])
     assert isinstance(error, SenderRefused)
     assert error.sender == "ann@example.org"
-    part = for_two()
+    part = one("a@x.test", "b@x.test")
     refused(part, Phase.RCPT)
     error = build_error([part])
     assert isinstance(error, RecipientsRefused)
@@ -337,6 +295,6 @@ def test_refusals_of_the_sender_and_of_all_recipients_name_them() -> None:
 
 
 def test_a_reply_about_the_sender_marks_no_recipient_as_invalid() -> None:
-    (part,) = parts("a")
+    (part,) = several("a")
     refused(part, Phase.MAIL, 553)
     assert build_result([part]).recipients["a@x.test"].status == "rejected"
