@@ -41,6 +41,8 @@ class Dialogue(Connection):
         self.announced: set[str] = set()
         self.message = 0  #: number of the last MAIL command over the server
         self.messages = 0  #: MAIL commands on this connection
+        self.early = 0  #: octets of commands that came before the reply to a message
+        self.behind_end = False  #: this command is one of those
         self.settle: Callable[[], None] = lambda: None
 
     def run(self) -> None:
@@ -60,6 +62,7 @@ class Dialogue(Connection):
             message_on_connection=self.messages,
             argument=argument.decode("utf-8", "replace"),
             received=received,
+            behind_end=self.behind_end,
         )
 
     def decide(self, phase: Phase, argument: bytes, answer: Answer) -> Answer:

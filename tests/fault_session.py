@@ -44,7 +44,9 @@ class Session(Dialogue):
             self.start_tls()
         self.respond("banner", b"", text_answer(220, "fault.test ESMTP"))
         while True:
+            self.behind_end = self.early > 0
             line = self.read_line()
+            self.early -= len(line)
             words = line.rstrip(b"\r\n").partition(b" ")
             self.command(line, words[0].upper(), words[2])
 
@@ -244,5 +246,7 @@ class Session(Dialogue):
             if taken:
                 self.ledger.note(lambda: self.ledger.deliveries.append(delivery))
             self.settle = lambda: self.ledger.settle(delivery, taken=taken)
+        self.more_input()
+        self.early = len(self.buffer)
         answer.play(self)
         self.respond("idle", b"", Answer(0, lambda _: None))
