@@ -89,7 +89,7 @@ class EmailBackend(AnymailBaseBackend):
         messages = email_messages or ()
         finished = _Finished(type(self), self._config.endpoint)
         try:
-            self._send(messages, finished)
+            self._deliver(messages, finished)
         except Exception:  # a pre_send receiver's
             raise
         except BaseException:
@@ -125,7 +125,7 @@ class EmailBackend(AnymailBaseBackend):
             raise error
         return result
 
-    def _send(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
+    def _deliver(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
         config = self.config
         count = len(messages) if isinstance(messages, Sized) else None
         width = config.batch_connections

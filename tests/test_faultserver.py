@@ -144,6 +144,7 @@ def test_the_options_name_the_way_to_the_server() -> None:
             "port": server.port,
             "security": "starttls",
             "ca_file": ca_file(),
+            "idempotency": False,
             "retries": 0,
         }
 

@@ -286,7 +286,7 @@ class Delivery:
         elif isinstance(lost, LettermintError) and lost.smtp_code:
             reason = str(lost.smtp_code)
         logger.info(
-            "%s:%d failed at %s (%s): %s on a new connection",
+            "%s:%d failed at %s (%s): trying again on a new connection (%s)",
             endpoint.host,
             endpoint.port,
             phase,

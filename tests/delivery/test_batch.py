@@ -320,7 +320,9 @@ def test_batches_are_delivered_though_the_report_of_one_is_interrupted() -> None
         config = backend(server, batch_connections=2).config
         batches = [[OutgoingMessage(EmailMessage())] for _ in range(2)]
         connections = pool.get_pool(config.endpoint)
-        sender = BatchSender(config, connections, report, width=2)
+        sender: BatchSender[OutgoingMessage] = BatchSender(
+            config, connections, report, width=2
+        )
         for batch in batches:
             sender.send(batch)
         with pytest.raises(KeyboardInterrupt):
