@@ -162,15 +162,20 @@ class EmailBackend(AnymailBaseBackend):
             octets = 0
             try:
                 for message in islice(iterator, size):
-                    batch.append(self.prepare(message))
+                    batch.append(OutgoingMessage(message))
+                    self._prepare(batch[-1])
                     octets += batch[-1].octets
                     if octets > BATCH_OCTETS:
                         break
+            except Exception as error:  # noqa: BLE001 - raised below
+                # A pre_send receiver's: its message has no end. Or the iterator's.
+                interruption = error
+                if batch and not batch[-1].prepared:
+                    batch.pop()
             except BaseException as error:  # noqa: BLE001 - raised below
                 interruption = error
-                if not isinstance(error, Exception):  # not a pre_send receiver's
-                    for each in batch:
-                        each.interrupt()
+                for each in batch:
+                    each.interrupt()
             if not batch:
                 break
             yield batch
@@ -180,16 +185,21 @@ class EmailBackend(AnymailBaseBackend):
     def prepare(self, message: EmailMessage) -> OutgoingMessage:
         """Do all that can fail because of the message, before any network."""
         outgoing = OutgoingMessage(message)
+        self._prepare(outgoing)
+        return outgoing
+
+    def _prepare(self, outgoing: OutgoingMessage) -> None:
+        message = outgoing.message
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
         except AnymailCancelSend:
             outgoing.end_silently(Phase.CANCELLED)
-            return outgoing
+            return
         try:
             if not message.recipients():
                 outgoing.end_silently(Phase.NO_RECIPIENTS)
-                return outgoing
+                return
             payload = LettermintPayload(message, self.send_defaults, self)
             prepared = payload.prepare()
         except AnymailError as error:
@@ -204,7 +214,6 @@ class EmailBackend(AnymailBaseBackend):
             outgoing.original_addresses = prepared.given
             outgoing.has_caller_key = prepared.key_given
             outgoing.submissions = submissions(prepared.envelopes, self.config)
-        return outgoing
 
 
 class _Finished:
@@ -233,7 +242,7 @@ class _Finished:
         outgoing = [OutgoingMessage(message) for message in messages]
         for each in outgoing:
             each.message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
-            each.error = ConnectionLost("interrupted before the message was sent")
+            each.interrupt()
         self.add(outgoing)
 
 

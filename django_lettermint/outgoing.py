@@ -15,6 +15,7 @@ from .delivery import build_error, build_result, recipients_of
 from .exceptions import (
     AuthenticationFailed,
     ConnectFailed,
+    ConnectionLost,
     PoolClosed,
     PoolTimeout,
     RecipientsRefused,
@@ -71,10 +72,17 @@ class OutgoingMessage:
         """Return what its rendered form keeps in memory."""
         return sum(each.envelope.size for each in self.submissions)
 
+    @property
+    def prepared(self) -> bool:
+        """Return whether it has submissions, or has ended before that."""
+        return bool(self.submissions or self.error or self.suppress_signals)
+
     def interrupt(self) -> None:
         """End before anything was sent."""
         for submission in self.submissions:
             submission.fail(None)
+        if not self.prepared:
+            self.error = ConnectionLost("interrupted before the message was sent")
 
     def end_silently(self, phase: Phase) -> None:
         """End before the start, for a reason that is no failure."""

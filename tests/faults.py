@@ -71,6 +71,7 @@ class Moment:
     message_on_connection: int
     argument: str
     received: int
+    behind_end: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +81,8 @@ class On:
     `message` counts MAIL commands: over the server, or on one connection if `connection` is
     given. `match` is searched in the command's argument, ignoring case. `times` limits how
     often the rule acts; the first rule that fits wins. "body" rules act once a message,
-    behind `after_bytes`.
+    behind `after_bytes`. With `behind_end`, only commands that came before the reply to a
+    message fit.
     """
 
     phase: Phase
@@ -91,6 +93,7 @@ class On:
     match: str | None = None
     times: int | None = None
     after_bytes: int = 0
+    behind_end: bool = False
 
     def __post_init__(self) -> None:
         if self.phase not in get_args(Phase):
@@ -108,6 +111,7 @@ class On:
             and self.connection in (None, moment.connection)
             and self.message in (None, message)
             and self.after_bytes <= moment.received
+            and (moment.behind_end or not self.behind_end)
             and (
                 self.match is None
                 or bool(re.search(self.match, moment.argument, re.IGNORECASE))

@@ -207,6 +207,7 @@ class FaultServer:
             "port": self.port,
             "security": self._security,
             "ca_file": ca_file(),
+            "idempotency": self.idempotency,
             **others,
         }
 
@@ -303,6 +304,8 @@ class FaultSession(ServerSession):
         self.messages = 0  #: MAIL commands on this connection
         self.spent: set[On] = set()  #: "body" rules that have acted on this message
         self.answered = False  #: a script has answered within the content
+        self.early = 0  #: octets of commands that came before the reply to a message
+        self.behind_end = False  #: this command is one of those
 
     # The script.
 
@@ -317,6 +320,7 @@ class FaultSession(ServerSession):
             message_on_connection=self.messages,
             argument=argument.decode("utf-8", "replace"),
             received=received,
+            behind_end=self.behind_end,
         )
 
     def respond(self, step: str, argument: bytes, reply: Reply) -> int:
@@ -367,6 +371,8 @@ class FaultSession(ServerSession):
                 if taken
                 else keys.release(own_key)
             )
+        self.stream.more_input()
+        self.early = len(self.stream.buffer)
         answer.play(self.stream)
         self.decide("idle", b"", Answer(0, lambda _: None)).play(self.stream)
 
@@ -388,6 +394,8 @@ class FaultSession(ServerSession):
     def command(self, verb: bytes, argument: bytes, line: bytes) -> None:
         entry = (self.number, line.rstrip(b"\r\n"))
         self.server.note(lambda: self.server.commands.append(entry))
+        self.behind_end = self.early > 0
+        self.early -= len(line)
         self.spent.clear()
         self.answered = False
         transaction = self.transaction or Transaction()

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from anymail.message import AnymailMessage
 from django.core.mail import EmailMessage
 
 from django_lettermint.backend import EmailBackend
@@ -24,8 +25,6 @@ from django_lettermint.smtp import MailTransaction, RelayState, connect
 from tests.faults import Action, Answer, Wire
 
 if TYPE_CHECKING:
-    from anymail.message import AnymailMessage
-
     from django_lettermint.smtp import Session
     from tests.faultserver import FaultServer
 
@@ -76,6 +75,13 @@ def mail(*to: str, subject: str = "Hello", **others: Any) -> EmailMessage:
     """Return a small message, by default to one recipient."""
     return EmailMessage(
         subject, "How are you?", "ann@example.org", to or ("bob@example.org",), **others
+    )
+
+
+def message(*to: str, **keywords: Any) -> Any:
+    """Return a small message of Anymail's class, by default to one recipient."""
+    return AnymailMessage(
+        "Hi", "Hello", "shop@example.com", list(to) or ["ann@example.com"], **keywords
     )
 
 

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from django_lettermint import exceptions
-from django_lettermint.delivery.submission import MAX_REPEATS
+from django_lettermint.delivery import policy
+from django_lettermint.delivery.policy import Decision
 from django_lettermint.envelope import MAX_RECIPIENTS
 from django_lettermint.exceptions import LettermintError, LettermintInvalidMessage
 from django_lettermint.options import OPTIONS
@@ -16,6 +17,8 @@ from django_lettermint.smtp.replies import MAX_LINE, MAX_LINES, MAX_REPLY
 from tests.snippets import DOCS
 
 PAGE = (DOCS / "delivery.md").read_text("utf-8")
+#: Without line ends.
+TEXT = " ".join(PAGE.split())
 CLASSES = [
     each
     for each in vars(exceptions).values()
@@ -62,9 +65,27 @@ def test_times_are_options() -> None:
 
 
 def test_numbers_are_those_of_the_code() -> None:
-    assert f"up to {MAX_REPEATS} times" in PAGE
-    assert f"More than {MAX_RECIPIENTS} recipients" in PAGE
-    limits = re.search(r"(\d+) KB a line, (\d+) KB a reply, (\d+) lines", PAGE)
+    assert f"up to {policy.MAX_REPEATS} times" in TEXT
+    assert f"More than {MAX_RECIPIENTS} recipients" in TEXT
+    assert f"The pauses begin at {policy.PAUSE} s and double" in TEXT
+    assert f"a message sent by itself waits {policy.PATIENCE:g} seconds" in TEXT
+    assert f"the messages of a list wait {policy.LIST_PATIENCE:g}" in TEXT
+    limits = re.search(r"(\d+) KB a line, (\d+) KB a reply, (\d+) lines", TEXT)
     assert limits
     line, reply, lines = map(int, limits.groups())
     assert (line * 1024, reply * 1024, lines) == (MAX_LINE, MAX_REPLY, MAX_LINES)
+
+
+def test_the_number_of_quick_retries_is_the_codes() -> None:
+    numbers = {2: "two"}
+    assert f"The first {numbers[policy.QUICK_RETRIES]} retries" in TEXT
+
+
+def test_the_table_names_each_decision() -> None:
+    decisions = " ".join(row[-1] for row in rows("Retries").values())
+    named = {name.replace(" ", "_") for name in re.findall("`([^`]+)`", decisions)}
+    # The others: what `connect` and the pool do for themselves, and an option.
+    others = {"next_address", "wait", "deadline"}
+    assert {each for each in named - others if each.islower()} == {
+        each.value for each in Decision
+    }

@@ -13,7 +13,7 @@ from django_lettermint.envelope import Envelope
 from django_lettermint.results import Outcome, Phase, RecipientResult, SendResult
 
 KINDS: dict[type[exceptions.LettermintError], tuple[type[Exception], ...]] = {
-    exceptions.ConnectFailed: (smtplib.SMTPConnectError,),
+    exceptions.ConnectFailed: (smtplib.SMTPConnectError, ConnectionError),
     exceptions.TLSFailed: (smtplib.SMTPConnectError,),
     exceptions.AuthenticationFailed: (smtplib.SMTPAuthenticationError,),
     exceptions.SenderRefused: (smtplib.SMTPSenderRefused,),
@@ -118,7 +118,7 @@ def test_the_code_of_a_reply_tells_whether_later_may_help(code: int) -> None:
     ("kind", "transient", "retry_safe"),
     [
         (exceptions.ConnectFailed, True, True),
-        (exceptions.TLSFailed, False, True),
+        (exceptions.TLSFailed, True, True),
         (exceptions.AuthenticationFailed, False, True),
         (exceptions.ConnectionLost, True, True),
         (exceptions.DeliveryUnknown, True, False),

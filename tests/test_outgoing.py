@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from anymail.exceptions import AnymailCancelSend, AnymailError
-from anymail.message import AnymailMessage
 from anymail.signals import post_send, pre_send
 from django.core.mail import EmailMessage
 
@@ -18,7 +17,9 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.signals import message_failed, message_sent
 from tests.deadends import refused_port
-from tests.faultserver import FaultServer, On, reply
+from tests.faultserver import FaultServer, On, drop, reply
+from tests.listening import listening, names, receiver
+from tests.sending import message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,47 +27,6 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
 
     from django_lettermint.testing import Relay
-
-NAMES = {
-    id(post_send): "post_send",
-    id(message_sent): "message_sent",
-    id(message_failed): "message_failed",
-}
-
-
-@contextmanager
-def receiver(signal: Signal, function: Any) -> Iterator[None]:
-    signal.connect(function, weak=False)
-    try:
-        yield
-    finally:
-        signal.disconnect(function)
-
-
-@contextmanager
-def listening() -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """Collect the signals by name, with their arguments."""
-    heard: list[tuple[str, dict[str, Any]]] = []
-
-    def hear(signal: Signal, **arguments: Any) -> None:
-        heard.append((NAMES[id(signal)], arguments))
-
-    with (
-        receiver(post_send, hear),
-        receiver(message_sent, hear),
-        receiver(message_failed, hear),
-    ):
-        yield heard
-
-
-def names(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    return [name for name, _ in heard]
-
-
-def message(*to: str, **keywords: Any) -> Any:
-    return AnymailMessage(
-        "Hi", "Hello", "shop@example.com", list(to) or ["ann@example.com"], **keywords
-    )
 
 
 def send(options: dict[str, Any], *messages: EmailMessage, **more: Any) -> Any:
@@ -404,8 +364,103 @@ def test_a_failure_is_logged_with_its_step_and_code(
     [record] = [each for each in caplog.records if each.levelno >= logging.INFO]
     assert record.getMessage() == (
         f"Message {error.result.message_id}: not_sent at rcpt "
+        f"on 127.0.0.1:{relay.port('tls')} "
         "(RecipientsRefused, code 550, attempts: 1)"
     )
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """Return our lines of at least this level."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "django_lettermint" and record.levelno >= level
+    ]
+
+
+def retries_in(lines: list[str]) -> list[str]:
+    return [line for line in lines if "trying again" in line]
+
+
+def test_a_relay_that_refuses_connections_is_logged_with_its_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with refused_port() as port:
+        options = {"host": "127.0.0.1", "port": port, "security": "tls"}
+        send({"api_token": "t", "retries": 2, **options}, message())
+    [line] = logged(caplog, logging.ERROR)
+    where = f"127.0.0.1:{port}"
+    assert f"not_sent at connect on {where} (ConnectFailed, code None" in line
+    # Each try counts, though no connection came of it.
+    assert "attempts: 3)" in line
+    assert "Connection refused" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "script", "words"),
+    [
+        ({"cert": "expired"}, [], "certificate not accepted: certificate has expired"),
+        ({}, [On("auth", do=reply(535, "5.7.8 no"))], "535 at AUTH PLAIN"),
+        ({}, [On("banner", do=reply(554, "5.3.2 away"))], "554 5.3.2 away"),
+    ],
+    ids=["certificate", "login", "greeting"],
+)
+def test_a_failure_of_the_connection_is_logged_with_what_was_said(
+    options: dict[str, Any],
+    script: list[On],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with FaultServer(script, **options) as server:
+        error = send(server.options(), message())
+        [line] = logged(caplog, logging.ERROR)
+        assert f" on 127.0.0.1:{server.port} " in line
+    assert words in line
+    assert type(error).__name__ in line
+    assert f"at {error.result.phase} on" in line
+    assert "attempts: 1)" in line
+
+
+@pytest.mark.parametrize(
+    ("phase", "do", "step", "reason"),
+    [
+        ("banner", reply(421, "4.7.0 busy", close=True), "connect", "421"),
+        ("auth", reply(454, "4.7.0 later"), "auth", "454"),
+        ("mail", reply(421, "4.3.2 bye", close=True), "mail", "421"),
+        ("rcpt", drop(), "rcpt", "ConnectionResetError"),
+    ],
+)
+def test_a_connection_that_is_tried_again_leaves_a_line_at_info(
+    phase: Any, do: Any, step: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with FaultServer([On(phase, do=do, times=1)]) as server:
+        assert send(server.options(), message()) == 1
+    [line] = retries_in(logged(caplog, logging.INFO))
+    where = f"127.0.0.1:{server.port} failed at {step}"
+    assert line == f"{where} ({reason}): trying again on a new connection (retry)"
+
+
+def test_a_used_connection_that_is_replaced_leaves_a_line_at_info(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with FaultServer([On("mail", do=drop(), message=2)]) as server:
+        assert send(server.options(), message()) == 1
+        assert send(server.options(), message()) == 1
+    [line] = retries_in(logged(caplog, logging.INFO))
+    assert line.endswith("trying again on a new connection (replace)")
+
+
+def test_what_a_closing_server_says_of_an_address_is_logged_at_debug_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    words = reply(421, "4.7.0 no more for ann@example.com", close=True)
+    with FaultServer([On("rcpt", do=words)]) as server:
+        send(server.options(retries=1), message())
+    assert not any("@" in line for line in logged(caplog, logging.INFO))
+    assert any("ann@example.com" in line for line in logged(caplog, logging.DEBUG))
 
 
 class Mailing(logging.Handler):

@@ -516,7 +516,7 @@ def test_recipients_refused_for_good_are_not_asked_again(
 def test_of_several_transactions_only_the_undone_one_is_tried_again(
     server: FaultServer, queue: Queue, heard: Heard
 ) -> None:
-    server.script.append(On("mail", reply(451, "later"), message=2))
+    server.script.append(On("dot", reply(451, "later"), message=2))
     people = [f"{number}@example.org" for number in range(120)]
     queueing().send_messages([mail("bob@example.org", bcc=people)])
 
@@ -532,7 +532,7 @@ def test_an_unknown_transaction_without_a_key_does_not_go_with_the_others(
 ) -> None:
     server.script += [
         On("dot", drop(deliver=True), times=1),
-        On("mail", reply(451, "later"), message=2),
+        On("dot", reply(451, "later"), message=2),
     ]
     people = [f"{number}@example.org" for number in range(60)]
     with settings_for(server, idempotency=False, retries=0):
@@ -548,13 +548,13 @@ def test_contents_that_differ_travel_both(server: FaultServer, queue: Queue) -> 
     queueing().send_messages([mail(bcc=people)])
     config = sending.EmailBackend().config
     message = Queued.from_json(queue.form, config)
-    second = message.transactions[1]
+    second = message.submissions[1]
     second.envelope = replace(second.envelope, content=b"Subject: 7 bit\r\n\r\n")
 
     again = Queued.from_json(json.loads(json.dumps(message.to_json())), config)
 
-    assert [each.envelope for each in again.transactions] == [
-        each.envelope for each in message.transactions
+    assert [each.envelope for each in again.submissions] == [
+        each.envelope for each in message.submissions
     ]
 
 
@@ -763,7 +763,7 @@ def test_a_form_written_by_the_first_release_is_read(server: FaultServer) -> Non
     message = Queued.from_json(form, sending.EmailBackend().config)
 
     assert message.to_json() == form
-    assert message.transactions[0].envelope.content == b"Subject: hi\r\n\r\nhi\r\n"
+    assert message.submissions[0].envelope.content == b"Subject: hi\r\n\r\nhi\r\n"
 
 
 # -- the sending backend ---------------------------------------------------------------

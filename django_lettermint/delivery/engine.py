@@ -259,7 +259,7 @@ class Delivery:
 
     def _give_up(self, lost: Exception) -> None:
         """Fail the other messages as well, unless it may have been this message."""
-        count, self._failures = self._failures, 0
+        self._failures = 0
         self._given_up += 1
         if isinstance(lost, ServerClosing):
             error = ConnectionLost(f"{lost}: the message was not sent; send it again")
@@ -267,8 +267,8 @@ class Delivery:
         elif self._given_up > 1:
             self._fail_all(
                 ConnectionLost(
-                    f"the relay hung up {count} times in a row, on one message after "
-                    "the other: the message was not sent; send it again later"
+                    "the relay hung up on one message after the other: the message was "
+                    "not sent; send it again later"
                 )
             )
 
@@ -286,7 +286,7 @@ class Delivery:
         elif isinstance(lost, LettermintError) and lost.smtp_code:
             reason = str(lost.smtp_code)
         logger.info(
-            "%s:%d failed at %s (%s): %s on a new connection",
+            "%s:%d failed at %s (%s): trying again on a new connection (%s)",
             endpoint.host,
             endpoint.port,
             phase,

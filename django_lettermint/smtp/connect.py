@@ -12,6 +12,7 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -28,8 +29,6 @@ from .session import Session, Trace, untraced
 from .stream import ClearTextReply, SMTPStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from django_lettermint.conf import Endpoint
 
     from .relay_state import RelayState
@@ -197,9 +196,10 @@ class Steps:
         error.with_reply(reply.code, reply.text).transient = True
         return error
 
-    def no_tls(self, step: str, what: str) -> TLSFailed:
+    def no_tls(self, step: str, reason: str, advice: str) -> TLSFailed:
         """Return the error of a connection without verified TLS."""
-        error = TLSFailed(f"{what}. Nothing was sent")
+        name = "TLS with" if step == "TLS" else f"{step} on"
+        error = TLSFailed(f"{name} {self.where} {reason}. Nothing was sent; {advice}")
         error.step = step
         return error
 

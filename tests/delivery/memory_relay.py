@@ -129,7 +129,7 @@ class MemoryStream:
             raise BrokenPipeError("closed")
         self._behind_end = False
         self._input += data
-        while not (self._closed or self._silent) and self._take():
+        while self._take():
             pass
 
     def read_reply(self, until: float) -> Reply:
@@ -151,6 +151,8 @@ class MemoryStream:
 
     def _take(self) -> bool:
         """Take one command, or one content, if it is complete."""
+        if self._closed or self._silent:
+            return False
         if self._in_data:
             end = (
                 0

@@ -1,4 +1,4 @@
-"""Long lists over several connections: as quick as that, and as exact as over one."""
+"""Long lists over several connections at once: each message ends as over one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from anymail.signals import pre_send
 from django.core.mail import EmailMessage
-from django_lettermint.report import Job
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
-from django_lettermint.delivery.batch import Lanes, Run
+from django_lettermint.delivery import BatchSender
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -24,8 +23,10 @@ from django_lettermint.exceptions import (
     PoolTimeout,
     RecipientsRefused,
 )
+from django_lettermint.outgoing import OutgoingMessage
 from django_lettermint.results import Outcome
 from tests.faultserver import FaultServer, On, drop, gate, reply, stall
+from tests.listening import listening, names, receiver
 from tests.sending import (
     SHORT,
     backend,
@@ -36,7 +37,6 @@ from tests.sending import (
     strike_and_wait,
 )
 from tests.sending import relay as relay_config
-from tests.test_report import listening, names, receiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from django_lettermint.testing import Relay
 
 
-def heard_recipients(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
+def ended(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
     return [
         arguments["message"].to[0]
         for name, arguments in heard
@@ -77,7 +77,7 @@ def test_signals_come_in_list_order_in_the_callers_thread() -> None:
             receiver(pre_send, lambda **_: threads.add(threading.get_ident())),
         ):
             assert sender.send_messages(iter(mails(130))) == 130
-    assert heard_recipients(heard) == [f"{n}@example.org" for n in range(1, 131)]
+    assert ended(heard) == [f"{n}@example.org" for n in range(1, 131)]
     assert threads == {threading.get_ident()}
 
 
@@ -96,7 +96,7 @@ def test_errors_stay_with_their_messages_and_the_first_is_raised() -> None:
         n for n, each in enumerate(results, 1) if each.outcome is not Outcome.SENT
     ]
     assert refused == [7, 90]
-    assert heard_recipients(heard) == [each.to[0] for each in messages]
+    assert ended(heard) == [each.to[0] for each in messages]
 
 
 def test_the_pools_cap_holds() -> None:
@@ -107,7 +107,7 @@ def test_the_pools_cap_holds() -> None:
         assert server.peak_connections <= 3
 
 
-def test_a_lane_waits_for_its_turn_beyond_the_pools_timeout() -> None:
+def test_a_batch_waits_for_a_connection_beyond_the_pools_timeout() -> None:
     script = [On("dot", do=stall(SHORT), times=1)]
     with FaultServer(script) as server:
         limits = {"max_size": 3, "timeout": SHORT / 10, "max_waiting": 1}
@@ -119,7 +119,7 @@ def test_a_lane_waits_for_its_turn_beyond_the_pools_timeout() -> None:
         assert stats["timeouts"] == 0
 
 
-def test_a_list_of_one_run_waits_no_longer_than_the_pools_timeout() -> None:
+def test_a_single_batch_waits_no_longer_than_the_pools_timeout() -> None:
     with FaultServer() as server:
         options: dict[str, Any] = {
             "batch_connections": 2,
@@ -134,7 +134,7 @@ def test_a_list_of_one_run_waits_no_longer_than_the_pools_timeout() -> None:
             backend(server, **options).send_messages(mails(1))
 
 
-def test_a_lane_does_not_wait_beyond_the_deadline() -> None:
+def test_a_batch_does_not_wait_beyond_the_deadline() -> None:
     with FaultServer() as server:
         options: dict[str, Any] = {
             "batch_connections": 2,
@@ -153,7 +153,7 @@ def test_a_lane_does_not_wait_beyond_the_deadline() -> None:
         assert not server.delivered
 
 
-def test_memory_is_bounded_by_the_window_not_by_the_list(
+def test_memory_does_not_grow_with_the_list(
     relay: Relay,
 ) -> None:
     count, width = 60, 2
@@ -171,7 +171,8 @@ def test_memory_is_bounded_by_the_window_not_by_the_list(
 
     sender = EmailBackend(**relay.options(batch_connections=width))
     assert sender.send_messages(messages()) == count
-    # Runs of nine: one in each lane, one that waits for a lane, one that is prepared.
+    # Batches of 25 at most: `width` are unfinished, one waits, one is prepared; each
+    # ends early, at 8 MB.
     assert peak <= 9 * (width + 2)
 
 
@@ -190,8 +191,8 @@ def test_a_pre_send_receivers_error_comes_after_earlier_messages_were_reported()
         pytest.raises(RuntimeError, match="not this one"),
     ):
         backend(server, batch_connections=4).send_messages(messages)
-    assert heard_recipients(heard) == [f"{n}@example.org" for n in range(1, 77)]
-    assert server.delivered == Counter(heard_recipients(heard))
+    assert ended(heard) == [f"{n}@example.org" for n in range(1, 77)]
+    assert server.delivered == Counter(ended(heard))
 
 
 def test_a_failing_iterator_loses_nothing_that_it_gave() -> None:
@@ -214,7 +215,7 @@ def test_a_refused_login_ends_the_batch_at_once() -> None:
         messages = mails(200)
         with listening() as heard, pytest.raises(AuthenticationFailed):
             backend(server, batch_connections=3).send_messages(messages)
-        # Each lane may have been on its way when the first one learnt it.
+        # Each connection may have been on its way when the first one was refused.
         assert len(server.logins) <= 4
     assert names(heard) == ["message_failed"] * 200
     assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
@@ -229,14 +230,14 @@ def test_a_relay_that_is_gone_fails_every_message_at_once() -> None:
     assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
 
 
-def test_a_lost_connection_is_repaired_in_its_own_lane() -> None:
+def test_a_lost_connection_is_replaced_by_the_thread_that_lost_it() -> None:
     with FaultServer([On("mail", message=30, do=drop())]) as server:
         assert backend(server, batch_connections=3).send_messages(mails(90)) == 90
         assert server.delivered == Counter(f"{n}@example.org" for n in range(1, 91))
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_stops_all_lanes_and_every_message_has_an_outcome(
+def test_an_interrupt_stops_all_threads_and_every_message_has_an_outcome(
     kind: type[BaseException],
 ) -> None:
     with interruptible(kind) as strike:
@@ -252,9 +253,9 @@ def test_an_interrupt_stops_all_lanes_and_every_message_has_an_outcome(
             with pytest.raises(kind):
                 sender.send_messages(iter(messages))
             delivered = set(server.delivered)
-    told = heard_recipients(heard)
-    assert told == [each.to[0] for each in messages[: len(told)]]
-    outcomes = {each.to[0]: result(each).outcome for each in messages[: len(told)]}
+    reported = ended(heard)
+    assert reported == [each.to[0] for each in messages[: len(reported)]]
+    outcomes = {each.to[0]: result(each).outcome for each in messages[: len(reported)]}
     sent = {who for who, outcome in outcomes.items() if outcome is Outcome.SENT}
     unknown = {who for who, outcome in outcomes.items() if outcome is Outcome.UNKNOWN}
     assert sent <= delivered <= sent | unknown
@@ -262,7 +263,7 @@ def test_an_interrupt_stops_all_lanes_and_every_message_has_an_outcome(
     assert len(delivered) < 150
 
 
-def test_a_list_of_one_run_takes_no_thread() -> None:
+def test_a_single_batch_takes_no_thread() -> None:
     during = []
 
     def count(**_: object) -> None:
@@ -307,20 +308,49 @@ def test_a_batch_can_be_sent_while_python_exits() -> None:
         assert sum(server.delivered.values()) == 60
 
 
-def test_what_is_in_the_air_lands_though_a_landing_is_interrupted() -> None:
-    landed: list[Run] = []
+def test_batches_are_delivered_though_the_report_of_one_is_interrupted() -> None:
+    reported: list[object] = []
 
-    def land(run: Run) -> None:
-        landed.append(run)
-        if len(landed) == 1:
+    def report(batch: object) -> None:
+        reported.append(batch)
+        if len(reported) == 1:
             raise KeyboardInterrupt
 
     with FaultServer() as server:
         config = backend(server, batch_connections=2).config
-        runs = [[Job(EmailMessage())] for _ in range(2)]
-        lanes = Lanes(config, pool.get_pool(config.endpoint), land)
-        for run in runs:
-            lanes.send(run)
+        batches = [[OutgoingMessage(EmailMessage())] for _ in range(2)]
+        connections = pool.get_pool(config.endpoint)
+        sender: BatchSender[OutgoingMessage] = BatchSender(
+            config, connections, report, width=2
+        )
+        for batch in batches:
+            sender.send(batch)
         with pytest.raises(KeyboardInterrupt):
-            lanes.__exit__(None, None, None)
-    assert landed == runs
+            sender.__exit__(None, None, None)
+    assert reported == batches
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("given", [list, iter])
+def test_an_interrupt_ends_every_message_of_a_list_with_status_and_signal(
+    given: Any, width: int
+) -> None:
+    with interruptible(SystemExit) as strike:
+        script = [On("rcpt", match="<6@", do=strike_and_wait(strike))]
+        with FaultServer(script) as server, listening() as heard:
+            messages = mails(40)
+            with pytest.raises(SystemExit):
+                backend(server, batch_connections=width, timeout=SHORT).send_messages(
+                    given(messages)
+                )
+            assert result(messages[5]).outcome is Outcome.NOT_SENT
+    reported = ended(heard)
+    # Of an iterator, those that were taken.
+    count = len(reported) if given is iter else 40
+    assert count >= 6
+    assert reported == [each.to[0] for each in messages[:count]]
+    outcomes = {each.to[0]: result(each).outcome for each in messages[:count]}
+    sent = {who for who, outcome in outcomes.items() if outcome is Outcome.SENT}
+    unknown = {who for who, outcome in outcomes.items() if outcome is Outcome.UNKNOWN}
+    assert sent <= set(server.delivered) <= sent | unknown
+    assert len(unknown) <= 1  # what this thread was sending

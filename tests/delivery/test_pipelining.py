@@ -1,0 +1,132 @@
+"""Pipelining behind the end of a message is our optimisation: no message fails for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from django_lettermint.exceptions import ConnectionLost, RecipientsRefused
+from django_lettermint.results import Outcome
+from tests.faultserver import Answer, FaultServer, On, hang, reply
+from tests.sending import SHORT, backend, mail, mails, result, spoken, status
+
+if TYPE_CHECKING:
+    from tests.faults import Phase, Wire
+
+COMMANDS: tuple[Phase, ...] = ("mail", "rcpt", "data")
+
+
+def behind_end(code: int, text: str = "pipelined after end of DATA") -> list[On]:
+    """Return rules that refuse what comes before the reply to a message."""
+    refusal = reply(code, text)
+    return [On(phase, behind_end=True, do=refusal) for phase in COMMANDS]
+
+
+class Seen:
+    """Counts how often a rule acts, and changes nothing."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, answer: Answer) -> Answer:
+        self.times += 1
+        return answer
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(503, "5.5.1 no"), (451, "4.7.0 wait"), (550, "5.7.0 no"), (554, "5.5.0 no")],
+)
+def test_a_relay_that_refuses_pipelining_gets_the_whole_list(
+    code: int, text: str, width: int
+) -> None:
+    with FaultServer(behind_end(code, text)) as server:
+        assert backend(server, batch_connections=width).send_messages(mails(50)) == 50
+        assert set(server.delivered.values()) == {1}
+        assert len(server.delivered) == 50
+        assert server.connections <= width
+        # Found out by a message or two of each connection, and then remembered.
+        assert spoken(server).count("MAIL") <= 50 + 2 * width
+        assert server.violations == []
+
+
+def test_nothing_is_pipelined_to_it_by_later_calls() -> None:
+    seen = Seen()
+    with FaultServer(behind_end(503)) as server:
+        sender = backend(server)
+        assert sender.send_messages(mails(3)) == 3
+        server.script.insert(0, On("mail", behind_end=True, do=seen))
+        assert sender.send_messages(mails(3)) == 3
+    assert seen.times == 0
+
+
+def test_a_wrong_address_does_not_end_the_pipelining() -> None:
+    seen = Seen()
+    script = [
+        On("rcpt", match="<3@", do=reply(550, "5.1.1 who?")),
+        On("rcpt", match="<9@", behind_end=True, do=seen),
+    ]
+    with FaultServer(script) as server:
+        messages = mails(10)
+        with pytest.raises(RecipientsRefused):
+            backend(server).send_messages(messages)
+        refused = [
+            each for each in messages if result(each).outcome is not Outcome.SENT
+        ]
+        assert [each.to for each in refused] == [["3@example.org"]]
+        assert seen.times == 1
+        assert server.connections == 1
+
+
+def test_recipients_refused_for_being_pipelined_get_the_message_by_themselves() -> None:
+    second = mail("2a@x.test", "2b@x.test")
+    script = [On("rcpt", match="2b@", behind_end=True, do=reply(503, "5.5.1 no"))]
+    with FaultServer(script) as server:
+        messages = [mail("1@x.test"), second, mail("3@x.test")]
+        assert backend(server).send_messages(messages) == 3
+        assert server.delivered == Counter(
+            ["1@x.test", "2a@x.test", "2b@x.test", "3@x.test"]
+        )
+        assert status(second).status == {"queued"}
+
+
+@pytest.mark.parametrize(("recipients", "times"), [(3, 1), (4, 0)])
+def test_a_message_with_more_than_three_recipients_is_never_pipelined(
+    recipients: int, times: int
+) -> None:
+    # The relay may keep its reply to the message before while it looks them up.
+    seen = Seen()
+    script = [On("mail", message=2, behind_end=True, do=seen)]
+    with FaultServer(script) as server:
+        second = mail(*(f"{number}@x.test" for number in range(recipients)))
+        assert backend(server).send_messages([mail(), second, mail()]) == 3
+    assert seen.times == times
+
+
+def forget_the_rest(answer: Answer) -> Answer:
+    """Read one command of what arrived together, and throw the others away."""
+
+    def play(wire: Wire) -> None:
+        buffer: Any = wire
+        buffer.buffer.clear()
+        answer.play(wire)
+
+    return Answer(answer.code, play)
+
+
+def test_a_relay_that_does_not_master_pipelining_is_met_by_the_option() -> None:
+    with FaultServer([On("mail", do=forget_the_rest)]) as server:
+        with pytest.raises(ConnectionLost, match="set pipelining=False"):
+            backend(server, timeout=SHORT, retries=0).send_messages([mail()])
+        sender = backend(server, timeout=SHORT, pipelining=False)
+        assert sender.send_messages([mail()]) == 1
+
+
+def test_another_time_out_does_not_blame_pipelining() -> None:
+    with FaultServer([On("mail", do=hang())]) as server:
+        with pytest.raises(ConnectionLost) as raised:
+            backend(server, timeout=SHORT, retries=0).send_messages([mail()])
+        assert "pipelining" not in str(raised.value)

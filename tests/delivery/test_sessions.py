@@ -1,0 +1,178 @@
+"""Refusals that speak of a session or of a connection, and what a new one cures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from django_lettermint import pool
+from django_lettermint.delivery import Delivery, submissions
+from django_lettermint.exceptions import ConnectionLost, SenderRefused
+from django_lettermint.results import Outcome
+from tests.faultserver import FaultServer, On, reply
+from tests.sending import (
+    backend,
+    envelope,
+    listening,
+    mail,
+    mails,
+    relay,
+    result,
+    spoken,
+    status,
+)
+
+if TYPE_CHECKING:
+    from tests.faults import Action, Phase
+
+GOING = reply(421, "4.7.0 Try again later, closing connection", close=True)
+
+
+def after_ten_messages(phase: Phase, do: Action) -> list[On]:
+    """Return rules that act on each connection from its eleventh MAIL on."""
+    return [
+        On(phase, connection=connection, message=message, do=do)
+        for connection in range(1, 20)
+        for message in range(11, 30)
+    ]
+
+
+LIMITS: list[tuple[Phase, int, str]] = [
+    ("mail", 452, "4.5.3 Too many messages sent"),
+    ("mail", 451, "Mails per session limit exceeded"),
+    ("mail", 450, "4.7.1 slow down"),
+    ("mail", 530, "5.7.0 Authentication required"),
+    ("data", 452, "4.4.5 Maximum number of messages per session exceeded"),
+    ("data", 451, "4.7.0 enough"),
+    ("rcpt", 452, "4.5.3 Too many messages in this session"),
+]
+
+
+@pytest.mark.parametrize(("phase", "code", "text"), LIMITS)
+def test_a_limit_of_messages_for_a_session_fails_no_message(
+    phase: Phase, code: int, text: str
+) -> None:
+    with FaultServer(after_ten_messages(phase, reply(code, text))) as server:
+        assert backend(server).send_messages(mails(50)) == 50
+        for number in range(51, 66):
+            single = mail(f"{number}@example.org")
+            assert backend(server).send_messages([single]) == 1
+        assert set(server.delivered.values()) == {1}
+        assert len(server.delivered) == 65
+        assert server.connections <= 8
+
+
+def test_a_relay_that_refuses_every_message_sees_one_login() -> None:
+    with FaultServer([On("mail", do=reply(451))]) as server:
+        messages = mails(50)
+        with pytest.raises(SenderRefused):
+            backend(server).send_messages(messages)
+        assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
+        assert len(server.logins) == 1
+
+
+def test_a_relay_that_begins_to_refuse_every_message_sees_two_logins() -> None:
+    with FaultServer() as server:
+        sender = backend(server)
+        assert sender.send_messages(mails(3)) == 3
+        server.script.append(On("mail", do=reply(452, "4.5.3 too many messages")))
+        with pytest.raises(SenderRefused):
+            sender.send_messages(mails(50))
+        assert len(server.logins) == 2
+
+
+@pytest.mark.parametrize(("phase", "code"), [("rcpt", 450), ("dot", 451)])
+def test_a_refusal_of_a_recipient_or_of_the_content_costs_no_connection(
+    phase: Phase, code: int
+) -> None:
+    with FaultServer([On(phase, message=2, do=reply(code))]) as server:
+        sender = backend(server, fail_silently=True, pipelining=False)
+        assert sender.send_messages(mails(3)) == 2
+        assert server.connections == 1
+
+
+# -- X.4.2 -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detail", ["4.4.2", "4.4.1"])
+def test_a_bad_connection_of_the_recipients_server_is_that_recipients(
+    detail: str,
+) -> None:
+    no_answer = reply(451, f"{detail} recipient's server did not answer in time")
+    with FaultServer([On("rcpt", match="b@", do=no_answer)]) as server:
+        message = mail("a@x.test", "b@x.test", "c@x.test")
+        assert backend(server).send_messages([message]) == 1
+        found = {who: each.status for who, each in status(message).recipients.items()}
+        assert found == {
+            "a@x.test": "queued",
+            "b@x.test": "failed",
+            "c@x.test": "queued",
+        }
+        assert server.delivered == {"a@x.test": 1, "c@x.test": 1}
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_an_idle_connection_that_times_out_at_the_first_command_is_replaced(
+    *, close: bool
+) -> None:
+    timeout = reply(451, "4.4.2 Timeout - closing connection", close=close)
+    with FaultServer([On("mail", connection=1, message=2, do=timeout)]) as server:
+        sender = backend(server, retries=0)
+        assert sender.send_messages([mail()]) == 1
+        assert sender.send_messages([mail()]) == 1
+        assert server.delivered == {"bob@example.org": 2}
+        assert server.connections == 2
+
+
+# -- 421 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("phase", ["mail", "rcpt", "data"])
+def test_the_words_of_a_relay_that_sends_us_away_are_in_every_result(
+    phase: Any, count: int
+) -> None:
+    with FaultServer([On(phase, do=GOING)]) as server:
+        messages = mails(count)
+        with listening() as heard, pytest.raises(ConnectionLost) as raised:
+            backend(server, retries=1).send_messages(messages)
+        assert server.connections == 2
+    assert raised.value.smtp_code == 421
+    assert b"Try again later" in raised.value.smtp_error
+    assert "Try again later" in str(raised.value)
+    assert raised.value.transient
+    assert len(heard.failed) == count
+    for each in messages:
+        assert result(each).code == 421
+        assert "Try again later" in result(each).text
+        assert result(each).outcome is Outcome.NOT_SENT
+
+
+def pauses(server: FaultServer, retries: int) -> list[float]:
+    """Deliver a message; return the seconds that were waited in between."""
+    config = relay(server, retries=retries)
+    waited: list[float] = []
+    with pool.open_pool(config) as connections:
+        delivery = Delivery(config, connections, sleep=waited.append)
+        delivery.deliver([submissions([envelope()], config)])
+    return waited
+
+
+@pytest.mark.parametrize("phase", ["banner", "auth", "mail", "data"])
+def test_the_pauses_between_new_connections_grow(phase: Any) -> None:
+    with FaultServer([On(phase, do=GOING)]) as server:
+        waited = pauses(server, retries=5)
+        assert len(waited) == 5
+        assert waited == sorted(waited)
+        assert waited[-1] > 8 * waited[0]
+        assert server.connections == 6
+
+
+def test_the_first_loss_of_a_used_connection_is_replaced_without_a_pause() -> None:
+    with FaultServer([On("mail", message=2, do=GOING)]) as server:
+        assert pauses(server, retries=0) == []
+        assert pauses(server, retries=0) == []
+        assert server.connections == 2
+        assert spoken(server).count("DATA") == 2

@@ -1,0 +1,295 @@
+"""One envelope's way over several mail transactions, without a network."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from django_lettermint.conf import backend_config
+from django_lettermint.delivery import Deadline, Submission, policy, submissions
+from django_lettermint.delivery.policy import Decision
+from django_lettermint.exceptions import ConnectFailed, ConnectionLost
+from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp import Reply
+from tests.delivery.ends import OK, lost, one, refused, sent
+from tests.sending import envelope
+
+SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
+NO = Reply(550, ("5.1.1 no",))
+TOO_MANY = Reply(452, ("4.5.3 too many recipients",))
+A, B, C = "a@x.test", "b@x.test", "c@x.test"
+
+
+# -- the first try, and those after it ------------------------------------------------------
+
+
+def test_the_first_transaction_may_follow_another_message_and_later_ones_may_not() -> (
+    None
+):
+    submission = one()
+    assert submission.begin().may_follow
+    assert lost(submission, Phase.MAIL) is Decision.RETRY
+    assert not submission.begin().may_follow
+
+
+def test_a_refusal_behind_another_message_is_remembered() -> None:
+    submission = one()
+    assert refused(submission, Phase.MAIL, pipelined=True) is Decision.ALONE
+    assert submission.refused_pipelined
+    assert not submission.done
+    assert refused(submission, Phase.MAIL) is Decision.FINAL
+    assert submission.outcome is NOT_SENT
+
+
+def test_a_refusal_for_this_session_is_tried_on_one_fresh_connection() -> None:
+    submission = one()
+    assert refused(submission, Phase.MAIL, 451, carried=True) is Decision.FRESH
+    assert not submission.done
+    assert refused(submission, Phase.MAIL, 451, carried=True) is Decision.FINAL
+    assert submission.done
+
+
+def test_a_refusal_ends_it() -> None:
+    submission = one()
+    assert refused(submission) is Decision.FINAL
+    assert submission.done
+    assert submission.outcome is NOT_SENT
+    assert submission.ended > 0
+
+
+# -- repeats ---------------------------------------------------------------------------------------
+
+
+def test_a_repeat_has_the_same_bytes_and_waits_for_its_time() -> None:
+    submission = one()
+    before = time.monotonic()
+    assert lost(submission) is Decision.REPEAT
+    assert submission.begin().frozen
+    assert not submission.done
+    pause = submission.not_before - before
+    assert pause > 0.5 * policy.PAUSE
+
+
+def test_without_idempotency_there_is_no_repeat() -> None:
+    submission = one(idempotency=False)
+    assert lost(submission) is Decision.UNKNOWN
+    assert submission.done
+    assert submission.outcome is UNKNOWN
+
+
+def test_repeats_end_with_their_number() -> None:
+    submission = one()
+    for _ in range(policy.MAX_REPEATS):
+        assert lost(submission) is Decision.REPEAT
+    assert lost(submission) is Decision.UNKNOWN
+    assert submission.outcome is UNKNOWN
+
+
+def test_no_repeat_is_planned_beyond_the_deadline() -> None:
+    submission = one()
+    late = policy.PAUSE / 2
+    submission.deadline.started = time.monotonic() - submission.deadline.seconds + late
+    assert lost(submission) is Decision.UNKNOWN
+
+
+def test_a_repeat_leaves_out_recipients_that_were_refused_before_the_loss() -> None:
+    submission = one(A, B, C)
+    lost(submission, b=NO)
+    assert submission.envelope.recipients == (A, C)
+    assert submission.envelope.idempotency_key == "k"
+
+
+def test_a_recipient_refused_on_a_repeat_may_have_it_from_the_first_try() -> None:
+    submission = one(A, B)
+    lost(submission)
+    sent(submission, b=NO)
+    assert submission.refused_on_repeat == {B: NO}
+
+
+def test_a_repeat_needs_the_reply_for_each_recipient() -> None:
+    submission = one(A, B)
+    transaction = submission.begin()
+    transaction.phase, transaction.failure = Phase.COMMIT, OSError("gone")
+    transaction.replies = {A: OK}  # BDAT was lost together with the other
+    assert submission.record(transaction) is Decision.UNKNOWN
+    assert not submission.repeatable
+
+
+def test_only_a_message_to_one_may_be_unconfirmed_together_with_others() -> None:
+    assert one(A).begin().repeatable
+    assert not one(A, B).begin().repeatable
+    assert not one(A, idempotency=False).begin().repeatable
+
+
+@pytest.mark.parametrize("code", [451, 550])
+@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.COMMIT])
+def test_a_refused_repeat_does_not_make_it_not_sent(phase: Phase, code: int) -> None:
+    submission = one()
+    lost(submission)
+    decision = refused(submission, phase, code)
+    assert decision is (Decision.REPEAT if code == 451 else Decision.UNKNOWN)
+    submission.fail(None)
+    assert submission.outcome is UNKNOWN
+
+
+def test_what_an_earlier_process_left_unconfirmed_is_repeated_byte_for_byte() -> None:
+    submission = one(A, B)
+    submission.resume()
+    assert submission.repeatable
+    assert submission.begin().frozen
+    submission.fail(None)
+    assert submission.outcome is UNKNOWN
+
+
+# -- no connection ---------------------------------------------------------------------------------
+
+
+def test_without_a_connection_a_message_that_was_not_begun_is_not_sent() -> None:
+    submission = one()
+    error = ConnectFailed("gone")
+    submission.fail_to_connect(error)
+    assert submission.error is error
+    assert submission.outcome is NOT_SENT
+    assert submission.done
+
+
+def test_without_a_connection_a_repeat_is_tried_again_later() -> None:
+    submission = one()
+    lost(submission)
+    first = submission.not_before
+    submission.fail_to_connect(ConnectFailed("gone"))
+    assert not submission.done
+    assert submission.not_before > first
+
+
+def test_without_a_connection_and_without_a_repeat_it_stays_unknown() -> None:
+    submission = one()
+    submission.resume()
+    submission.repeats = policy.MAX_REPEATS
+    submission.fail_to_connect(ConnectFailed("gone"))
+    assert submission.done
+    assert submission.outcome is UNKNOWN
+    assert submission.error is None
+
+
+# -- interrupts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phase", "outcome"),
+    [
+        (Phase.MAIL, NOT_SENT),
+        (Phase.CONTENT, NOT_SENT),
+        (Phase.COMMIT, UNKNOWN),
+        (Phase.DONE, SENT),
+    ],
+)
+def test_an_interrupt_leaves_what_is_certain(phase: Phase, outcome: Outcome) -> None:
+    submission = one()
+    transaction = submission.begin()
+    transaction.phase = phase
+    submission.interrupt(transaction)
+    assert submission.done
+    assert submission.outcome is outcome
+    assert submission.attempts == 1
+
+
+def test_an_interrupted_repeat_stays_unknown() -> None:
+    submission = one()
+    lost(submission)
+    first = submission.unconfirmed
+    submission.interrupt(submission.begin())
+    assert submission.outcome is UNKNOWN
+    second = submission.begin()
+    second.phase = Phase.COMMIT
+    submission.interrupt(second)
+    assert submission.unconfirmed is first
+
+
+# -- further transactions ------------------------------------------------------------------------------
+
+
+def further(submission: Submission) -> list[tuple[tuple[str, ...], str | None]]:
+    return [
+        (each.envelope.recipients, each.envelope.idempotency_key)
+        for each in submission.message_submissions[1:]
+    ]
+
+
+def test_recipients_that_are_too_many_get_a_transaction_with_a_key_of_its_own() -> None:
+    submission = one(A, B, C)
+    sent(submission, b=TOO_MANY, c=TOO_MANY)
+    assert further(submission) == [((B, C), "k/2")]
+    second = submission.message_submissions[1]
+    assert second.deadline is submission.deadline
+    sent(second, c=TOO_MANY)
+    assert further(submission)[1] == ((C,), "k/2/3")
+
+
+def test_recipients_refused_for_being_pipelined_get_one_as_well() -> None:
+    submission = one(A, B)
+    transaction = submission.begin()
+    transaction.pipelined = True
+    transaction.replies = {A: OK, B: Reply(503)}
+    transaction.phase, transaction.reply = Phase.DONE, OK
+    submission.record(transaction)
+    assert further(submission) == [((B,), "k/2")]
+
+
+@pytest.mark.parametrize("reply", [NO, Reply(450), Reply(503)], ids=str)
+def test_recipients_refused_for_another_reason_get_none(reply: Reply) -> None:
+    submission = one(A, B)
+    sent(submission, b=reply)
+    assert further(submission) == []
+
+
+def test_they_get_one_though_the_first_is_unknown() -> None:
+    submission = one(A, B, idempotency=False)
+    lost(submission, b=TOO_MANY)
+    assert submission.outcome is UNKNOWN
+    assert further(submission) == [((B,), "k/2")]
+
+
+def test_they_get_one_after_a_repeat_that_was_confirmed() -> None:
+    submission = one(A, B)
+    lost(submission, b=TOO_MANY)
+    assert further(submission) == []
+    sent(submission)
+    assert further(submission) == [((B,), "k/2")]
+
+
+def test_they_get_none_if_the_content_is_refused() -> None:
+    submission = one(A, B)
+    transaction = submission.begin()
+    transaction.replies = {A: OK, B: TOO_MANY}
+    transaction.refuse(Phase.COMMIT, NO)
+    submission.record(transaction)
+    assert further(submission) == []
+
+
+# -- a message ---------------------------------------------------------------------------------------
+
+
+def test_more_than_fifty_recipients_are_divided_and_share_a_deadline() -> None:
+    config = backend_config({"api_token": "t", "host": "127.0.0.1"}).relay
+    everyone = envelope(*(f"{n}@x.test" for n in range(120)), idempotency_key="k")
+    parts = submissions([everyone], config)
+    assert [len(each.envelope.recipients) for each in parts] == [50, 50, 20]
+    assert [each.envelope.idempotency_key for each in parts] == ["k", "k/2", "k/3"]
+    assert len({id(each.deadline) for each in parts}) == 1
+    assert all(each.message_submissions is parts for each in parts)
+
+
+def test_a_deadline_runs_from_its_first_use() -> None:
+    deadline = Deadline(30.0)
+    end = deadline.start()
+    assert deadline.start() == end
+    assert 29.0 < deadline.seconds_left() <= 30.0
+
+
+def test_an_error_ends_a_message_that_was_never_begun() -> None:
+    submission = one()
+    error = ConnectionLost("x")
+    submission.fail(error)
+    assert (submission.error, submission.outcome) == (error, NOT_SENT)
