@@ -1,11 +1,10 @@
-"""The pages of the documentation are complete: each is found, each module is explained."""
+"""Every page of the documentation is in its index."""
 
 from __future__ import annotations
 
 import re
 
 from .snippets import DOCS
-from .test_architecture import ORDER
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -15,9 +14,3 @@ def test_every_page_is_in_the_index() -> None:
     assert sorted(listed) == sorted(
         page.stem for page in DOCS.glob("*.md") if page.stem != "index"
     )
-
-
-def test_every_module_is_explained_in_the_order_of_imports() -> None:
-    page = (DOCS / "architecture.md").read_text("utf-8")
-
-    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(ORDER)
