@@ -156,6 +156,17 @@ def alarms() -> Iterator[Callable[[float], object]]:
         signal.signal(signal.SIGALRM, previous)
 
 
+@pytest.mark.timeout(60, method="thread")
+def test_an_interrupt_while_another_thread_has_the_lock_propagates() -> None:
+    pool = FakePool()
+    with alarms() as alarm, locked(pool.slots.lock):
+        alarm(0.01)
+        with pytest.raises(Interrupt):
+            pool.stats()
+
+    assert pool.use() is pool.opened[0]
+
+
 def use_an_idle_one(pool: FakePool) -> None:
     pool.keep_idle(1)
     pool.now += 25  # long enough for a ping
