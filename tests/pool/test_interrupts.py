@@ -313,7 +313,6 @@ def test_a_process_whose_mail_is_interrupted_again_and_again_goes_on_sending(
         state, others = output(INTERRUPTED_SENDING, options)
 
         assert state == "(0, 0, 0, True, True)"
-        assert server.delivered["last@example.org"] == 1
-        assert [server.delivered[f"{n}@other.test"] for n in range(int(others))] == (
-            [1] * int(others)
-        )
+        delivered = server.delivered
+        assert delivered["last@example.org"] == 1
+        assert {delivered[f"{n}@other.test"] for n in range(int(others))} == {1}
