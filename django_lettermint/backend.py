@@ -25,7 +25,7 @@ from .delivery import (
     build_result,
     submissions,
 )
-from .exceptions import ConnectionLost, LettermintError, LettermintInvalidMessage
+from .exceptions import LettermintError, LettermintInvalidMessage
 from .outgoing import OutgoingMessage, notify
 from .payload import LettermintPayload
 from .results import Outcome, Phase, SendResult
