@@ -55,7 +55,7 @@ class Failure:
 
     #: The step that failed.
     phase: Phase
-    #: The refusal; None if the connection was lost, or never made without a word.
+    #: The refusal; None if the connection was lost or never made.
     reply: Reply | None = None
     #: No further try can end otherwise: TLS is not verified, the message is too large.
     permanent: bool = False

@@ -122,7 +122,7 @@ class Submission:
             }
         if transaction.outcome is Outcome.SENT:
             self._finish(Outcome.SENT)
-            self._add_further()
+            self._add_further(transaction)
             return Decision.FINAL
         if transaction.outcome is Outcome.UNKNOWN and not self.unconfirmed:
             self.unconfirmed = transaction
@@ -134,7 +134,7 @@ class Submission:
             self._plan_repeat()
         elif decision is Decision.UNKNOWN:
             self._finish(Outcome.UNKNOWN)
-            self._add_further()
+            self._add_further(transaction)
         elif decision is Decision.ALONE:
             self.refused_pipelined = True
         elif decision is Decision.FRESH:
@@ -193,14 +193,12 @@ class Submission:
         self.repeats += 1
         self.not_before = time.monotonic() + policy.backoff(self.repeats)
 
-    def _add_further(self) -> None:
+    def _add_further(self, transaction: MailTransaction) -> None:
         """Add a submission for recipients that need a mail transaction of their own.
 
         The relay found them too many at once, or refused them for being pipelined.
         """
-        first = self.unconfirmed or self.last
-        if first is None:
-            return
+        first = self.unconfirmed or transaction
         further = [
             who
             for who, reply in first.replies.items()

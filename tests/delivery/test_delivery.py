@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from django_lettermint import pool
+from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import (
     ConnectFailed,
     ConnectionLost,
@@ -168,7 +169,7 @@ def test_refusals_of_all_recipients_hold_though_the_server_hangs_up_then(
 LOSSES = cases(
     fin=drop(),
     rst=drop(rst=True),
-    goodbye=reply(421, "4.3.2 bye", close=True),
+    closing=reply(421, "4.3.2 bye", close=True),
     idle=reply(451, "4.4.2 idle", close=True),
     garbage=raw(b"what?\r\n"),
     hang=hang(),
@@ -187,7 +188,7 @@ def test_a_fresh_connection_that_is_lost_is_replaced_after_a_pause(do: Action) -
         assert server.violations == []
 
 
-@pytest.mark.parametrize("do", [drop(), drop(rst=True), reply(421, close=True)], ids=["fin", "rst", "bye"])  # fmt: skip
+@pytest.mark.parametrize("do", [drop(), drop(rst=True), reply(421, close=True)], ids=["fin", "rst", "421"])  # fmt: skip
 def test_a_loss_within_the_content_is_tried_again(do: Action) -> None:
     script = [On("body", times=1, after_bytes=50_000, do=do)]
     with FaultServer(script, rcvbuf=4096) as server:
@@ -221,7 +222,7 @@ def test_a_used_connection_that_is_lost_is_replaced_within_no_retries(
         assert result(message).attempts == 2
 
 
-def test_all_connections_that_died_together_are_one_try() -> None:
+def test_idle_connections_that_are_lost_together_cost_one_try() -> None:
     with FaultServer() as server:
         sender = backend(server, retries=0, pool={"max_size": 3})
         with contextlib.ExitStack() as stack:
@@ -237,7 +238,7 @@ def test_all_connections_that_died_together_are_one_try() -> None:
         assert spoken(server).count("MAIL") == 2
 
 
-def test_a_connection_that_the_server_closed_while_idle_is_replaced_unseen() -> None:
+def test_a_connection_that_the_server_closed_while_idle_is_replaced_unnoticed() -> None:
     with FaultServer() as server:
         send(server, retries=0)
         server.act_on_all(reply(421, "4.4.2 idle", close=True))
@@ -247,7 +248,7 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced_unseen() -> 
         assert server.connections == 2
 
 
-def test_a_goodbye_after_some_recipients_sends_to_nobody_and_repeats_them_all() -> None:
+def test_a_421_after_some_recipients_sends_to_none_and_then_to_all() -> None:
     script = [On("rcpt", connection=1, match="2@", do=reply(421, "bye", close=True))]
     with FaultServer(script, features=["8BITMIME"]) as server:
         send(server, mail("1@x.test", "2@x.test", "3@x.test"))
@@ -292,7 +293,7 @@ def test_refusals_that_cost_connections_do_not_use_up_the_tries_of_others() -> N
         assert server.delivered == {"last@x.test": 1}
 
 
-def test_a_goodbye_at_the_end_is_a_refusal_for_now() -> None:
+def test_a_421_at_the_end_is_a_refusal_for_now() -> None:
     with FaultServer([On("dot", times=1, do=reply(421, "bye", close=True))]) as server:
         message, error = fail(server)
         assert isinstance(error, MessageRefused)
@@ -369,6 +370,15 @@ def test_without_idempotency_an_unconfirmed_message_is_unknown_and_not_repeated(
         assert server.connections == 1
         assert len(server.deliveries) == 1
         assert error.idempotency_key is None
+
+
+def test_a_relay_on_loopback_is_not_expected_to_know_keys() -> None:
+    with FaultServer([On("dot", times=1, do=drop(deliver=True))]) as server:
+        options = server.options()
+        del options["idempotency"]
+        with pytest.raises(DeliveryUnknown):
+            EmailBackend(**options).send_messages([mail()])
+        assert server.delivered == ONCE
 
 
 def test_without_idempotency_the_callers_key_is_written_but_not_relied_on() -> None:

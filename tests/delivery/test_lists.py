@@ -233,7 +233,7 @@ def test_a_relay_that_hangs_up_on_two_messages_in_a_row_counts_as_gone() -> None
         assert "hung up on one message after the other" in str(heard.failed[-1][2])  # fmt: skip
 
 
-def test_a_pool_without_room_fails_each_run_after_its_timeout() -> None:
+def test_a_pool_without_room_fails_each_batch_after_its_timeout() -> None:
     release, reached = threading.Event(), threading.Event()
     with FaultServer([On("mail", message=1, do=gate(release, reached))]) as server:
         options = {"pool": {"max_size": 1, "timeout": SHORT}}
@@ -251,13 +251,13 @@ def test_a_pool_without_room_fails_each_run_after_its_timeout() -> None:
         assert server.delivered == {"bob@example.org": 1}
 
 
-def test_a_later_run_is_sent_though_an_earlier_one_found_no_room() -> None:
+def test_a_later_batch_is_sent_though_an_earlier_one_found_no_room() -> None:
     with FaultServer() as server, ExitStack() as holding:
         options = {"pool": {"max_size": 1, "timeout": 0.01}}
         holding.enter_context(pool.lease(relay(server, **options), seconds=5))
 
         def messages() -> Iterator[EmailMessage]:
-            yield from mails(25)  # one run
+            yield from mails(25)  # one batch
             holding.close()
             yield from mails(5)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.faultserver import Answer, FaultServer, On, hang, reply
 from tests.sending import SHORT, backend, mail, mails, result, spoken, status
 
 if TYPE_CHECKING:
-    from tests.faults import Phase, Wire
+    from tests.faults import Phase
 
 COMMANDS: tuple[Phase, ...] = ("mail", "rcpt", "data")
 
@@ -106,19 +106,8 @@ def test_a_message_with_more_than_three_recipients_is_never_pipelined(
     assert seen.times == times
 
 
-def forget_the_rest(answer: Answer) -> Answer:
-    """Read one command of what arrived together, and throw the others away."""
-
-    def play(wire: Wire) -> None:
-        buffer: Any = wire
-        buffer.buffer.clear()
-        answer.play(wire)
-
-    return Answer(answer.code, play)
-
-
 def test_a_relay_that_does_not_master_pipelining_is_met_by_the_option() -> None:
-    with FaultServer([On("mail", do=forget_the_rest)]) as server:
+    with FaultServer(one_command_per_segment=True) as server:
         with pytest.raises(ConnectionLost, match="set pipelining=False"):
             backend(server, timeout=SHORT, retries=0).send_messages([mail()])
         sender = backend(server, timeout=SHORT, pipelining=False)

@@ -1,0 +1,111 @@
+"""What bounds a delivery: its deadline, its patience, a stop from another thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from django_lettermint import pool
+from django_lettermint.delivery import Delivery, Submission, submissions
+from django_lettermint.exceptions import AuthenticationFailed, ConnectionLost
+from django_lettermint.results import Outcome
+from tests.faultserver import FEATURES, Answer, FaultServer, On, drop, hang
+from tests.sending import cases, envelope, relay
+
+if TYPE_CHECKING:
+    from django_lettermint.conf import RelayConfig
+
+SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
+
+
+def messages(count: int, config: RelayConfig) -> list[list[Submission]]:
+    return [
+        submissions([envelope(f"{n}@x.test", idempotency_key=f"key {n}")], config)
+        for n in range(1, count + 1)
+    ]
+
+
+def outcomes(sent: list[list[Submission]]) -> list[Outcome]:
+    return [each.outcome for [each] in sent if each.done]
+
+
+def deliver(
+    server: FaultServer, sent: list[list[Submission]], config: RelayConfig, **more: Any
+) -> Delivery:
+    delivery = Delivery(config, pool.get_pool(config.endpoint), **more)
+    delivery.deliver(sent)
+    return delivery
+
+
+def test_a_deadline_that_was_used_up_before_the_first_try_is_the_reason() -> None:
+    with FaultServer() as server:
+        config = relay(server, deadline=9)
+        late = messages(2, config)
+        late[0][0].deadline.started = time.monotonic() - 10
+        deliver(server, late, config)
+        assert outcomes(late) == [NOT_SENT, SENT]
+        assert isinstance(late[0][0].error, ConnectionLost)
+        assert "the deadline of 9 s has passed" in str(late[0][0].error)
+
+
+def test_quick_retries_pause_though_the_patience_is_over() -> None:
+    pauses: list[float] = []
+    with FaultServer([On("mail", do=drop())]) as server:
+        config = relay(server, retries=2)
+        sent = messages(1, config)
+        deliver(server, sent, config, patience=0, sleep=pauses.append)
+        assert outcomes(sent) == [NOT_SENT]
+        assert server.connections == 3
+    first, second = pauses
+    assert 0 < first < second
+
+
+def test_the_reason_that_ended_one_list_ends_the_next_without_a_connection() -> None:
+    with FaultServer() as server:
+        config = relay(server)
+        delivery = Delivery(config, pool.get_pool(config.endpoint))
+        delivery.fatal = AuthenticationFailed("no")
+        sent = messages(3, config)
+        delivery.deliver(sent)
+        assert outcomes(sent) == [NOT_SENT] * 3
+        assert {each.error for [each] in sent} == {delivery.fatal}
+        assert server.connections == 0
+
+
+def test_after_a_stop_nothing_begins() -> None:
+    stop = threading.Event()
+    stop.set()
+    with FaultServer() as server:
+        config = relay(server)
+        sent = messages(3, config)
+        deliver(server, sent, config, stop=stop)
+        assert outcomes(sent) == [NOT_SENT] * 3
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize("chunking", cases(dot=False, bdat=True))
+def test_a_stop_within_a_list_leaves_what_is_certain(*, chunking: bool) -> None:
+    stop = threading.Event()
+
+    def stop_now(answer: Answer) -> Answer:
+        stop.set()
+        return answer
+
+    script = [On("dot", message=2, do=stop_now), On("dot", message=3, do=hang())]
+    features = (*FEATURES, "CHUNKING")
+    with FaultServer(script, features=features, idempotency=True) as server:
+        config = relay(server, chunking=chunking)
+        sent = messages(5, config)
+        deliver(server, sent, config, stop=stop)
+        found = outcomes(sent)
+        if chunking:
+            # How much of the window was confirmed by then depends on the moment.
+            assert set(found[:2]) <= {SENT, UNKNOWN}
+            assert found[2:] == [UNKNOWN] * 3
+        else:
+            assert found == [SENT] * 2 + [NOT_SENT] * 3
+        assert server.wait_for(lambda: len(server.deliveries) == 2)
+        assert server.wait_for(lambda: server.open_connections == 0)
