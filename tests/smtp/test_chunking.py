@@ -260,6 +260,14 @@ def test_a_chunk_lost_before_its_last_octets_is_not_sent(do: Action) -> None:
         assert server.deliveries == []
 
 
+def test_a_chunk_that_stalls_before_the_first_reply_ends_in_its_content() -> None:
+    silent = [On("mail", do=hang())]
+    with FaultServer(silent, features=CHUNKING, rcvbuf=4096) as server:
+        one = send_one(server, transaction(content=BIG), chunking=True, timeout=SHORT)
+        assert (one.outcome, one.phase) == (NOT_SENT, Phase.CONTENT)
+        assert isinstance(one.failure, TimeoutError)
+
+
 def test_an_early_refusal_is_the_reason_of_a_chunk_that_times_out() -> None:
     refused = [On("mail", do=reply(552, "5.3.4 too big")), On("body", do=hang())]
     with FaultServer(refused, features=CHUNKING, rcvbuf=4096) as server:
