@@ -41,14 +41,19 @@ def soon(seconds: float = 5.0) -> float:
     return time.monotonic() + seconds
 
 
-class CountingSocket(socket.socket):
-    """A socket that counts its writes."""
+class ObservedSocket(socket.socket):
+    """A socket that counts its writes, and calls a function when a buffer is full."""
 
     writes = 0
+    on_full: Callable[[], None] = staticmethod(lambda: None)
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
         self.writes += 1
-        return super().send(data, flags)
+        try:
+            return super().send(data, flags)
+        except BlockingIOError:
+            self.on_full()
+            raise
 
 
 @contextmanager
@@ -57,7 +62,7 @@ def connected(rcvbuf: int | None = None) -> Iterator[tuple[SMTPStream, socket.so
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if rcvbuf:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-        client = CountingSocket()
+        client = ObservedSocket()
         client.connect(listener.getsockname())
         server, _ = listener.accept()
     stream = SMTPStream(client)
@@ -254,8 +259,8 @@ def test_decrypted_input_is_seen_without_new_octets() -> None:
 
 
 def test_all_octets_are_written() -> None:
-    data = bytes(range(256)) * 4096
-    with connected() as (stream, server):
+    data = bytes(range(256)) * 40_000
+    with connected(rcvbuf=4096) as (stream, server):
         received = bytearray()
 
         def receive() -> None:
@@ -291,16 +296,24 @@ def test_a_reply_does_not_end_the_wait_for_room_to_write() -> None:
         wait_readable(stream)
         with pytest.raises(TimeoutError):
             stream.write(b"x" * 50_000_000, soon(0.5))
-        assert isinstance(stream.socket, CountingSocket)
+        assert isinstance(stream.socket, ObservedSocket)
         # Otherwise it would try again and again until the time is over.
         assert stream.socket.writes < 500
 
 
-def test_a_write_stops_when_the_server_replies_meanwhile() -> None:
+def test_a_write_stops_when_a_reply_has_come_before_it() -> None:
     with connected() as (stream, server):
         server.sendall(b"552 too big\r\n")
         wait_readable(stream)
         # The server does not read: without the reply this would time out.
+        stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
+        assert stream.read_reply(soon()).code == 552
+
+
+def test_a_write_stops_when_a_reply_comes_while_it_waits_for_room() -> None:
+    with connected(rcvbuf=4096) as (stream, server):
+        assert isinstance(stream.socket, ObservedSocket)
+        stream.socket.on_full = lambda: server.sendall(b"552 too big\r\n")
         stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
         assert stream.read_reply(soon()).code == 552
 
