@@ -46,8 +46,6 @@ def send(
             if not complete:
                 break
     session.read_replies(transaction)
-    if transaction.refused:
-        session.needs_rset = True
 
 
 def _start_chunk(session: Session, transaction: MailTransaction) -> bool:

@@ -27,6 +27,9 @@ _KNOWN_REPLIES = 100
 #: Seconds; more than any option makes sense for, and less than `poll()` can take.
 _DAY = 86400.0
 
+#: Waits at most so many seconds; the result is true once the socket is ready.
+_Wait = Callable[[float], object]
+
 #: All streams of this process, and after a fork those of its parent.
 _open_streams: WeakSet[SMTPStream] = WeakSet()
 
@@ -67,8 +70,9 @@ class SMTPStream:
         self._secrets: list[Secret] = []
         #: Replies by their lines, which hold no secret.
         self._known: dict[tuple[bytes, ...], Reply] = {}
-        #: Wait so many seconds to read, and to write or read.
-        self._readable, self._writable = _pollers(sock)
+        self._readable = _waiter(sock, reading=True)
+        self._writable = _waiter(sock, writing=True)
+        self._readable_or_writable = _waiter(sock, reading=True, writing=True)
         _open_streams.add(self)
 
     @property
@@ -201,7 +205,7 @@ class SMTPStream:
     def _receive(self, until: float) -> bytes:
         """Wait for octets and return them as they are on the wire; b"" at the end."""
         while True:
-            self._wait(until)
+            self._wait(self._readable, until)
             with contextlib.suppress(BlockingIOError):
                 return self._receive_now()
 
@@ -234,18 +238,18 @@ class SMTPStream:
         *,
         stop_on_reply: bool = False,
     ) -> None:
+        # A reply that is not read would end each wait for both at once.
+        ready = self._readable_or_writable if stop_on_reply else self._writable
         while octets:
             try:
                 octets = octets[self.socket.send(octets) :]
             except BlockingIOError:
-                self._wait(until, writing=True)
+                self._wait(ready, until)
                 if stop_on_reply and self.has_input():
                     return
 
-    def _wait(self, until: float, *, writing: bool = False) -> None:
-        """Wait until there is something to read or, if `writing`, room to write."""
+    def _wait(self, ready: _Wait, until: float) -> None:
         seconds = until - time.monotonic()
-        ready = self._writable if writing else self._readable
         if seconds <= 0 or not ready(seconds):
             raise TimeoutError("timed out")
 
@@ -276,26 +280,18 @@ def _clear_openssl_errors(tls: ssl.SSLObject) -> None:
         tls.read(1)
 
 
-_Wait = Callable[[float], object]
-
-
-def _pollers(sock: socket.socket) -> tuple[_Wait, _Wait]:
-    """Return functions that wait so many seconds to read, and to write or read."""
+def _waiter(
+    sock: socket.socket, *, reading: bool = False, writing: bool = False
+) -> _Wait:
+    """Return a function that waits so many seconds until it can read or write."""
     if hasattr(select, "poll"):
-        return _poller(sock, select.POLLIN), _poller(
-            sock, select.POLLIN | select.POLLOUT
-        )
+        poll = select.poll()
+        reads, writes = select.POLLIN * reading, select.POLLOUT * writing
+        poll.register(sock, reads | writes)
+        return lambda seconds: poll.poll(math.ceil(min(seconds, _DAY) * 1000))
     # eventlet and Windows have no poll().
-    return (
-        lambda seconds: any(select.select([sock], [], [], min(seconds, _DAY))),
-        lambda seconds: any(select.select([sock], [sock], [], min(seconds, _DAY))),
-    )
-
-
-def _poller(sock: socket.socket, events: int) -> _Wait:
-    poll = select.poll()
-    poll.register(sock, events)
-    return lambda seconds: poll.poll(math.ceil(min(seconds, _DAY) * 1000))
+    readers, writers = [sock] * reading, [sock] * writing
+    return lambda seconds: any(select.select(readers, writers, [], min(seconds, _DAY)))
 
 
 def close_inherited() -> None:

@@ -202,7 +202,12 @@ def test_a_chunk_that_is_too_large_does_not_affect_its_neighbours() -> None:
             several[1] = transaction(
                 "2@x.test", repeatable=True, content=b"x: " + b"y" * 300 + b"\r\n"
             )
-            held.send_all(several)
+            held.send(several[0], several[1:])
+            # Nothing is pending when the one that is too large fails.
+            assert held.reusable
+            assert several[2].started == 0
+            held.send(several[1], several[2:])
+            held.send(several[2])
             assert outcomes(several) == [SENT, NOT_SENT, SENT]
             assert several[1].phase is Phase.MESSAGE
         assert server.delivered == {"1@x.test": 1, "3@x.test": 1}
@@ -258,6 +263,14 @@ def test_a_chunk_lost_before_its_last_octets_is_not_sent(do: Action) -> None:
         assert one.outcome is NOT_SENT
         assert isinstance(one.failure, OSError)
         assert server.deliveries == []
+
+
+def test_a_chunk_that_stalls_before_the_first_reply_ends_in_its_content() -> None:
+    silent = [On("mail", do=hang())]
+    with FaultServer(silent, features=CHUNKING, rcvbuf=4096) as server:
+        one = send_one(server, transaction(content=BIG), chunking=True, timeout=SHORT)
+        assert (one.outcome, one.phase) == (NOT_SENT, Phase.CONTENT)
+        assert isinstance(one.failure, TimeoutError)
 
 
 def test_an_early_refusal_is_the_reason_of_a_chunk_that_times_out() -> None:

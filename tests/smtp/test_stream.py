@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
@@ -32,9 +33,27 @@ from tests.certificates import ca_file, server_context
 from tests.reference_parser import reply_codes
 from tests.sending import cases
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 
 def soon(seconds: float = 5.0) -> float:
     return time.monotonic() + seconds
+
+
+class ObservedSocket(socket.socket):
+    """A socket that counts its writes, and calls a function when a buffer is full."""
+
+    writes = 0
+    on_full: Callable[[], None] = staticmethod(lambda: None)
+
+    def send(self, data: Buffer, flags: int = 0, /) -> int:
+        self.writes += 1
+        try:
+            return super().send(data, flags)
+        except BlockingIOError:
+            self.on_full()
+            raise
 
 
 @contextmanager
@@ -43,7 +62,8 @@ def connected(rcvbuf: int | None = None) -> Iterator[tuple[SMTPStream, socket.so
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if rcvbuf:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-        client = socket.create_connection(listener.getsockname())
+        client = ObservedSocket()
+        client.connect(listener.getsockname())
         server, _ = listener.accept()
     stream = SMTPStream(client)
     try:
@@ -239,8 +259,8 @@ def test_decrypted_input_is_seen_without_new_octets() -> None:
 
 
 def test_all_octets_are_written() -> None:
-    data = bytes(range(256)) * 4096
-    with connected() as (stream, server):
+    data = bytes(range(256)) * 40_000
+    with connected(rcvbuf=4096) as (stream, server):
         received = bytearray()
 
         def receive() -> None:
@@ -270,11 +290,30 @@ def test_a_server_that_stops_reading_is_a_time_out() -> None:
         assert time.monotonic() - began < 10
 
 
-def test_a_write_stops_when_the_server_replies_meanwhile() -> None:
+def test_a_reply_does_not_end_the_wait_for_room_to_write() -> None:
+    with connected(rcvbuf=4096) as (stream, server):
+        server.sendall(b"250 ok\r\n")
+        wait_readable(stream)
+        with pytest.raises(TimeoutError):
+            stream.write(b"x" * 50_000_000, soon(0.5))
+        assert isinstance(stream.socket, ObservedSocket)
+        # Otherwise it would try again and again until the time is over.
+        assert stream.socket.writes < 500
+
+
+def test_a_write_stops_when_a_reply_has_come_before_it() -> None:
     with connected() as (stream, server):
         server.sendall(b"552 too big\r\n")
         wait_readable(stream)
         # The server does not read: without the reply this would time out.
+        stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
+        assert stream.read_reply(soon()).code == 552
+
+
+def test_a_write_stops_when_a_reply_comes_while_it_waits_for_room() -> None:
+    with connected(rcvbuf=4096) as (stream, server):
+        assert isinstance(stream.socket, ObservedSocket)
+        stream.socket.on_full = lambda: server.sendall(b"552 too big\r\n")
         stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
         assert stream.read_reply(soon()).code == 552
 
@@ -329,11 +368,16 @@ def test_an_unanswered_handshake_ends_in_time() -> None:
 
 def test_select_is_used_where_poll_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "poll")
-    with connected() as (stream, server):
-        assert not stream.has_input()
+    with connected(rcvbuf=4096) as (stream, server):
         server.sendall(b"250 ok\r\n")
-        wait_readable(stream)
-        assert stream.has_input()
+        assert stream.read_reply(soon()).code == 250
+        with pytest.raises(TimeoutError):
+            stream.read_reply(soon(0.05))
+        with pytest.raises(TimeoutError):
+            stream.write(b"x" * 50_000_000, soon(0.2))
+        server.sendall(b"552 too big\r\n")
+        stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
+        assert stream.read_reply(soon()).code == 552
 
 
 OCTETS = st.lists(
