@@ -213,8 +213,8 @@ def test_a_child_closes_connections_that_are_in_no_pools_hands_yet() -> None:
         dialling.start()
         assert reached.wait(5)
         try:
-            assert len(wire._open_wires) == 1
-            assert in_child(lambda: len(wire._open_wires)) == 0
+            assert len(wire._open_streams) == 1
+            assert in_child(lambda: len(wire._open_streams)) == 0
         finally:
             release.set()
             dialling.join(30)

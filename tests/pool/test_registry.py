@@ -28,7 +28,7 @@ from django_lettermint.pool import (
 )
 from django_lettermint.pool.connection_pool import QUIT_TIMEOUT
 from django_lettermint.pool.registry import MAX_IDLE, MAX_POOLS
-from django_lettermint.smtp.connect import connect
+from django_lettermint.smtp import RelayState, connect
 from django_lettermint.testing import Relay
 from tests.faultserver import TOKEN, FaultServer, On, hang
 from tests.programs import output
@@ -327,7 +327,12 @@ def test_expired_connections_of_any_pool_delay_a_mail_by_fifty_milliseconds() ->
     with FaultServer([On("quit", hang())], tls=None) as server:
         relay, now = config(server), 1000.0
         others = ConnectionPool(
-            lambda _, timeout: connect(relay, until=time.monotonic() + timeout),
+            lambda _, timeout: connect(
+                relay.endpoint,
+                RelayState(),
+                until=time.monotonic() + timeout,
+                timeout=timeout,
+            ),
             PoolConfig(max_size=20),
             lambda: now,
         )

@@ -71,7 +71,7 @@ def test_a_server_that_cannot_be_verified_gets_no_login(kind: str, tls: str) -> 
 def test_the_reason_of_a_wrong_certificate_is_one_sentence() -> None:
     with FaultServer(cert="wrong_host") as server:
         error = failure(server)
-    assert "not valid for '127.0.0.1'; check `host`" in str(error)
+    assert "not valid for '127.0.0.1'. Nothing was sent; check `host`" in str(error)
 
 
 def test_a_private_relay_is_not_trusted_without_a_ca_file() -> None:
