@@ -45,7 +45,7 @@ class ObservedSocket(socket.socket):
     """A socket that counts its writes, and calls a function when a buffer is full."""
 
     writes = 0
-    on_full: Callable[[], object] = staticmethod(lambda: None)
+    on_full: Callable[[], None] = staticmethod(lambda: None)
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
         self.writes += 1
@@ -315,7 +315,12 @@ def test_a_write_stops_when_a_reply_comes_while_it_waits_for_room() -> None:
     with connected(buffers=4096) as (stream, server):
         assert isinstance(stream.socket, ObservedSocket)
         replies = [b"552 too big\r\n"]
-        stream.socket.on_full = lambda: replies and server.sendall(replies.pop())
+
+        def refuse_once() -> None:
+            if replies:
+                server.sendall(replies.pop())
+
+        stream.socket.on_full = refuse_once
         stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
         assert stream.read_reply(soon()).code == 552
 
