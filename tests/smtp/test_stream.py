@@ -57,12 +57,13 @@ class ObservedSocket(socket.socket):
 
 
 @contextmanager
-def connected(rcvbuf: int | None = None) -> Iterator[tuple[SMTPStream, socket.socket]]:
+def connected(buffers: int | None = None) -> Iterator[tuple[SMTPStream, socket.socket]]:
     """Hold a stream and the server's end of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        if rcvbuf:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         client = ObservedSocket()
+        if buffers:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
         client.connect(listener.getsockname())
         server, _ = listener.accept()
     stream = SMTPStream(client)
@@ -260,7 +261,7 @@ def test_decrypted_input_is_seen_without_new_octets() -> None:
 
 def test_all_octets_are_written() -> None:
     data = bytes(range(256)) * 40_000
-    with connected(rcvbuf=4096) as (stream, server):
+    with connected(buffers=4096) as (stream, server):
         received = bytearray()
 
         def receive() -> None:
@@ -283,7 +284,7 @@ def test_nothing_is_written_once_time_is_over() -> None:
 
 
 def test_a_server_that_stops_reading_is_a_time_out() -> None:
-    with connected(rcvbuf=4096) as (stream, _):
+    with connected(buffers=4096) as (stream, _):
         began = time.monotonic()
         with pytest.raises(TimeoutError):
             stream.write(b"x" * 50_000_000, soon(30), stall=0.1)
@@ -291,7 +292,7 @@ def test_a_server_that_stops_reading_is_a_time_out() -> None:
 
 
 def test_a_reply_does_not_end_the_wait_for_room_to_write() -> None:
-    with connected(rcvbuf=4096) as (stream, server):
+    with connected(buffers=4096) as (stream, server):
         server.sendall(b"250 ok\r\n")
         wait_readable(stream)
         with pytest.raises(TimeoutError):
@@ -311,9 +312,15 @@ def test_a_write_stops_when_a_reply_has_come_before_it() -> None:
 
 
 def test_a_write_stops_when_a_reply_comes_while_it_waits_for_room() -> None:
-    with connected(rcvbuf=4096) as (stream, server):
+    with connected(buffers=4096) as (stream, server):
         assert isinstance(stream.socket, ObservedSocket)
-        stream.socket.on_full = lambda: server.sendall(b"552 too big\r\n")
+        replies = [b"552 too big\r\n"]
+
+        def refuse_once() -> None:
+            if replies:
+                server.sendall(replies.pop())
+
+        stream.socket.on_full = refuse_once
         stream.write(b"x" * 50_000_000, soon(), stop_on_reply=True)
         assert stream.read_reply(soon()).code == 552
 
@@ -368,7 +375,7 @@ def test_an_unanswered_handshake_ends_in_time() -> None:
 
 def test_select_is_used_where_poll_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "poll")
-    with connected(rcvbuf=4096) as (stream, server):
+    with connected(buffers=4096) as (stream, server):
         server.sendall(b"250 ok\r\n")
         assert stream.read_reply(soon()).code == 250
         with pytest.raises(TimeoutError):
