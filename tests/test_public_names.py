@@ -30,7 +30,7 @@ TABLES = {
     )
 }
 #: Attributes of errors that tell this package's own code what to do.
-INTERNAL = {"with_reply", "redial", "phase", "step", "limits_connections"}
+INTERNAL = {"with_reply", "phase", "step", "limits_connections"}
 #: Of Django's own commands, which ours inherit.
 INHERITED = {
     "help",
