@@ -1,4 +1,4 @@
-"""One message through the backend, and what everybody learns of its end."""
+"""One message through the backend: its result, status, log lines and signals."""
 
 from __future__ import annotations
 

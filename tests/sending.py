@@ -48,7 +48,7 @@ def interruptible(
         signal.pthread_kill(main, signal.SIGUSR1)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        # coverage.py holds a lock in its own code, which nobody would ever release.
+        # coverage.py holds a lock in its own code, which would never be released.
         if frame and f"{os.sep}coverage{os.sep}" in frame.f_code.co_filename:
             threading.Timer(0.001, strike).start()
             return

@@ -241,7 +241,7 @@ def test_a_cancelled_message_fires_nothing(relay: Relay) -> None:
     assert relay.statistics.connections == 0
 
 
-def test_a_message_to_nobody_fires_nothing(relay: Relay) -> None:
+def test_a_message_without_recipients_fires_nothing(relay: Relay) -> None:
     mail: Any = EmailMessage("Hi", "Hello", "shop@example.com", [])
     with listening() as heard:
         assert send(relay.options(), mail) == 0

@@ -75,6 +75,19 @@ def test_the_reason_that_ended_one_list_ends_the_next_without_a_connection() -> 
         assert server.connections == 0
 
 
+def test_an_interrupt_while_a_repeat_waits_leaves_its_message_unknown() -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    script = [On("dot", message=1, do=drop(), times=1)]
+    with FaultServer(script, idempotency=True) as server:
+        config = relay(server)
+        sent = messages(2, config)
+        with pytest.raises(KeyboardInterrupt):
+            deliver(server, sent, config, sleep=interrupt)
+        assert outcomes(sent) == [UNKNOWN, SENT]
+
+
 def test_after_a_stop_nothing_begins() -> None:
     stop = threading.Event()
     stop.set()

@@ -302,3 +302,15 @@ def test_a_reply_about_the_sender_marks_no_recipient_as_invalid() -> None:
     (part,) = several("a")
     refused(part, Phase.MAIL, 553)
     assert build_result([part]).recipients["a@x.test"].status == "rejected"
+
+
+def test_a_recipient_refused_on_a_repeat_may_have_got_the_first_try() -> None:
+    part = one("a@x.test", "b@x.test")
+    lost(part)
+    sent(part, b=Reply(550, ("5.1.1 no",)))
+    found = build_result([part]).recipients
+    assert found["a@x.test"].status == "queued"
+    assert (found["b@x.test"].status, found["b@x.test"].text) == (
+        "unknown",
+        "550 5.1.1 no",
+    )
