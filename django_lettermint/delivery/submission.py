@@ -51,6 +51,8 @@ class Submission:
     #: The latest mail transaction, and the first one that may have been delivered.
     last: MailTransaction | None = None
     unconfirmed: MailTransaction | None = None
+    #: The answer for each recipient is known of every repeat that may be delivered.
+    repeats_known: bool = True
     #: Refusals by recipient on repeats of which others may have got the message: the try
     #: before it may have been delivered.
     refused_on_repeat: dict[str, Reply] = field(default_factory=dict)
@@ -75,7 +77,8 @@ class Submission:
         if not self.config.idempotency or self.envelope.idempotency_key is None:
             return False
         # A repeat is confirmed as a whole, whichever recipients were refused before.
-        return self.unconfirmed is None or self.unconfirmed.recipients_known
+        known = self.unconfirmed is None or self.unconfirmed.recipients_known
+        return known and self.repeats_known
 
     def begin(self) -> MailTransaction:
         """Return the next mail transaction, to be sent and recorded."""
@@ -124,7 +127,9 @@ class Submission:
             self._finish(Outcome.SENT)
             self._add_further(transaction)
             return Decision.FINAL
-        if transaction.outcome is Outcome.UNKNOWN and not self.unconfirmed:
+        if transaction.outcome is Outcome.UNKNOWN and self.unconfirmed:
+            self.repeats_known = self.repeats_known and transaction.recipients_known
+        elif transaction.outcome is Outcome.UNKNOWN:
             self.unconfirmed = transaction
             # Do not resend to recipients that were refused before the connection was
             # lost: the relay may answer for them as it answers for the others.

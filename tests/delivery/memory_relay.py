@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from django_lettermint.smtp import RelayState, Reply, Session
+from django_lettermint.smtp.replies import ProtocolError
 
 #: What a relay may do at any command.
-AT_COMMAND = ("accept", "450", "550", "421", "close", "silence")
+AT_COMMAND = ("accept", "450", "550", "421", "close", "silence", "garbage")
 #: The same at the end of a message, which may be delivered though no reply arrives.
 AT_END = (
     *("accept", "450", "550", "421 to the end", "close", "silence"),
-    *("deliver and close", "deliver in silence"),
+    *("deliver and close", "deliver in silence", "deliver, then garbage"),
 )
 
 FEATURES = {"PIPELINING": "", "8BITMIME": "", "SIZE": "26214400", "CHUNKING": ""}
@@ -134,7 +135,10 @@ class MemoryStream:
 
     def read_reply(self, until: float) -> Reply:
         if self._replies:
-            return self._replies.pop(0)
+            reply = self._replies.pop(0)
+            if not reply.code:
+                raise ProtocolError("not an SMTP reply")
+            return reply
         if self._closed:
             raise ConnectionResetError("closed")
         assert self._silent, "the client waits for a reply that is not due"
@@ -196,13 +200,14 @@ class MemoryStream:
             self._reply(503)
         elif verb == "MAIL" and self._messages >= self._relay.session_limit:
             self._reply(452, "4.5.3 too many messages")
-        elif self._goes_on(self._choose(AT_COMMAND, message)):
+        elif self._goes_on(choice := self._choose(AT_COMMAND, message)):
             if verb == "MAIL":
                 self._sender = address
             elif verb == "RCPT":
                 self._recipients.append(address)
             self._in_data = verb == "DATA"
-            self._reply(354 if verb == "DATA" else 250)
+            code = 354 if verb == "DATA" else 250
+            self._reply(0 if choice == "garbage" else code)
 
     def _in_order(self, verb: str) -> bool:
         if verb == "MAIL":
@@ -225,6 +230,8 @@ class MemoryStream:
         self._silent = choice == "deliver in silence"
         if not (self._closed or self._silent) and self._goes_on(choice):
             self._reply(250)
+        if choice == "deliver, then garbage":
+            self._reply(0)
         self._reset()
         self._behind_end = True
 
@@ -234,7 +241,7 @@ class MemoryStream:
             self._reply(int(choice[:3]))
         self._closed = choice.startswith(("421", "close"))
         self._silent = choice == "silence"
-        return choice == "accept"
+        return choice in ("accept", "garbage")
 
     def _reply(self, code: int, text: str = "") -> None:
         self._replies.append(Reply(code, (text,)))

@@ -27,7 +27,10 @@ from tests.delivery.memory_relay import MemoryRelay, Script, behaviours
 
 FAULTS = int(os.environ.get("LETTERMINT_FAULTS", "2"))
 #: Faults after which the relay may have the message, though no reply says so.
-IN_DOUBT = {"close", "silence", "deliver and close", "deliver in silence"}
+IN_DOUBT = {
+    *("close", "silence", "garbage"),
+    *("deliver and close", "deliver in silence", "deliver, then garbage"),
+}
 REFUSALS = {"450", "550", "421 to the end"}
 
 
