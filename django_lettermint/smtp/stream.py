@@ -17,7 +17,7 @@ from . import replies
 from .replies import ProtocolError, Reply
 
 if TYPE_CHECKING:
-    from django_lettermint.secret import Secret
+    from django_lettermint.conf import Secret
 
 _T = TypeVar("_T")
 
