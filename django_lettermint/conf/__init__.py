@@ -1,0 +1,42 @@
+"""Keywords, OPTIONS and settings into validated, frozen configuration."""
+
+from __future__ import annotations
+
+from .options import (
+    IDEMPOTENCY_KEY_TTL,
+    OPTIONS,
+    POOL_OPTIONS,
+    QUEUE_OPTIONS,
+    SECURITY_BY_PORT,
+    WEBHOOK_OPTIONS,
+    BackendConfig,
+    Endpoint,
+    Option,
+    PoolConfig,
+    QueueConfig,
+    RelayConfig,
+    WebhookConfig,
+)
+from .secret import Secret
+from .settings import backend_config, queue_config, unknown_settings, webhook_config
+
+__all__ = [
+    "IDEMPOTENCY_KEY_TTL",
+    "OPTIONS",
+    "POOL_OPTIONS",
+    "QUEUE_OPTIONS",
+    "SECURITY_BY_PORT",
+    "WEBHOOK_OPTIONS",
+    "BackendConfig",
+    "Endpoint",
+    "Option",
+    "PoolConfig",
+    "QueueConfig",
+    "RelayConfig",
+    "Secret",
+    "WebhookConfig",
+    "backend_config",
+    "queue_config",
+    "unknown_settings",
+    "webhook_config",
+]
