@@ -284,7 +284,13 @@ def test_what_is_sent_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) ->
         message = mail()
         sender = EmailBackend(**server.options())
         assert sender.send_messages([message]) == 1
-        for thing in (sender, message, heard, pool.get_pool(sender.config.endpoint), status(message)):
+        for thing in (
+            sender,
+            message,
+            heard,
+            pool.get_pool(sender.config.endpoint),
+            status(message),
+        ):
             assert exposed(" ".join(strings_in(thing))) == []
         assert exposed(pickle.dumps(sender).decode("latin-1")) == []
         assert exposed(pickle.dumps(result(message)).decode("latin-1")) == []

@@ -22,8 +22,14 @@ from django_lettermint.smtp.relay_state import RelayState
 from django_lettermint.smtp.session import Session
 from django_lettermint.smtp.stream import close_inherited
 
-from .connection import CloseReason, PooledConnection, close_gracefully
-from .connection_pool import LOCK_TIMEOUT, QUIT_TIMEOUT, ConnectionPool, PoolRequest
+from .connection import (
+    QUIT_TIMEOUT,
+    CloseReason,
+    PooledConnection,
+    PoolRequest,
+    close_gracefully,
+)
+from .connection_pool import LOCK_TIMEOUT, ConnectionPool
 
 if TYPE_CHECKING:
     from django_lettermint.conf import Endpoint
