@@ -1,18 +1,26 @@
-"""A connection of a pool: what the pool asks of it, and why it is closed."""
+"""The connections of a pool, the requests that hold them, and how they are closed."""
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     from django_lettermint.conf import PoolConfig
 
+    from .connection_pool import ConnectionPool
+
 #: Lifetimes are shortened by up to this share, so that they do not all end together.
 LIFETIME_JITTER = 0.1
+#: Seconds that one lease waits for servers to answer QUIT, however many there are.
+QUIT_TIMEOUT = 0.05
 
 
 class CloseReason(StrEnum):
@@ -42,6 +50,15 @@ class CloseReason(StrEnum):
     INHERITED = "inherited"
     #: An interrupt had broken the pool's lock.
     BROKEN = "broken"
+
+
+#: Reasons after which nothing is said to the server.
+_WITHOUT_QUIT = {
+    CloseReason.STALE,
+    CloseReason.ERROR,
+    CloseReason.INHERITED,
+    CloseReason.BROKEN,
+}
 
 
 class Session(Protocol):
@@ -139,6 +156,54 @@ class PooledConnection(Generic[C]):
         return self.counted - counted
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
+class PoolRequest(Generic[C]):
+    """One caller's way to a connection and back; it holds a slot while it is busy.
+
+        waiting ──► busy ──► ended          busy: with a connection, or allowed to open
+           └───────────────►                one; waiting again if the relay refuses it
+
+    A connection that is to be closed has a request of its own, to hold its slot.
+    """
+
+    pool: ConnectionPool[C]
+    #: Waiting requests are served in the order of this number. Never changes.
+    number: int = 0
+    #: Only a connection that is opened now will do.
+    force_new: bool = False
+    #: Neither the pool's timeout nor `max_waiting` applies. Never changes.
+    ignore_pool_timeout: bool = False
+    #: The pool's clock when it was made, and until which it may wait and test.
+    asked_at: float = 0.0
+    wait_until: float = 0.0
+    #: The connection in its slot. In no other request, and not idle.
+    connection: PooledConnection[C] | None = None
+    #: Why that connection is to be closed; None if it may be kept.
+    close_reason: CloseReason | None = None
+    #: The `time.monotonic()` until which answers to QUIT are awaited; 0 before the first.
+    quit_until: float = 0.0
+    #: It has a slot, or has to look what became of the queue. Changes while locked.
+    ready: bool = False
+    #: Gets an item when `ready` becomes True. An Event would not do: an interrupted
+    #: wait() can leave its lock locked, and set() would then block.
+    wake_ups: SimpleQueue[None] = field(default_factory=SimpleQueue)
+
+    def wake(self) -> None:
+        """End the caller's wait; without waiting."""
+        self.ready = True
+        self.wake_ups.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until woken, but not much longer than so many seconds."""
+        with suppress(Empty):
+            self.wake_ups.get(timeout=max(0.0, seconds))
+
+    def quit_by(self) -> float:
+        """Return until when answers to QUIT are awaited; the first call begins the time."""
+        self.quit_until = self.quit_until or time.monotonic() + QUIT_TIMEOUT
+        return self.quit_until
+
+
 def close_gracefully(sessions: Sequence[Session], until: float) -> None:
     """Close sessions, after QUIT where the server is there and in step.
 
@@ -152,4 +217,34 @@ def close_gracefully(sessions: Sequence[Session], until: float) -> None:
             session.wait_closed(until)
     finally:
         for session in sessions:
+            session.close()
+
+
+def close_and_free(requests: Sequence[PoolRequest[C]], until: float) -> None:
+    """Close the connections of requests, of any pools, and give back their slots.
+
+    Waits for answers to QUIT at most until that `time.monotonic()`.
+    """
+    try:
+        close_sessions(requests, until)
+    finally:
+        for request in requests:
+            request.pool.free(request)
+
+
+def close_sessions(requests: Sequence[PoolRequest[C]], until: float) -> None:
+    """Close the sessions that requests hold, after QUIT where that is right."""
+    own = os.getpid()
+    held = [(each, each.connection.session) for each in requests if each.connection]
+    try:
+        close_gracefully(
+            [
+                session
+                for request, session in held
+                if request.close_reason not in _WITHOUT_QUIT and request.pool.pid == own
+            ],
+            until,
+        )
+    finally:
+        for _, session in held:
             session.close()

@@ -16,15 +16,20 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
 
-from .connection import C, CloseReason, PooledConnection, close_gracefully
+from .connection import (
+    C,
+    CloseReason,
+    PooledConnection,
+    PoolRequest,
+    close_and_free,
+    close_sessions,
+)
 from .stats import Event, PoolStats, add_stats, no_stats
 
 if TYPE_CHECKING:
@@ -32,75 +37,18 @@ if TYPE_CHECKING:
 
 #: Seconds for the answer of a connection that has idled longer than `ping_after`.
 PING_TIMEOUT = 5.0
-#: Seconds that one lease waits for servers to answer QUIT, however many there are.
-QUIT_TIMEOUT = 0.05
 #: Seconds for the lock of the slots. Nothing waits while it is held, so a lock that cannot
 #: be had for so long is broken.
 LOCK_TIMEOUT = 1.0
 #: Seconds for which a relay's limit of connections is remembered.
 RELAY_LIMIT_SECONDS = 180.0
 
-#: Reasons after which nothing is said to the server.
-_WITHOUT_QUIT = {
-    CloseReason.STALE,
-    CloseReason.ERROR,
-    CloseReason.INHERITED,
-    CloseReason.BROKEN,
-}
 #: Reasons that operators want to know of; the others are routine.
 _UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
 
 logger = logging.getLogger("django_lettermint")
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class PoolRequest(Generic[C]):
-    """One caller's way to a connection and back; it holds a slot while it is busy.
-
-        waiting ──► busy ──► ended          busy: with a connection, or allowed to open
-           └───────────────►                one; waiting again if the relay refuses it
-
-    A connection that is to be closed has a request of its own, to hold its slot.
-    """
-
-    pool: ConnectionPool[C]
-    #: Waiting requests are served in the order of this number. Never changes.
-    number: int = 0
-    #: Only a connection that is opened now will do.
-    force_new: bool = False
-    #: Neither the pool's timeout nor `max_waiting` applies. Never changes.
-    ignore_pool_timeout: bool = False
-    #: The pool's clock when it was made, and until which it may wait and test.
-    asked_at: float = 0.0
-    wait_until: float = 0.0
-    #: The connection in its slot. In no other request, and not idle.
-    connection: PooledConnection[C] | None = None
-    #: Why that connection is to be closed; None if it may be kept.
-    close_reason: CloseReason | None = None
-    #: The `time.monotonic()` until which answers to QUIT are awaited; 0 before the first.
-    quit_until: float = 0.0
-    #: It has a slot, or has to look what became of the queue. Changes while locked.
-    ready: bool = False
-    #: Gets an item when `ready` becomes True. An Event would not do: an interrupted
-    #: wait() can leave its lock locked, and set() would then block.
-    wake_ups: SimpleQueue[None] = field(default_factory=SimpleQueue)
-
-    def wake(self) -> None:
-        """End the caller's wait; without waiting."""
-        self.ready = True
-        self.wake_ups.put(None)
-
-    def wait(self, seconds: float) -> None:
-        """Wait until woken, but not much longer than so many seconds."""
-        with suppress(Empty):
-            self.wake_ups.get(timeout=max(0.0, seconds))
-
-    def quit_by(self) -> float:
-        """Return until when answers to QUIT are awaited; the first call begins the time."""
-        self.quit_until = self.quit_until or time.monotonic() + QUIT_TIMEOUT
-        return self.quit_until
 
 
 class _Slots(Generic[C]):
@@ -596,7 +544,7 @@ class ConnectionPool(Generic[C]):
                 self.count("reused")
                 return connection
             request.close_reason = reason
-            _close([request], request.quit_by())
+            close_sessions([request], request.quit_by())
             self._replace(request)
             self._log(reason)
         return None
@@ -708,32 +656,3 @@ class ConnectionPool(Generic[C]):
     def _log(self, reason: CloseReason | None) -> None:
         level = logging.INFO if reason in _UNUSUAL else logging.DEBUG
         logger.log(level, "%s: a connection was closed (%s)", self.name, reason)
-
-
-def close_and_free(requests: Sequence[PoolRequest[C]], until: float) -> None:
-    """Close the connections of requests, of any pools, and give back their slots.
-
-    Waits for answers to QUIT at most until that `time.monotonic()`.
-    """
-    try:
-        _close(requests, until)
-    finally:
-        for request in requests:
-            request.pool.free(request)
-
-
-def _close(requests: Sequence[PoolRequest[C]], until: float) -> None:
-    own = os.getpid()
-    held = [(each, each.connection.session) for each in requests if each.connection]
-    try:
-        close_gracefully(
-            [
-                session
-                for request, session in held
-                if request.close_reason not in _WITHOUT_QUIT and request.pool.pid == own
-            ],
-            until,
-        )
-    finally:
-        for _, session in held:
-            session.close()

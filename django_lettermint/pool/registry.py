@@ -18,8 +18,14 @@ from typing import TYPE_CHECKING
 
 from django_lettermint.smtp import RelayState, Session, close_inherited, connect
 
-from .connection import CloseReason, PooledConnection, close_gracefully
-from .connection_pool import LOCK_TIMEOUT, QUIT_TIMEOUT, ConnectionPool, PoolRequest
+from .connection import (
+    QUIT_TIMEOUT,
+    CloseReason,
+    PooledConnection,
+    PoolRequest,
+    close_gracefully,
+)
+from .connection_pool import LOCK_TIMEOUT, ConnectionPool
 
 if TYPE_CHECKING:
     from django_lettermint.conf import Endpoint, RelayConfig

@@ -14,11 +14,11 @@ Event = Literal[
 class PoolStats(TypedDict):
     """The state of one pool, and what has happened since it was made."""
 
-    #: `idle` and `in_use` together; at most max_size, unless `pool` is False.
+    #: `idle` and `in_use` together; at most max_size.
     size: int
-    #: Connections that are parked.
+    #: Connections that nobody uses now.
     idle: int
-    #: Connections that are lent, being dialled or closed.
+    #: Connections that are leased, being opened or closed.
     in_use: int
     #: Callers that wait for a connection.
     waiting: int
@@ -30,17 +30,17 @@ class PoolStats(TypedDict):
     wait_seconds: float
     #: Requests that ended with PoolTimeout.
     timeouts: int
-    #: Connections that were dialled and logged in.
+    #: Connections that were opened and logged in.
     opened: int
     #: Attempts at that which failed.
     open_errors: int
-    #: Requests that got a parked connection.
+    #: Requests that got an idle connection.
     reused: int
     #: Messages begun.
     messages: int
     #: Messages tried again after their connection was lost.
     retries: int
-    #: Connections parked after a refusal: the next message on one begins with RSET.
+    #: Connections kept after a refusal: the next message on one begins with RSET.
     resets: int
     #: Connections tested by NOOP.
     pings: int

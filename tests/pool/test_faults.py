@@ -21,7 +21,7 @@ from django_lettermint.exceptions import (
     RecipientsRefused,
 )
 from django_lettermint.pool import close_pools, get_pool, get_stats
-from django_lettermint.pool.connection_pool import QUIT_TIMEOUT
+from django_lettermint.pool.connection import QUIT_TIMEOUT
 from tests.faults import Action, On, accept_then, drop, gate, hang, raw, reply, stall
 from tests.faultserver import FaultServer
 from tests.sending import (

@@ -26,7 +26,7 @@ from django_lettermint.pool import (
     get_stats,
     open_pool,
 )
-from django_lettermint.pool.connection_pool import QUIT_TIMEOUT
+from django_lettermint.pool.connection import QUIT_TIMEOUT
 from django_lettermint.pool.registry import MAX_IDLE, MAX_POOLS
 from django_lettermint.smtp import RelayState, connect
 from django_lettermint.testing import Relay
