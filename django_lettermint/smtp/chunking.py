@@ -52,7 +52,7 @@ def _start_chunk(session: Session, transaction: MailTransaction) -> bool:
     """Write a whole message, its end included; return whether its reply is pending."""
     if not session.begin(transaction):
         return False
-    if session.has_pending:
+    if session.pending:
         # Should the message before it be refused, its transaction may still be open.
         session.needs_rset = True
     bdat = Command(Phase.COMMIT, b"BDAT %d LAST\r\n" % transaction.envelope.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: Octets; RFC 5321 asks for 512 a line, real servers send more. Beyond these a server
 #: is broken or hostile.
@@ -32,47 +32,42 @@ class ServerClosing(ConnectionResetError):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One complete reply; `lines` hold the text after the code, sanitised."""
+    """One complete reply; `lines` hold the text after the code, sanitised.
+
+    The other fields are worked out once: a server sends few different replies, and each
+    is looked at often.
+    """
 
     code: int
     lines: tuple[str, ...] = ()
+    #: The command succeeded (2yz).
+    positive: bool = field(init=False, repr=False, compare=False)
+    #: The command was refused (4yz, 5yz).
+    negative: bool = field(init=False, repr=False, compare=False)
+    #: The server closes the connection (Inbucket announces it by 221).
+    closing: bool = field(init=False, repr=False, compare=False)
+    #: The RFC 3463 code, if its class agrees with the reply code.
+    enhanced_code: str | None = field(init=False, repr=False, compare=False)
+    #: The refusal has the enhanced code X.4.2. It speaks of the next hop (RFC 3463 section
+    #: 3.5), but Amazon SES and Gmail also announce by it that they close an idle connection.
+    bad_connection: bool = field(init=False, repr=False, compare=False)
+    #: All lines as one, at most `MAX_TEXT` characters.
+    text: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def positive(self) -> bool:
-        """Return whether the command succeeded (2yz)."""
-        return 200 <= self.code < 300
-
-    @property
-    def negative(self) -> bool:
-        """Return whether the command was refused (4yz, 5yz)."""
-        return self.code >= 400
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the server closes the connection (Inbucket says so by 221)."""
-        return self.code in (221, 421)
-
-    @property
-    def bad_connection(self) -> bool:
-        """Return whether the refusal has the enhanced code X.4.2.
-
-        It speaks of the next hop (RFC 3463 section 3.5), but Amazon SES and Gmail also
-        announce by it that they close an idle connection.
-        """
-        return self.negative and (self.enhanced_code or "").endswith(".4.2")
-
-    @property
-    def enhanced_code(self) -> str | None:
-        """Return the RFC 3463 code if its class agrees with the reply code."""
+    def __post_init__(self) -> None:
         match = _ENHANCED.match(self.lines[0]) if self.lines else None
-        if match and match[1][0] == str(self.code)[0]:
-            return match[1]
-        return None
-
-    @property
-    def text(self) -> str:
-        """Return all lines as one, at most `MAX_TEXT` characters."""
-        return " ".join(filter(None, self.lines))[:MAX_TEXT]
+        agrees = match is not None and match[1][0] == str(self.code)[0]
+        enhanced_code = match[1] if match and agrees else None
+        negative = self.code >= 400
+        for name, value in (
+            ("positive", 200 <= self.code < 300),
+            ("negative", negative),
+            ("closing", self.code in (221, 421)),
+            ("enhanced_code", enhanced_code),
+            ("bad_connection", negative and (enhanced_code or "").endswith(".4.2")),
+            ("text", " ".join(filter(None, self.lines))[:MAX_TEXT]),
+        ):
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()
@@ -95,11 +90,6 @@ def parse(lines: tuple[bytes, ...]) -> Reply:
         code = match[1]
         texts.append(sanitise(match[3] or b""))
     return Reply(int(code), tuple(texts))
-
-
-def is_last(line: bytes) -> bool:
-    """Return whether no further line of the reply follows this one."""
-    return line[3:4] != b"-"
 
 
 def sanitise(raw: bytes) -> str:

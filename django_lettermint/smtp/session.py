@@ -97,10 +97,11 @@ class Session:
         #: A refusal may have left a transaction open: RSET precedes the next one.
         self.needs_rset = False
         #: Commands without a reply, in the order of both; empty in state READY.
-        self._pending: deque[_Pending] = deque()
+        self.pending: deque[_Pending] = deque()
         self._trace = trace
         #: The options of the message that is being sent, and when it must end (monotonic).
         self._config: RelayConfig
+        self._pipelining: bool
         self._until: float
 
     @property
@@ -112,11 +113,6 @@ class Session:
     def reusable(self) -> bool:
         """Return whether client and server are in step, between two messages."""
         return self.state is State.READY
-
-    @property
-    def has_pending(self) -> bool:
-        """Return whether any reply is pending."""
-        return bool(self._pending)
 
     @property
     def mail_max(self) -> int | None:
@@ -141,6 +137,7 @@ class Session:
         close the session.
         """
         self._config = config
+        self._pipelining = config.pipelining and "PIPELINING" in self.features
         self._until = transaction.until
         self.state = State.BUSY
         try:
@@ -150,13 +147,13 @@ class Session:
                 self._send_data(transaction, following)
         except OSError as error:
             self.close()
-            for each in (transaction, *(one.transaction for one in self._pending)):
+            for each in (transaction, *(one.transaction for one in self.pending)):
                 each.lose(error)
         except BaseException:
             self.close()
             raise
         else:
-            self.state = State.BUSY if self._pending else State.READY
+            self.state = State.BUSY if self.pending else State.READY
 
     def _send_data(
         self, transaction: MailTransaction, following: Sequence[MailTransaction]
@@ -183,7 +180,7 @@ class Session:
         """Return whether the relay can take the message; nothing is written yet."""
         if not self._fits(transaction):
             return False
-        if not self._pending and self.stream.has_input():
+        if not self.pending and self.stream.has_input():
             raise ConnectionResetError("the server closed the connection while idle")
         self._start(transaction)
         return True
@@ -216,10 +213,6 @@ class Session:
         first = [RSET] if self.needs_rset else []
         return [*first, *mail_commands(transaction.envelope, self.features), *last]
 
-    @property
-    def _pipelining(self) -> bool:
-        return self._config.pipelining and "PIPELINING" in self.features
-
     def _fits(self, transaction: MailTransaction) -> bool:
         try:
             transaction.envelope = adapt_to(self.features, transaction)
@@ -231,7 +224,7 @@ class Session:
     def _start(self, transaction: MailTransaction) -> None:
         # A follower starts before the end of the message in front of it.
         transaction.started = time.monotonic()
-        transaction.connection_carried = self.carried or self.has_pending
+        transaction.connection_carried = self.carried or bool(self.pending)
         self.messages += 1
 
     def _follower(
@@ -285,14 +278,14 @@ class Session:
         content: bytes = b"",
     ) -> None:
         """Write commands of a message and of its follower, or content, at once."""
-        first = len(self._pending)
+        first = len(self.pending)
         sequence = [(transaction, command) for command in commands]
         if follower:
             transaction.followed = True
             sequence += [(follower[0], command) for command in follower[1]]
         for owner, command in sequence:
-            grouped = len(self._pending) > first
-            self._pending.append(_Pending(owner, command, grouped))
+            grouped = len(self.pending) > first
+            self.pending.append(_Pending(owner, command, grouped))
             owner.pending_replies += 1
         lines = b"".join([command.line for _, command in sequence])
         self.write_bytes(lines + content)
@@ -318,31 +311,28 @@ class Session:
 
     def read_available_replies(self) -> None:
         """Read the replies that are there already."""
-        while self._pending and self.stream.has_input():
+        while self.pending and self.stream.has_input():
             self._read_next()
-
-    def _read(self, seconds: float) -> Reply:
-        return self.stream.read_reply(min(self._until, time.monotonic() + seconds))
 
     def _read_next(self) -> None:
         # The command stays pending if anything breaks: see send().
-        transaction, command, grouped = self._pending[0]
+        transaction, command, grouped = self.pending[0]
         if command.phase is Phase.COMMIT:
             reply = self._read(self._config.final_reply_timeout)
             self._take_final_reply(transaction, reply)
         else:
             if transaction.phase is not Phase.COMMIT and not transaction.refused:
                 transaction.phase = command.phase
-            reply = self._read_early(grouped=grouped)
+            reply = self._read(self._config.timeout, grouped=grouped)
             self._take_reply(transaction, command, reply)
         if self._trace is not untraced:
             self._trace(command.line.decode().strip(), str(reply))
-        self._pending.popleft()
+        self.pending.popleft()
         transaction.pending_replies -= 1
 
-    def _read_early(self, *, grouped: bool) -> Reply:
+    def _read(self, seconds: float, *, grouped: bool = False) -> Reply:
         try:
-            return self._read(self._config.timeout)
+            return self.stream.read_reply(min(self._until, time.monotonic() + seconds))
         except TimeoutError:
             if not grouped:
                 raise

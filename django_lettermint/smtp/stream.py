@@ -136,8 +136,10 @@ class SMTPStream:
         view = memoryview(data)
         while view:
             stride, view = view[:_STRIDE], view[_STRIDE:]
-            limit = min(until, time.monotonic() + stall)
-            self.check_time(limit)
+            now = time.monotonic()
+            if now >= until:
+                raise TimeoutError("timed out")
+            limit = min(until, now + stall)
             octets: bytes | memoryview = stride
             if self.tls:
                 self.tls.write(stride)
@@ -159,14 +161,14 @@ class SMTPStream:
                     f"a reply of more than {replies.MAX_REPLY} octets or "
                     f"{replies.MAX_LINES} lines"
                 )
-            if replies.is_last(line):
+            if line[3:4] != b"-":  # not followed by another one
                 return self._parsed(tuple(lines))
 
     def has_input(self) -> bool:
         """Return, without waiting, whether the server has sent something or closed."""
         if not self._received and not self._ended:
             try:
-                self._take(self._receive_now())
+                self._take(self.socket.recv(_RECEIVE))
             except BlockingIOError:
                 return False
             except OSError:
@@ -207,10 +209,7 @@ class SMTPStream:
         while True:
             self._wait(self._readable, until)
             with contextlib.suppress(BlockingIOError):
-                return self._receive_now()
-
-    def _receive_now(self) -> bytes:
-        return self.socket.recv(_RECEIVE)
+                return self.socket.recv(_RECEIVE)
 
     def _take(self, data: bytes) -> None:
         if not data:

@@ -10,7 +10,6 @@ from django_lettermint.smtp.replies import (
     MAX_TEXT,
     ProtocolError,
     Reply,
-    is_last,
     parse,
     sanitise,
 )
@@ -73,12 +72,6 @@ def test_a_reply_that_does_not_end_with_its_last_line_is_an_error(
 ) -> None:
     with pytest.raises(ProtocolError, match="cut off"):
         parse(tuple(lines))
-
-
-def test_a_hyphen_after_the_code_means_that_more_lines_follow() -> None:
-    assert not is_last(b"250-more")
-    assert is_last(b"250 -")
-    assert is_last(b"250")
 
 
 @pytest.mark.parametrize(
