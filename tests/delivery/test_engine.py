@@ -63,6 +63,15 @@ def test_quick_retries_pause_though_the_patience_is_over() -> None:
     assert 0 < first < second
 
 
+def test_a_connection_lost_after_its_first_message_costs_no_retry() -> None:
+    with FaultServer([On("mail", message=2, do=drop())]) as server:
+        config = relay(server, retries=0, pipelining=False)
+        sent = messages(3, config)
+        deliver(server, sent, config)
+        assert outcomes(sent) == [SENT] * 3
+        assert server.connections == 2
+
+
 def test_the_reason_that_ended_one_list_ends_the_next_without_a_connection() -> None:
     with FaultServer() as server:
         config = relay(server)

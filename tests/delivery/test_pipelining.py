@@ -9,7 +9,7 @@ import pytest
 
 from django_lettermint.exceptions import ConnectionLost, RecipientsRefused
 from django_lettermint.results import Outcome
-from tests.faultserver import Answer, FaultServer, On, hang, reply
+from tests.faultserver import Answer, FaultServer, On, drop, hang, reply
 from tests.sending import SHORT, backend, mail, mails, result, spoken, status
 
 if TYPE_CHECKING:
@@ -91,6 +91,25 @@ def test_recipients_refused_for_being_pipelined_get_the_message_by_themselves() 
             ["1@x.test", "2a@x.test", "2b@x.test", "3@x.test"]
         )
         assert status(second).status == {"queued"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        On("rcpt", match="2b@", behind_end=True, do=reply(503, "5.5.1 no")),
+        On("mail", behind_end=True, do=drop(), times=1),
+    ],
+    ids=["a recipient is refused", "the connection is lost"],
+)
+def test_after_any_trouble_with_pipelining_the_next_list_goes_without(rule: On) -> None:
+    seen = Seen()
+    with FaultServer([rule]) as server:
+        sender = backend(server)
+        messages = [mail("1@x.test"), mail("2a@x.test", "2b@x.test")]
+        assert sender.send_messages(messages) == 2
+        server.script.insert(0, On("mail", behind_end=True, do=seen))
+        assert sender.send_messages(mails(3)) == 3
+    assert seen.times == 0
 
 
 @pytest.mark.parametrize(("recipients", "times"), [(3, 1), (4, 0)])
