@@ -16,8 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from .conf import WEBHOOK_OPTIONS, webhook_config
-from .lookup import unknown_settings
+from .conf import WEBHOOK_OPTIONS, unknown_settings, webhook_config
 
 if TYPE_CHECKING:
     from .conf import WebhookConfig

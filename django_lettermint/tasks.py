@@ -20,10 +20,9 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 
 from .backend import EmailBackend as SendingBackend
-from .conf import queue_config
+from .conf import KEY_LIFE, queue_config
 from .exceptions import EnqueueFailed, LettermintInvalidMessage
 from .outgoing import OutgoingMessage, notify
-from .queue_options import KEY_LIFE
 from .queued import Queued
 from .results import Outcome, RecipientResult, SendResult
 from .worker import sending_backend

@@ -20,7 +20,7 @@ from django.urls import URLPattern, URLResolver, include, path
 from django_lettermint import checks
 from django_lettermint.apps import LettermintConfig
 from django_lettermint.backend import EmailBackend
-from django_lettermint.secret import Secret
+from django_lettermint.conf import Secret
 from django_lettermint.webhooks import (
     LettermintInboundWebhookView,
     LettermintTrackingWebhookView,

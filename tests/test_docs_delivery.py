@@ -7,11 +7,11 @@ import re
 import pytest
 
 from django_lettermint import exceptions
+from django_lettermint.conf import OPTIONS
 from django_lettermint.delivery import policy
 from django_lettermint.delivery.policy import Decision
 from django_lettermint.envelope import MAX_RECIPIENTS
 from django_lettermint.exceptions import LettermintError, LettermintInvalidMessage
-from django_lettermint.options import OPTIONS
 from django_lettermint.results import Outcome
 from django_lettermint.smtp.replies import MAX_LINE, MAX_LINES, MAX_REPLY
 from tests.snippets import DOCS

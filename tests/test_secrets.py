@@ -17,8 +17,8 @@ from django.views.debug import ExceptionReporter
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
+from django_lettermint.conf import Secret
 from django_lettermint.exceptions import LettermintError
-from django_lettermint.secret import Secret
 from tests.faultserver import CHALLENGE, TOKEN, FaultServer, On, drop, hang, raw, reply
 from tests.sending import (
     SHORT,

@@ -7,8 +7,8 @@ import hmac
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from django_lettermint.conf import Secret
 from django_lettermint.exceptions import AuthenticationFailed
-from django_lettermint.secret import Secret
 
 if TYPE_CHECKING:
     from .connect import Handshake

@@ -16,7 +16,7 @@ from . import replies
 from .replies import ProtocolError, Reply
 
 if TYPE_CHECKING:
-    from django_lettermint.secret import Secret
+    from django_lettermint.conf import Secret
 
 #: Octets written between two looks for an early refusal.
 _STRIDE = 64 * 1024

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
     from django.http.response import HttpResponseBase
 
-    from django_lettermint.conf import WebhookConfig
-    from django_lettermint.secret import Secret
+    from django_lettermint.conf import Secret, WebhookConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from lettermint.exceptions import WebhookVerificationError
 from lettermint.webhook import Webhook
 
 if TYPE_CHECKING:
-    from django_lettermint.secret import Secret
+    from django_lettermint.conf import Secret
 
 #: Objects and arrays inside of each other; Lettermint's events have five.
 MAX_DEPTH = 64

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from django_lettermint.secret import Secret
+from django_lettermint.conf import Secret
 from django_lettermint.smtp.replies import (
     MAX_LINE,
     MAX_LINES,

@@ -21,7 +21,7 @@ from django_lettermint.conf import (
     RelayConfig,
     backend_config,
 )
-from django_lettermint.rules import Invalid, host
+from django_lettermint.conf.validators import Invalid, host
 from tests.certificates import ca_file as pem_file
 
 TOKEN = "lm_5f0c1e9a7b"

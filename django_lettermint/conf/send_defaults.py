@@ -9,12 +9,13 @@ from typing import TypeAlias
 from anymail.backends.base import BasePayload
 from django.utils.functional import Promise
 
-from .exceptions import LettermintInvalidMessage
-from .extras import Layer, resolve
-from .headers import render, split
-from .message import default_layer
-from .rules import Invalid, wrong
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.extras import Layer, resolve
+from django_lettermint.headers import render, split
+from django_lettermint.message import default_layer
+
 from .suggestions import unknown
+from .validators import Invalid, wrong
 
 _Kind: TypeAlias = tuple[str, tuple[type, ...]]
 _TEXT: _Kind = ("a string", (str, Promise, Address))

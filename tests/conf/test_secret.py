@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from django_lettermint.secret import Secret
+from django_lettermint.conf import Secret
 
 
 def test_a_secret_is_told_only_on_request() -> None:

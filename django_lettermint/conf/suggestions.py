@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-from .rules import Invalid
+from .validators import Invalid
 
 #: What people write who come from Django's SMTP backend or another package.
 _SYNONYMS = {

@@ -12,29 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .lookup import Source
-from .options import OPTIONS, POOL_OPTIONS, PoolConfig
+from .options import PoolConfig
 from .queue_options import QUEUE_OPTIONS
-from .rules import Option, is_loopback
 from .secret import Secret
-
-__all__ = [
-    "OPTIONS",
-    "POOL_OPTIONS",
-    "QUEUE_OPTIONS",
-    "SECURITY_BY_PORT",
-    "WEBHOOK_OPTIONS",
-    "BackendConfig",
-    "Endpoint",
-    "Option",
-    "PoolConfig",
-    "QueueConfig",
-    "RelayConfig",
-    "Secret",
-    "WebhookConfig",
-    "backend_config",
-    "queue_config",
-    "webhook_config",
-]
+from .validators import is_loopback
 
 #: Lettermint's documented ports.
 SECURITY_BY_PORT = {

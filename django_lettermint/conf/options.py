@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from . import rules
-from .rules import Option
+from . import validators as rules
 from .send_defaults import send_defaults
 from .suggestions import unknown
+from .validators import Option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

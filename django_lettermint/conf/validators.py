@@ -22,7 +22,8 @@ from typing import Any, TypeGuard, TypeVar
 
 import idna
 
-from .extras import FIELD_NAME
+from django_lettermint.extras import FIELD_NAME
+
 from .secret import Secret
 
 T = TypeVar("T")

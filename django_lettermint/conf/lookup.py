@@ -16,8 +16,8 @@ from django.conf import settings
 
 from .options import OPTIONS
 from .queue_options import QUEUE_OPTIONS
-from .rules import Invalid, Option, flag
 from .suggestions import suggest
+from .validators import Invalid, Option, flag
 
 _PREFIX = "LETTERMINT_"
 

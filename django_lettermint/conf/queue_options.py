@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import rules
-from .rules import Option
+from . import validators as rules
+from .validators import Option
 
 #: Seconds for which Lettermint remembers an idempotency key: an attempt after them could
 #: deliver a message twice.
