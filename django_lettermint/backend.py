@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from anymail.backends.base import AnymailBaseBackend
-from anymail.exceptions import AnymailCancelSend, AnymailError
+from anymail.exceptions import (
+    AnymailCancelSend,
+    AnymailError,
+    AnymailInvalidAddress,
+)
 from anymail.message import AnymailStatus
 from anymail.signals import pre_send
 from django.core import mail
+from django.core.mail.backends.base import BaseEmailBackend
 
 from . import pool
 from .conf import Endpoint, RelayConfig, backend_config
@@ -40,6 +46,25 @@ if TYPE_CHECKING:
 BATCH_SIZE = 25
 BATCH_OCTETS = 8 * 1024 * 1024
 
+_FILTER = "Anymail's signal pre_send, or override prepare()"
+_STATUS = "the signals message_sent and message_failed"
+_TLS = "the options `security` and `ca_file`"
+#: What other backends call, with what to use in its place.
+_UNUSED_HOOKS = {
+    # Anymail's
+    "build_message_payload": _FILTER,
+    "post_to_esp": _FILTER,
+    "run_pre_send": _FILTER,
+    "run_post_send": _STATUS,
+    "parse_recipient_status": _STATUS,
+    "raise_for_recipient_status": _STATUS,
+    # Django's
+    "_send": _FILTER,
+    "prep_address": _FILTER,
+    "connection_class": _TLS,
+    "ssl_context": _TLS,
+}
+
 
 class EmailBackend(AnymailBaseBackend):
     """Sends through Lettermint's SMTP relay, over connections the process shares."""
@@ -47,16 +72,29 @@ class EmailBackend(AnymailBaseBackend):
     esp_name = "Lettermint"
 
     def __init__(self, **kwargs: Any) -> None:
+        before = vars(self).copy()
         config = backend_config(kwargs)
-        super().__init__(**kwargs, send_defaults=config.send_defaults)
-        # Before 6.1, Django's base class drops the alias. It warns about fail_silently
-        # since 6.1, as Anymail's does: ours is an option like any other.
-        self.alias = kwargs.get("alias")
+        # Not Anymail's own constructor, which looks up each of its settings: that takes
+        # longer than a mail. What it sets is set here.
+        super(AnymailBaseBackend, self).__init__(**kwargs)
+        # Before 6.1, Django's base class drops the alias.
+        self.alias: str | None = kwargs.get("alias")
         self.fail_silently = config.fail_silently
+        self.ignore_unsupported_features = config.ignore_unsupported_features
+        self.ignore_recipient_status = config.ignore_recipient_status
+        self.debug_api_requests = config.debug_api_requests
+        self.idna_encoder = config.idna_encoder
+        self.send_defaults = dict(config.send_defaults)
         self.correlation_key = config.correlation_key
         self._config = config.relay
+        self._keywords = config.keywords
         #: Seconds for connecting and for each reply; django-health-check sets it.
         self.timeout: float | None = config.relay.timeout
+        self._configured = attributes_since(self, before)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unused_hooks(cls, EmailBackend)
 
     @property
     def config(self) -> RelayConfig:
@@ -65,10 +103,40 @@ class EmailBackend(AnymailBaseBackend):
             return self._config
         return replace(self._config, timeout=float(self.timeout or 0))
 
+    def __copy__(self) -> Self:
+        return _with_attributes(self, vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return _with_attributes(self, deepcopy(vars(self), memo))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Django <= 6.0 leaves the backend on each message it sent. Neither token nor
         # connection may travel with a pickle: the other side reads its own settings.
-        return _rebuild, (type(self), self.alias)
+        options = [name for name in self._keywords if name != "fail_silently"]
+        if options:
+            raise TypeError(
+                f"{type(self).__name__} with options of its own ({', '.join(options)}) is "
+                "not pickled: its token must not leave this process, and without it the "
+                "mail would go out under the token of the settings. Pickle the message "
+                "without its connection, or a backend made of the settings or of a mailer."
+            )
+        configured = self._configured
+        changed = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in configured
+            or configured[name] is not value
+            or name in self._keywords
+        }
+        del changed["_configured"]
+        return _rebuild, (type(self), self.alias), changed
+
+    def idna_encode(self, domain: str) -> str:
+        """Return a domain in ASCII, as the option `idna_encoder` makes it."""
+        try:
+            return str(self.idna_encoder(domain))
+        except ValueError as error:
+            raise AnymailInvalidAddress(f"{domain!r} is no domain: {error}") from error
 
     def open(self) -> bool | None:
         """Make sure that a live connection is ready; return whether it is a new one.
@@ -244,6 +312,36 @@ class _Finished:
             each.message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
             each.interrupt()
         self.add(outgoing)
+
+
+def refuse_unused_hooks(cls: type, ours: type) -> None:
+    """Raise TypeError if a subclass of `ours` overrides what is never called.
+
+    Such overrides are often safety nets, as a filter of recipients on staging servers.
+    """
+    for base in cls.__mro__[: cls.__mro__.index(ours)]:
+        for name in _UNUSED_HOOKS.keys() & vars(base).keys():
+            raise TypeError(
+                f"{cls.__module__}.{cls.__qualname__} overrides {name}, which "
+                f"{ours.__module__}.{ours.__qualname__} never calls: use "
+                f"{_UNUSED_HOOKS[name]}"
+            )
+
+
+_Backend = TypeVar("_Backend", bound=BaseEmailBackend)
+
+
+def attributes_since(
+    backend: BaseEmailBackend, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the attributes that a constructor of ours has set."""
+    return {name: value for name, value in vars(backend).items() if name not in before}
+
+
+def _with_attributes(backend: _Backend, attributes: dict[str, Any]) -> _Backend:
+    copied = type(backend).__new__(type(backend))
+    vars(copied).update(attributes)
+    return copied
 
 
 def _rebuild(cls: type[EmailBackend], alias: str | None) -> EmailBackend:

@@ -20,7 +20,8 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 
 from .backend import EmailBackend as SendingBackend
-from .conf import KEY_LIFE, queue_config
+from .backend import attributes_since, refuse_unused_hooks
+from .conf import IDEMPOTENCY_KEY_TTL, queue_config
 from .exceptions import EnqueueFailed, LettermintInvalidMessage
 from .outgoing import OutgoingMessage, notify
 from .queued import Queued
@@ -38,7 +39,9 @@ class EmailBackend(BaseEmailBackend):
     """Renders messages at once, and has workers send them."""
 
     def __init__(self, **kwargs: Any) -> None:
+        before = vars(self).copy()
         self._config = queue_config(kwargs)
+        self._keywords = self._config.keywords
         super().__init__(**kwargs)
         # Before 6.1, Django's base class drops the alias.
         self.alias: str | None = kwargs.get("alias")
@@ -47,9 +50,16 @@ class EmailBackend(BaseEmailBackend):
         self._sender = sending_backend(self._config.using)
         self._give_up_after = self._safe_give_up_after()
         self._task = self._configured_task()
+        self._configured = attributes_since(self, before)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unused_hooks(cls, EmailBackend)
 
     # Django <= 6.0 leaves this backend, too, on each message.
     __reduce__ = SendingBackend.__reduce__
+    __copy__ = SendingBackend.__copy__
+    __deepcopy__ = SendingBackend.__deepcopy__
 
     def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
         """Queue each message, whatever becomes of the others; return how many it took.
@@ -145,12 +155,12 @@ class EmailBackend(BaseEmailBackend):
     def _safe_give_up_after(self) -> float:
         # The last attempt, too, has to be over before the relay forgets the key.
         deadline = self._sender.config.deadline
-        if deadline >= KEY_LIFE:
+        if deadline >= IDEMPOTENCY_KEY_TTL:
             raise self._wrong(
                 f"the mailer that sends has a `deadline` of {deadline:g} s: it must be "
                 "less than a day, for which the relay remembers an idempotency key."
             )
-        return min(self._config.give_up_after, KEY_LIFE - deadline)
+        return min(self._config.give_up_after, IDEMPOTENCY_KEY_TTL - deadline)
 
     def _check_using(self) -> None:
         using = self._config.using

@@ -226,14 +226,28 @@ def test_a_wrong_setting_of_anymail_is_an_error() -> None:
     assert "IDNA_ENCODER" in message.msg
 
 
-@override_settings(
-    EMAIL_BACKEND=BACKEND, ANYMAIL={"LETTERMINT_API_TOKEN": TOKEN, "SEND_DEFAULTS": 7}
-)
+class Broken(EmailBackend):
+    """Cannot be made."""
+
+    def __new__(cls, **kwargs: Any) -> Broken:
+        raise LookupError("no such row")
+
+
+@override_settings(EMAIL_BACKEND=f"{__name__}.Broken", LETTERMINT_API_TOKEN=TOKEN)
 def test_whatever_each_mail_would_raise_is_an_error() -> None:
     (message,) = checks.check_backends()
 
     assert message.id == "lettermint_smtp.E001"
-    assert message.msg.startswith("AttributeError: 'int' object")
+    assert message.msg == "LookupError: no such row"
+
+
+@override_settings(
+    EMAIL_BACKEND=BACKEND, ANYMAIL={"LETTERMINT_API_TOKEN": TOKEN, "SEND_DEFAULTS": 7}
+)
+def test_wrong_defaults_for_all_of_anymail_are_an_error() -> None:
+    (message,) = checks.check_backends()
+
+    assert message.msg.startswith("ANYMAIL['SEND_DEFAULTS'] must be a dict")
 
 
 @pytest.mark.parametrize(
@@ -266,9 +280,33 @@ def test_a_wrong_setting_of_webhooks_is_an_error() -> None:
     assert message.msg.startswith("LETTERMINT_WEBHOOK_DEDUPE must be True or False")
 
 
-@override_settings(ANYMAIL=None)
+@override_settings(ANYMAIL=["LETTERMINT_SIGNING_SECRET"])
 def test_settings_that_no_webhook_could_read_are_an_error() -> None:
     assert ids(checks.check_webhooks()) == ["lettermint_smtp.E002"]
+
+
+@override_settings(ANYMAIL=None, LETTERMINT_API_TOKEN=TOKEN, EMAIL_BACKEND=BACKEND)
+def test_an_anymail_of_none_is_none() -> None:
+    assert run_checks(tags=["mail"]) == []
+    assert EmailBackend().config.endpoint.token == Secret(TOKEN)
+
+
+@override_settings(ANYMAIL={"LETTERMINT_SIGNING_SECRET": ""})
+@pytest.mark.parametrize(
+    ("urlconf", "expected"),
+    [("tests.urls", []), ("tests.webhook_urls", ["lettermint_smtp.W004"])],
+)
+def test_an_empty_secret_is_none(urlconf: str, expected: list[str]) -> None:
+    with override_settings(ROOT_URLCONF=urlconf):
+        assert ids(checks.check_webhooks()) == expected
+
+
+@override_settings(ANYMAIL={"LETTERMINT_SIGNING_SECRET": ["whsec_1", ""]})
+def test_an_empty_entry_among_secrets_is_an_error() -> None:
+    (message,) = checks.check_webhooks()
+
+    assert message.id == "lettermint_smtp.E002"
+    assert message.msg.startswith("ANYMAIL['LETTERMINT_SIGNING_SECRET'] must be")
 
 
 @override_settings(ROOT_URLCONF="tests.webhook_urls")

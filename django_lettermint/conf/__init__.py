@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from .lookup import unknown_settings
-from .options import OPTIONS, POOL_OPTIONS, PoolConfig
-from .queue_options import KEY_LIFE, QUEUE_OPTIONS
-from .secret import Secret
-from .settings import (
+from .options import (
+    IDEMPOTENCY_KEY_TTL,
+    OPTIONS,
+    POOL_OPTIONS,
+    QUEUE_OPTIONS,
     SECURITY_BY_PORT,
     WEBHOOK_OPTIONS,
     BackendConfig,
     Endpoint,
+    Option,
+    PoolConfig,
     QueueConfig,
     RelayConfig,
     WebhookConfig,
-    backend_config,
-    queue_config,
-    webhook_config,
 )
-from .validators import Option
+from .secret import Secret
+from .settings import backend_config, queue_config, unknown_settings, webhook_config
 
 __all__ = [
-    "KEY_LIFE",
+    "IDEMPOTENCY_KEY_TTL",
     "OPTIONS",
     "POOL_OPTIONS",
     "QUEUE_OPTIONS",

@@ -1,15 +1,56 @@
-"""Every option: its name, default, rule and meaning."""
+"""Every option: its name, default, validator and meaning; and what they are read into."""
+
+# ruff: noqa: FBT003 - the defaults of flags stand in the table by their place
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from . import validators as rules
-from .send_defaults import send_defaults
-from .suggestions import unknown
-from .validators import Option
+from .validators import (
+    InvalidOption,
+    ca_file,
+    ehlo_name,
+    field_name,
+    flag,
+    host,
+    idna_encoder,
+    invalid_value,
+    one_of,
+    optional,
+    resolve,
+    seconds,
+    seconds_or_zero,
+    seconds_up_to,
+    secret,
+    secrets,
+    send_defaults,
+    unknown_name,
+    whole_number,
+    word,
+)
+
+if TYPE_CHECKING:
+    from .secret import Secret
+
+#: Seconds for which Lettermint remembers an idempotency key: an attempt after them could
+#: deliver a message twice.
+IDEMPOTENCY_KEY_TTL = 24 * 60 * 60
+
+#: Lettermint's documented ports.
+SECURITY_BY_PORT = {
+    465: "tls",
+    25: "starttls",
+    587: "starttls",
+    2525: "starttls",
+    2465: "starttls",
+    2587: "starttls",
+}
+
+#: Options that only webhooks use. The backend takes and validates them, no more.
+WEBHOOK_OPTIONS = ("signing_secret", "webhook_dedupe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,22 +66,118 @@ class PoolConfig:
     ping_after: float | None = 20.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """All that shapes a connection; what agrees in it shares a pool.
+
+    `security` is "tls", "starttls" or "plaintext".
+    """
+
+    token: Secret
+    host: str
+    port: int
+    security: str
+    username: str
+    auth_mechanism: str | None
+    ca_file: str | None
+    local_hostname: str | None
+    pool: PoolConfig
+    pooled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayConfig:
+    """A relay, and how one backend uses its connections; times are seconds."""
+
+    endpoint: Endpoint
+    timeout: float
+    final_reply_timeout: float
+    deadline: float
+    retries: int
+    pipelining: bool
+    chunking: bool
+    batch_connections: int
+    idempotency: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendConfig:
+    """What one backend object works with."""
+
+    relay: RelayConfig
+    correlation_key: str | None
+    send_defaults: Mapping[str, object]
+    fail_silently: bool
+    ignore_unsupported_features: bool
+    ignore_recipient_status: bool
+    debug_api_requests: bool
+    idna_encoder: Callable[[str], str]
+    #: The names of the options that code has given, besides the settings.
+    keywords: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueConfig:
+    """What the queueing backend works with; times are seconds, sizes octets."""
+
+    using: str | None
+    task_backend: str
+    queue_name: str
+    priority: int
+    max_bytes: int
+    give_up_after: float
+    on_commit: bool
+    fail_silently: bool
+    #: The names of the options that code has given, besides the settings.
+    keywords: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookConfig:
+    """What the webhook views work with."""
+
+    signing_secrets: tuple[Secret, ...]
+    dedupe: bool
+    correlation_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option; `validate` returns the value to use or raises InvalidOption."""
+
+    name: str
+    default: object
+    validate: Callable[[Any], Any]
+    doc: str = ""
+    required: bool = False
+
+    @property
+    def remedy(self) -> str:
+        """Say what to do about a value that is refused."""
+        if self.required:
+            return (
+                "Copy the project's sending token from the Lettermint dashboard; "
+                "if it comes from the environment, see that the variable is set."
+            )
+        return f"Correct it, or remove it for the default, {self.default!r}."
+
+
 def _pool(value: object) -> PoolConfig | None:
     """Accept True, a dict, or False, which is returned as None."""
     if isinstance(value, bool):
         return PoolConfig() if value else None
     if not isinstance(value, Mapping):
-        raise rules.wrong("True, False or a dict", value)
+        raise invalid_value("True, False or a dict", value)
     parsed = {}
     for name, item in value.items():
         if name not in POOL_OPTIONS:
-            raise unknown(name, POOL_OPTIONS)
+            raise unknown_name(name, POOL_OPTIONS)
         option = POOL_OPTIONS[name]
         try:
-            parsed[name] = option.rule(item)
-        except rules.Invalid as invalid:
+            parsed[name] = option.validate(resolve(item))
+        except InvalidOption as invalid:
             key = f"[{name!r}]"
-            raise rules.Invalid(str(invalid), key=key, remedy=option.remedy) from None
+            raise InvalidOption(str(invalid), key=key, remedy=option.remedy) from None
     return PoolConfig(**parsed)
 
 
@@ -51,131 +188,101 @@ def _table(*options: Option) -> Mapping[str, Option]:
 OPTIONS = _table(
     Option(
         "api_token",
-        rules.secret,
-        default=None,
+        None,
+        secret,
+        "The project's sending token; it is the SMTP password.",
         required=True,
-        doc="The project's sending token; it is the SMTP password.",
     ),
-    Option("host", rules.host, default="smtp.lettermint.co", doc="The relay."),
+    Option("host", "smtp.lettermint.co", host, "The relay."),
     Option(
         "port",
-        rules.whole(1, 65535),
-        default=465,
-        doc="25, 587, 2525, 2465, 2587 (STARTTLS) or 465 (TLS from the first byte); "
-        "any other needs `security`.",
+        465,
+        whole_number(1, 65535),
+        "25, 587, 2525, 2465, 2587 (STARTTLS) or 465 (TLS from the first byte); any other "
+        "needs `security`.",
     ),
     Option(
         "security",
-        rules.optional(rules.one_of("tls", "starttls", "plaintext")),
-        default=None,
-        doc='`"tls"`, `"starttls"`, or `"plaintext"` (loopback hosts only); '
-        "`None`: by the port.",
+        None,
+        optional(one_of("tls", "starttls", "plaintext")),
+        '`"tls"`, `"starttls"`, or `"plaintext"` (loopback hosts only); `None`: by the '
+        "port.",
     ),
-    Option("username", rules.word, default="lettermint", doc="The SMTP user name."),
+    Option("username", "lettermint", word, "The SMTP user name."),
     Option(
         "auth_mechanism",
-        rules.optional(rules.one_of("PLAIN", "LOGIN", "CRAM-MD5")),
-        default=None,
-        doc='`"PLAIN"`, `"LOGIN"` or `"CRAM-MD5"`; '
-        "`None`: the first of these that the server offers.",
+        None,
+        optional(one_of("PLAIN", "LOGIN", "CRAM-MD5")),
+        '`"PLAIN"`, `"LOGIN"` or `"CRAM-MD5"`; `None`: the first of these that the server '
+        "offers.",
     ),
     Option(
         "ca_file",
-        rules.optional(rules.ca_file),
-        default=None,
-        doc="A PEM file of further certificate authorities, for a private relay.",
+        None,
+        optional(ca_file),
+        "A PEM file of further certificate authorities, for a private relay.",
     ),
     Option(
         "local_hostname",
-        rules.optional(rules.ehlo_name),
-        default=None,
-        doc="The name given at EHLO; `None`: this machine's full name.",
+        None,
+        optional(ehlo_name),
+        "The name given at EHLO; `None`: this machine's full name.",
     ),
-    Option(
-        "timeout",
-        rules.seconds,
-        default=10,
-        doc="Seconds to connect, and for each reply.",
-    ),
-    Option(
-        "final_reply_timeout",
-        rules.seconds,
-        default=60,
-        doc="Seconds for the reply to a message.",
-    ),
-    Option(
-        "deadline",
-        rules.seconds,
-        default=120,
-        doc="Seconds for a message, retries included.",
-    ),
+    Option("timeout", 10, seconds, "Seconds to connect, and for each reply."),
+    Option("final_reply_timeout", 60, seconds, "Seconds for the reply to a message."),
+    Option("deadline", 120, seconds, "Seconds for a message, retries included."),
     Option(
         "retries",
-        rules.whole(0),
-        default=8,
-        doc="Further attempts when no connection can be made or a new one is lost: with "
+        8,
+        whole_number(0),
+        "Further attempts when no connection can be made or a new one is lost: with "
         "growing pauses, for 2 seconds, or for 10 with the mails of a list.",
     ),
     Option(
         "pool",
+        True,
         _pool,
-        default=True,
-        doc="`True`, `False` (a new connection each time), or a dict: see below.",
+        "`True`, `False` (a new connection each time), or a dict: see below.",
     ),
-    Option(
-        "pipelining",
-        rules.flag,
-        default=True,
-        doc="Use PIPELINING (RFC 2920) if the server offers it.",
-    ),
-    Option(
-        "chunking",
-        rules.flag,
-        default=False,
-        doc="Use CHUNKING (RFC 3030) if the server offers it.",
-    ),
+    Option("pipelining", True, flag, "Use PIPELINING (RFC 2920) if it is offered."),
+    Option("chunking", False, flag, "Use CHUNKING (RFC 3030) if it is offered."),
     Option(
         "batch_connections",
-        rules.whole(1),
-        default=1,
-        doc="Connections that one `send_messages()` may use at once.",
+        1,
+        whole_number(1),
+        "Connections that one `send_messages()` may use at once.",
     ),
     Option(
         "idempotency",
-        rules.optional(rules.flag),
-        default=None,
-        doc="Give messages an `Idempotency-Key` and repeat unconfirmed ones; "
-        "`None`: at Lettermint's hosts only.",
+        None,
+        optional(flag),
+        "Give messages an `Idempotency-Key` and repeat unconfirmed ones; `None`: at "
+        "Lettermint's hosts only.",
     ),
     Option(
         "correlation_key",
-        rules.optional(rules.field_name),
-        default="django_message_id",
-        doc="The metadata key that brings our message id to webhooks; `None`: off.",
+        "django_message_id",
+        optional(field_name),
+        "The metadata key that brings our message id to webhooks; `None`: off.",
     ),
     Option(
         "send_defaults",
+        {},
         send_defaults,
-        default={},
-        doc="What messages have that say nothing else: route, tag, metadata, …",
+        "Defaults for every message: route, tag, metadata, …",
     ),
-    Option(
-        "fail_silently",
-        rules.flag,
-        default=False,
-        doc="Do not raise when sending fails.",
-    ),
+    Option("fail_silently", False, flag, "Do not raise when sending fails."),
     Option(
         "signing_secret",
-        rules.secrets,
-        default=None,
-        doc="The webhooks' secret, `whsec_…`, or a list of them.",
+        None,
+        secrets,
+        "The webhooks' secret, `whsec_…`, or a list of them.",
     ),
     Option(
         "webhook_dedupe",
-        rules.flag,
-        default=True,
-        doc="Run receivers once for an event that comes twice.",
+        True,
+        flag,
+        "Run receivers once for an event that comes twice.",
     ),
 )
 
@@ -184,44 +291,81 @@ _POOL = PoolConfig()  # each default is written once, there
 POOL_OPTIONS = _table(
     Option(
         "max_size",
-        rules.whole(1),
-        default=_POOL.max_size,
-        doc="Connections at once, in this process.",
+        _POOL.max_size,
+        whole_number(1),
+        "Connections at once, in this process.",
     ),
-    Option(
-        "timeout",
-        rules.seconds,
-        default=_POOL.timeout,
-        doc="Seconds to wait for a free connection.",
-    ),
+    Option("timeout", _POOL.timeout, seconds, "Seconds to wait for a free connection."),
     Option(
         "max_waiting",
-        rules.whole(0),
-        default=_POOL.max_waiting,
-        doc="Callers that may wait for one; 0: any number.",
+        _POOL.max_waiting,
+        whole_number(0),
+        "Callers that may wait for one; 0: any number.",
     ),
     Option(
         "max_idle",
-        rules.seconds,
-        default=_POOL.max_idle,
-        doc="Seconds after which an unused connection is closed.",
+        _POOL.max_idle,
+        seconds,
+        "Seconds after which an unused connection is closed.",
     ),
     Option(
         "max_lifetime",
-        rules.seconds,
-        default=_POOL.max_lifetime,
-        doc="Seconds after which any connection is closed.",
+        _POOL.max_lifetime,
+        seconds,
+        "Seconds after which any connection is closed.",
     ),
     Option(
         "max_messages",
-        rules.whole(0),
-        default=_POOL.max_messages,
-        doc="Messages on one connection; 0: any number.",
+        _POOL.max_messages,
+        whole_number(0),
+        "Messages on one connection; 0: any number.",
     ),
     Option(
         "ping_after",
-        rules.optional(rules.seconds_or_zero),
-        default=_POOL.ping_after,
-        doc="Idle seconds until a connection is tested; 0: always, `None`: never.",
+        _POOL.ping_after,
+        optional(seconds_or_zero),
+        "Idle seconds until a connection is tested; 0: always, `None`: never.",
     ),
+)
+
+QUEUE_OPTIONS = _table(
+    Option(
+        "using",
+        None,
+        optional(word),
+        "The mailer that sends, by its alias in `MAILERS`; `None`: the backend made from "
+        "the settings.",
+    ),
+    Option(
+        "task_backend", "default", word, "The task backend, by its alias in `TASKS`."
+    ),
+    Option("queue_name", "default", word, "The queue of the task backend."),
+    Option(
+        "priority",
+        0,
+        whole_number(-100, 100),
+        "-100 to 100; higher values are processed first. Not every task backend has "
+        "priorities.",
+    ),
+    Option(
+        "max_bytes",
+        10 * 1024 * 1024,
+        whole_number(1),
+        "Octets of a rendered message; a larger one is refused.",
+    ),
+    Option(
+        "give_up_after",
+        IDEMPOTENCY_KEY_TTL,
+        seconds_up_to(IDEMPOTENCY_KEY_TTL),
+        "Seconds after which a message is not tried again; at most a day.",
+    ),
+    Option("on_commit", False, flag, "Enqueue with `transaction.on_commit()`."),
+)
+
+#: Options of Anymail's own backend class. They can be set for all of Anymail's backends.
+ANYMAIL_OPTIONS = _table(
+    Option("ignore_unsupported_features", False, flag),
+    Option("ignore_recipient_status", False, flag),
+    Option("debug_api_requests", False, flag),
+    Option("idna_encoder", "idna2008", idna_encoder),
 )

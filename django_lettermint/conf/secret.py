@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 
 class Secret:
-    """Hold a token that shows itself only to who asks with `reveal()`."""
+    """A text whose repr is hidden; `reveal()` returns it."""
 
     __slots__ = ("_value",)
 
@@ -15,11 +15,11 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the token; call it only where AUTH or a signature needs it."""
+        """Return the text; call it only where AUTH or a signature needs it."""
         return self._value
 
     def encoded(self, before: str = "") -> Secret:
-        """Return it as logins say it: in base64, behind some other text."""
+        """Return the base64 form that AUTH needs, of `before` and the text."""
         return Secret(b64encode(f"{before}{self._value}".encode()).decode("ascii"))
 
     def __repr__(self) -> str:
@@ -33,8 +33,28 @@ class Secret:
     def __hash__(self) -> int:
         return hash((Secret, self._value))
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(
-            "A Secret is never pickled or copied: it would leave this process. "
+            "A Secret is never pickled: it would leave this process. "
             "Read it from the settings where it is used."
         )
+
+
+class Hidden(Secret):
+    """Any value that may hold a secret."""
+
+    __slots__ = ()
+    _value: Any
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def reveal(self) -> Any:
+        """Return the value."""
+        return self._value

@@ -1,35 +1,64 @@
-"""Options into validated, frozen configuration.
+"""Where options are found: in keywords, a mailer's OPTIONS and the settings.
 
-What each module does: `options` lists the options, `rules` says what their values must
-be, `lookup` finds them and words the errors. This one puts them together and is the only
-one that others need.
+The first place that has an option wins: a keyword of the constructor, the OPTIONS of the
+mailer, ANYMAIL["LETTERMINT_X"], ANYMAIL_LETTERMINT_X, LETTERMINT_X.
+
+What Django's own settings objects hold is validated once and used until one of the values
+is another. Other objects may answer differently by thread or moment: they are asked anew
+for each backend object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from operator import is_
+from types import ModuleType
+from typing import Any, Final, TypeVar, cast
 
-from .lookup import Source
-from .options import PoolConfig
-from .queue_options import QUEUE_OPTIONS
-from .secret import Secret
-from .validators import is_loopback
+from anymail.exceptions import AnymailConfigurationError, AnymailInvalidMailer
+from django.conf import LazySettings, Settings, UserSettingsHolder, settings
+from django.utils.functional import Promise
 
-#: Lettermint's documented ports.
-SECURITY_BY_PORT = {
-    465: "tls",
-    25: "starttls",
-    587: "starttls",
-    2525: "starttls",
-    2465: "starttls",
-    2587: "starttls",
-}
+from .options import (
+    ANYMAIL_OPTIONS,
+    OPTIONS,
+    QUEUE_OPTIONS,
+    SECURITY_BY_PORT,
+    WEBHOOK_OPTIONS,
+    BackendConfig,
+    Endpoint,
+    Option,
+    PoolConfig,
+    QueueConfig,
+    RelayConfig,
+    WebhookConfig,
+)
+from .secret import Hidden
+from .validators import InvalidOption, attributes, is_loopback, resolve, suggestion
+
+_Config = TypeVar("_Config", BackendConfig, QueueConfig, WebhookConfig)
+
+_PREFIX = "LETTERMINT_"
 _PORT_BY_SECURITY = {"tls": 465, "starttls": 587, "plaintext": 25}
 
-#: Options that only webhooks use. The backend takes and validates them, no more.
-WEBHOOK_OPTIONS = ("signing_secret", "webhook_dedupe")
+#: Keywords of Django's SMTP backend: those that repeat its signature pass them as None.
+_DJANGO_KEYWORDS = (
+    *("host", "port", "username", "password", "use_tls", "use_ssl", "timeout"),
+    *("ssl_keyfile", "ssl_certfile"),
+)
+#: The defaults of messages for all of Anymail's backends.
+_GENERAL_DEFAULTS: Final = "anymail_send_defaults"
+_OPTIONS = {
+    **OPTIONS,
+    **QUEUE_OPTIONS,
+    **ANYMAIL_OPTIONS,
+    _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes),
+}
+_BACKEND_OPTIONS = {**OPTIONS, **ANYMAIL_OPTIONS}
+_QUEUE_OPTIONS = {**QUEUE_OPTIONS, "fail_silently": OPTIONS["fail_silently"]}
+_KEYWORDS = {*_BACKEND_OPTIONS, *QUEUE_OPTIONS, *_DJANGO_KEYWORDS}
+_MAY_BE_NONE = _KEYWORDS - {"api_token"}
 
 _OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
 _OF_THE_RELAY = (
@@ -42,71 +71,38 @@ _OF_THE_RELAY = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """All that shapes a connection; what agrees in it shares a pool.
-
-    `security` is "tls", "starttls" or "plaintext".
-    """
-
-    token: Secret
-    host: str
-    port: int
-    security: str
-    username: str
-    auth_mechanism: str | None
-    ca_file: str | None
-    local_hostname: str | None
-    pool: PoolConfig
-    pooled: bool
+def setting_name(option: str) -> str:
+    """Return the name of an option in settings, without `ANYMAIL_`."""
+    return _PREFIX + option.upper()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelayConfig:
-    """A relay, and how one backend uses its connections; times are seconds."""
-
-    endpoint: Endpoint
-    timeout: float
-    final_reply_timeout: float
-    deadline: float
-    retries: int
-    pipelining: bool
-    chunking: bool
-    batch_connections: int
-    idempotency: bool
+def _places(option: str) -> tuple[str, ...]:
+    """Return the places of an option in settings, as they are written there."""
+    name, general = setting_name(option), option.upper()
+    own = (f"ANYMAIL[{name!r}]", f"ANYMAIL_{name}", name)
+    for_all = (f"ANYMAIL[{general!r}]", f"ANYMAIL_{general}")
+    if option == _GENERAL_DEFAULTS:
+        return ("ANYMAIL['SEND_DEFAULTS']", "ANYMAIL_SEND_DEFAULTS")
+    return own + for_all if option in ANYMAIL_OPTIONS else own
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendConfig:
-    """What one backend object works with."""
+_PLACES = {option: _places(option) for option in _OPTIONS}
+_PLACES_IN_ANYMAIL = {
+    place[len("ANYMAIL['") : -len("']")]: place
+    for places in _PLACES.values()
+    for place in places
+    if place.startswith("ANYMAIL[")
+}
+#: All names of settings in which options are found.
+_NAMES = frozenset({"ANYMAIL", "MAILERS"}).union(*_PLACES.values()) - frozenset(
+    _PLACES_IN_ANYMAIL.values()
+)
+_KNOWN_SETTINGS = frozenset(map(setting_name, {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}))
 
-    relay: RelayConfig
-    correlation_key: str | None
-    send_defaults: Mapping[str, object]
-    fail_silently: bool
+_UNSET: Any = object()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueConfig:
-    """What the queueing backend works with; times are seconds, sizes octets."""
-
-    using: str | None
-    task_backend: str
-    queue_name: str
-    priority: int
-    max_bytes: int
-    give_up_after: float
-    on_commit: bool
-    fail_silently: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookConfig:
-    """What the webhook views work with."""
-
-    signing_secrets: tuple[Secret, ...]
-    dedupe: bool
-    correlation_key: str | None
+#: The configurations in use, each with the values it was made of.
+_kept: dict[tuple[object, ...], tuple[Hidden, Any]] = {}
 
 
 def backend_config(kwargs: dict[str, Any]) -> BackendConfig:
@@ -114,21 +110,7 @@ def backend_config(kwargs: dict[str, Any]) -> BackendConfig:
 
     Raises AnymailInvalidMailer if `kwargs` has an alias, else AnymailConfigurationError.
     """
-    source = Source(kwargs)
-    # Secrets first: no later error may show them on a debug page, inside `kwargs`.
-    token = source.take("api_token")
-    for name in WEBHOOK_OPTIONS:
-        if name in kwargs:
-            source.take(name)
-    config = BackendConfig(
-        relay=_relay_config(source, token),
-        correlation_key=source.take("correlation_key"),
-        send_defaults=source.take("send_defaults"),
-        fail_silently=source.take("fail_silently"),
-    )
-    source.take_for_anymail()
-    source.refuse_unknown()
-    return config
+    return _configure(kwargs, _BACKEND_OPTIONS, _backend_config)
 
 
 def queue_config(kwargs: dict[str, Any]) -> QueueConfig:
@@ -136,32 +118,283 @@ def queue_config(kwargs: dict[str, Any]) -> QueueConfig:
 
     The relay's options are not among them: they belong to the backend that sends.
     """
-    source = Source(kwargs)
-    names = (*QUEUE_OPTIONS, "fail_silently")
-    config = QueueConfig(**{name: source.take(name) for name in names})
-    source.refuse_unknown(names)
-    return config
+    return _configure(kwargs, _QUEUE_OPTIONS, _queue_config)
 
 
 def webhook_config(kwargs: dict[str, Any] | None = None) -> WebhookConfig:
     """Look up what webhooks need, in `kwargs` (of `as_view()`) and in the settings."""
-    source = Source({} if kwargs is None else kwargs)
+    given = {}
+    if kwargs is not None and "signing_secret" in kwargs:
+        given["signing_secret"] = kwargs.pop("signing_secret")
+    return _configure(given, OPTIONS, _webhook_config)
+
+
+def unknown_settings(names: Iterable[object]) -> dict[str, str]:
+    """Return those of `names` that look like ours but are not, with a suggestion each."""
+    known = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
+    return {
+        name: suggestion(name.removeprefix(_PREFIX).lower(), known, spell=setting_name)
+        for name in names
+        if isinstance(name, str)
+        and name.startswith(_PREFIX)
+        and name not in _KNOWN_SETTINGS
+    }
+
+
+def _configure(
+    kwargs: dict[str, Any],
+    options: Mapping[str, Option],
+    build: Callable[[SettingsReader], _Config],
+) -> _Config:
+    """Build a configuration, or return the one that the same values made before."""
+    found, fixed = _look_up()
+    reader: SettingsReader = SettingsReader(kwargs, options, found)
+    if reader.keywords or not fixed:
+        return build(reader)
+    key = (build, reader.alias if reader.given else None, *reader.given)
+    values = reader.values()
+    kept = _kept.get(key)
+    if kept is not None and _same(kept[0], values):
+        return cast("_Config", kept[1])
+    config = build(reader)
+    # The result of lazy() may be another each time.
+    if not any(issubclass(type(each), Promise) for each in values.reveal()):
+        _kept[key] = values, config
+    return config
+
+
+def _look_up() -> tuple[Hidden, bool]:
+    """Return the settings of our names, and whether nobody computes them."""
+    holder: Any = settings
+    names: set[str] = set()
+    fixed = False
+    if type(settings) is LazySettings:
+        # How it is pickled tells which object is behind it. That is asked directly:
+        # LazySettings keeps what it has once seen, for all threads.
+        _, (holder,) = settings.__reduce__()
+        inner = holder
+        while type(inner) is UserSettingsHolder:
+            names.update(_NAMES.intersection(vars(inner)))
+            inner = inner.default_settings
+        if type(inner) is Settings or type(inner) is ModuleType:
+            names.update(_NAMES.intersection(vars(inner)))
+            fixed = not hasattr(inner, "__getattr__")
+    try:
+        return Hidden(_values(holder, names if fixed else _NAMES)), fixed
+    except Exception as error:  # noqa: BLE001 - a lazy value's, or the holder's
+        # Without its traceback, whose frames hold values: debug pages show those.
+        cause = error.with_traceback(None)
+    text = f"The settings cannot be read ({type(cause).__name__})."
+    raise AnymailConfigurationError(text) from cause
+
+
+def _values(holder: object, names: Iterable[str]) -> Any:
+    """Return the settings of these names by place."""
+    found = {}
+    for name in names:
+        value = getattr(holder, name, _UNSET)
+        if value is not _UNSET:
+            found[name] = value
+    anymail = resolve(found.pop("ANYMAIL", None))
+    if anymail is None:
+        return found
+    if not isinstance(anymail, Mapping):
+        raise TypeError("ANYMAIL must be a dict")
+    for name, value in anymail.items():
+        if name in _PLACES_IN_ANYMAIL:
+            found[_PLACES_IN_ANYMAIL[name]] = value
+        elif isinstance(name, str) and name.startswith(_PREFIX):
+            found[f"ANYMAIL[{name!r}]"] = value
+    return found
+
+
+def _same(before: Hidden, now: Hidden) -> bool:
+    """Tell whether all values are the very same objects."""
+    old, new = before.reveal(), now.reveal()
+    return len(old) == len(new) and all(map(is_, old, new))
+
+
+class SettingsReader:
+    """One look-up of options: keywords and OPTIONS first, then the settings.
+
+    Values are wrapped, and in no variable: debug pages show the variables of each frame.
+    """
+
+    def __init__(
+        self, kwargs: dict[str, Any], options: Mapping[str, Option], found: Hidden
+    ) -> None:
+        self.alias: str | None = kwargs.get("alias")
+        self._options = options
+        self._settings = found
+        # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
+        merged = frozenset(kwargs.get("_ignore_unknown_kwargs") or ())
+        left = {"alias", "_ignore_unknown_kwargs"} | (merged - _KEYWORDS)
+        self.given: dict[str, Hidden] = {
+            name: Hidden(kwargs.pop(name)) for name in kwargs.keys() - left
+        }
+        self._of_code = frozenset(self.given) if self.alias is None else merged
+        self._of_mailer = Hidden(self._mailer() if self.given else {})
+        for name in self._of_code & self.given.keys():
+            self._settle(name)
+        mailer = self._of_mailer.reveal().get
+        #: The options that code has given, besides the settings.
+        self.keywords = tuple(
+            name
+            for name, value in self.given.items()
+            if mailer(name, _UNSET) != value.reveal()
+        )
+        self._token = "api_token"  # noqa: S105 - the name of an option
+        if "password" in self.given and self._outranks("password", "api_token"):
+            self._token = "password"  # noqa: S105
+
+    def _mailer(self) -> Any:
+        """Return the OPTIONS of the mailer, as the settings have them."""
+        value = self._settings.reveal()
+        for name in ("MAILERS", self.alias, "OPTIONS"):
+            value = resolve(value.get(name))
+            if not isinstance(value, Mapping):  # Django's to refuse
+                return {}
+        return value
+
+    def _outranks(self, name: str, other: str) -> bool:
+        return name in self.keywords or other not in self.keywords
+
+    def _settle(self, name: str) -> None:
+        """Replace a keyword that says nothing by what the settings say.
+
+        That is None, but not for `api_token`: a NULL of a database must not become the
+        token of the settings. Django <= 6.0 passes `fail_silently=False` with every mail.
+        """
+        with suppress(Exception):  # a lazy value's: get() reports it
+            self.given[name] = Hidden(resolve(self.given[name].reveal()))
+        if name == "fail_silently" and self.given[name].reveal() is not None:
+            self.given[name] = Hidden(bool(self.given[name].reveal()))
+            if self.alias is not None or self.given[name].reveal():
+                return
+        elif name not in _MAY_BE_NONE or self.given[name].reveal() is not None:
+            return
+        del self.given[name]
+        if name in self._of_mailer.reveal():
+            self.given[name] = Hidden(self._of_mailer.reveal()[name])
+
+    def get(self, name: str) -> Any:
+        """Return an option, validated."""
+        option = _OPTIONS[name]
+        try:
+            return option.validate(resolve(self._raw(name)))
+        except InvalidOption as invalid:
+            key, problem = invalid.key, f"{invalid}. {invalid.remedy or option.remedy}"
+        except Exception as error:  # noqa: BLE001 - a lazy value's, any kind
+            cause = error.with_traceback(None)
+            problem = f"cannot be read ({type(cause).__name__})."
+            raise self.error(name, problem) from cause
+        # Raised out here to have no context, whose frames hold the refused value.
+        if not self.origin(name):
+            # The default itself was refused: only a required option has such a one.
+            problem = f"is not set. Define {setting_name(name)} in the settings, or "
+            problem += f"{name!r} in the OPTIONS of the mailer. {option.remedy}"
+        raise self.error(name, problem, key=key)
+
+    def origin(self, name: str) -> str:
+        """Return the place where an option is set, or "" if it is nowhere."""
+        given = self._token if name == "api_token" else name
+        if given in self.given:
+            if self.alias is None or given in self._of_code & {*self.keywords}:
+                return f"the constructor keyword {given}"
+            return f"MAILERS[{self.alias!r}]['OPTIONS'][{given!r}]"
+        found = self._settings.reveal()
+        return next((place for place in _PLACES.get(name, ()) if place in found), "")
+
+    def refuse_unknown(self) -> None:
+        """Raise for a keyword or an ANYMAIL setting that would have no effect."""
+        for name in self.given:
+            if name not in self._options and name != self._token:
+                problem = f"is not an option. {suggestion(name, self._options)}"
+                raise self.error(name, problem)
+        names = {
+            place[len("ANYMAIL['") : -len("']")]: place
+            for place in self._settings.reveal()
+            if place.startswith("ANYMAIL['")
+        }
+        for name, hint in unknown_settings(names).items():
+            raise self._error(f"{names[name]} is not an option. {hint}")
+
+    def error(
+        self, name: str, problem: str, *, key: str = ""
+    ) -> AnymailConfigurationError:
+        """Make the error, of Django's type for its origin, to say that `name` is wrong."""
+        return self._error(f"{self.origin(name) or name}{key} {problem}")
+
+    def values(self) -> Hidden:
+        """Return all that was found, with what is inside of dicts and lists."""
+        found = self._settings.reveal()
+        stack = [value for name, value in found.items() if name != "MAILERS"]
+        stack += [value.reveal() for value in self.given.values()]
+        values = []
+        while stack:
+            value = stack.pop()
+            values.append(value)
+            if issubclass(type(value), dict):
+                stack += (*value, *value.values())
+            elif issubclass(type(value), list | tuple):
+                stack += value
+        return Hidden(values)
+
+    def _raw(self, name: str) -> Any:
+        given = self._token if name == "api_token" else name
+        if given in self.given:
+            return self.given[given].reveal()
+        return self._settings.reveal().get(self.origin(name), _OPTIONS[name].default)
+
+    def _error(self, text: str) -> AnymailConfigurationError:
+        if self.alias is None:
+            return AnymailConfigurationError(text)
+        # InvalidMailer puts the alias in front: it is not to be said twice.
+        named = text.startswith("MAILERS[")
+        return AnymailInvalidMailer(text, alias=None if named else self.alias)
+
+
+def _backend_config(reader: SettingsReader) -> BackendConfig:
+    relay = _relay_config(reader)
+    for name in reader.given.keys() & set(WEBHOOK_OPTIONS):
+        reader.get(name)
+    config = BackendConfig(
+        relay=relay,
+        correlation_key=reader.get("correlation_key"),
+        send_defaults=reader.get(_GENERAL_DEFAULTS) | reader.get("send_defaults"),
+        fail_silently=reader.get("fail_silently"),
+        **{name: reader.get(name) for name in ANYMAIL_OPTIONS},
+        keywords=reader.keywords,
+    )
+    reader.refuse_unknown()
+    return config
+
+
+def _queue_config(reader: SettingsReader) -> QueueConfig:
+    config = QueueConfig(
+        **{name: reader.get(name) for name in _QUEUE_OPTIONS}, keywords=reader.keywords
+    )
+    reader.refuse_unknown()
+    return config
+
+
+def _webhook_config(reader: SettingsReader) -> WebhookConfig:
     return WebhookConfig(
-        signing_secrets=source.take("signing_secret"),
-        dedupe=source.take("webhook_dedupe"),
-        correlation_key=source.take("correlation_key"),
+        signing_secrets=reader.get("signing_secret"),
+        dedupe=reader.get("webhook_dedupe"),
+        correlation_key=reader.get("correlation_key"),
     )
 
 
-def _relay_config(source: Source, token: Secret) -> RelayConfig:
-    host = source.take("host")
-    port, security = _port_and_security(source, host)
-    pool = source.take("pool")
-    batch_connections = source.take("batch_connections")
+def _relay_config(reader: SettingsReader) -> RelayConfig:
+    token, host = reader.get("api_token"), reader.get("host")
+    port, security = _port_and_security(reader, host)
+    pool = reader.get("pool")
+    batch_connections = reader.get("batch_connections")
     if pool and batch_connections > pool.max_size:
         problem = f"must not exceed the pool's max_size, {pool.max_size}"
-        raise source.error("batch_connections", f"{problem}, or that must be raised.")
-    idempotency = source.take("idempotency")
+        raise reader.error("batch_connections", f"{problem}, or that must be raised.")
+    idempotency = reader.get("idempotency")
     endpoint = Endpoint(
         token=token,
         host=host,
@@ -169,32 +402,32 @@ def _relay_config(source: Source, token: Secret) -> RelayConfig:
         security=security,
         pool=pool or PoolConfig(),
         pooled=pool is not None,
-        **{name: source.take(name) for name in _OF_THE_ENDPOINT},
+        **{name: reader.get(name) for name in _OF_THE_ENDPOINT},
     )
     return RelayConfig(
         endpoint=endpoint,
         batch_connections=batch_connections,
         # A relay that ignores the key would deliver a repeated message twice.
         idempotency=_knows_idempotency(host) if idempotency is None else idempotency,
-        **{name: source.take(name) for name in _OF_THE_RELAY},
+        **{name: reader.get(name) for name in _OF_THE_RELAY},
     )
 
 
-def _port_and_security(source: Source, host: str) -> tuple[int, str]:
-    port, security = source.take("port"), source.take("security")
+def _port_and_security(reader: SettingsReader, host: str) -> tuple[int, str]:
+    port, security = reader.get("port"), reader.get("security")
     if security is None:
         if port not in SECURITY_BY_PORT:
             known = ", ".join(map(str, SECURITY_BY_PORT))
-            raise source.error(
+            raise reader.error(
                 "port",
                 f"is {port}, which is none of {known}: "
                 'set security="tls" or security="starttls" as well.',
             )
         return port, SECURITY_BY_PORT[port]
-    if not source.where("port"):
+    if not reader.origin("port"):
         port = _PORT_BY_SECURITY[security]
     if security == "plaintext" and not is_loopback(host):
-        raise source.error(
+        raise reader.error(
             "security",
             f'must not be "plaintext" for {host!r}: mail and token would travel in '
             'clear. Use "tls" or "starttls"; plaintext is for a loopback host.',

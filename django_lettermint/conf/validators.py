@@ -1,4 +1,4 @@
-"""What the value of an option must be: each rule returns it ready for use, or raises."""
+"""What the value of an option must be: each validator returns it ready for use, or raises."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import re
 import reprlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass
+from difflib import get_close_matches
+from email.headerregistry import Address
 from ipaddress import (
     AddressValueError,
     IPv4Address,
@@ -18,11 +19,18 @@ from ipaddress import (
     IPv6Network,
     ip_address,
 )
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import idna
+from anymail.backends.base import BasePayload
+from django.utils.functional import LazyObject, Promise
+from django.utils.module_loading import import_string
 
-from django_lettermint.extras import FIELD_NAME
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.extras import FIELD_NAME, Layer
+from django_lettermint.extras import resolve as resolve_extras
+from django_lettermint.headers import render, split
+from django_lettermint.message import default_layer
 
 from .secret import Secret
 
@@ -36,7 +44,19 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")  # container names have undersc
 _EHLO_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
-class Invalid(ValueError):
+#: What people write who come from Django's SMTP backend or another package.
+_SYNONYMS = {
+    "use_tls": "security",
+    "use_ssl": "security",
+    "user": "username",
+    "password": "api_token",
+    "token": "api_token",
+    "api_key": "api_token",
+    "webhook_secret": "signing_secret",
+}
+
+
+class InvalidOption(ValueError):
     """A value breaks a rule; `key` is the place inside the option, as in `["x"]`."""
 
     def __init__(self, problem: str, *, key: str = "", remedy: str = "") -> None:
@@ -45,95 +65,107 @@ class Invalid(ValueError):
         self.remedy = remedy
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option; `rule` returns the value to use or raises `rules.Invalid`."""
-
-    name: str
-    rule: Callable[[Any], Any]
-    _: KW_ONLY
-    default: object
-    doc: str
-    required: bool = False
-
-    @property
-    def remedy(self) -> str:
-        """Say how to mend a value that the rule refuses."""
-        if self.required:
-            return (
-                "Copy the project's sending token from the Lettermint dashboard; "
-                "if it comes from the environment, see that the variable is set."
-            )
-        return f"Correct it, or remove it for the default, {self.default!r}."
+def invalid_value(rule: str, value: object, *, key: str = "") -> InvalidOption:
+    """Make the error for a value that is not secret."""
+    return InvalidOption(f"must be {rule}, not {reprlib.repr(value)}", key=key)
 
 
-def wrong(rule: str, value: object, *, key: str = "") -> Invalid:
-    """Build the error for a value that is not secret."""
-    return Invalid(f"must be {rule}, not {reprlib.repr(value)}", key=key)
+def unknown_name(name: object, known: Iterable[str]) -> InvalidOption:
+    """Make the error for a key that a dict of options does not know."""
+    remedy = suggestion(name, known)
+    return InvalidOption("is not an option here", key=f"[{name!r}]", remedy=remedy)
 
 
-def optional(rule: Callable[[object], T]) -> Callable[[object], T | None]:
-    """Let None pass besides what `rule` accepts."""
-    return lambda value: None if value is None else rule(value)
+def suggestion(
+    name: object, known: Iterable[str], *, spell: Callable[[str], str] = str
+) -> str:
+    """Return the sentence that helps with an unknown name."""
+    names = list(known)
+    synonym = _SYNONYMS.get(str(name), "")
+    close = [synonym] if synonym in names else get_close_matches(str(name), names, n=1)
+    if close:
+        return f"Did you mean {spell(close[0])!r}?"
+    return f"Known are {', '.join(map(spell, names))}."
+
+
+def resolve(value: Any) -> Any:
+    """Return the value behind a lazy object or lazy text of Django's.
+
+    How they are pickled tells what is behind them: a LazyObject as its wrapped object,
+    the result of lazy() as the call that makes it.
+    """
+    # Not isinstance(), which looks at the wrapped object of a LazyObject.
+    if issubclass(type(value), Promise):
+        _, (function, args, kwargs, *_) = value.__reduce__()
+        return resolve(function(*args, **kwargs))
+    if issubclass(type(value), LazyObject):
+        _, (wrapped,) = value.__reduce__()
+        return resolve(wrapped)
+    return value
+
+
+def optional(validate: Callable[[object], T]) -> Callable[[object], T | None]:
+    """Let None pass besides what `validate` accepts."""
+    return lambda value: None if value is None else validate(value)
 
 
 def secret(value: object) -> Secret:
     """Accept a token; the error tells nothing about what was given instead."""
     if isinstance(value, str) and _PRINTABLE.fullmatch(value):
         return Secret(value)
-    raise Invalid(
+    raise InvalidOption(
         "must be a string of printable ASCII characters, "
         "not empty and without spaces or line breaks"
     )
 
 
 def secrets(value: object) -> tuple[Secret, ...]:
-    """Accept one secret, or a list of them while an old one is being replaced."""
-    if value is None:
-        return ()
-    if isinstance(value, (list, tuple)) and value:
-        return tuple(secret(item) for item in value)
-    return (secret(value),)
+    """Accept one secret, or a list of them while an old one is replaced; none if empty."""
+    if isinstance(value, (list, tuple)):
+        return tuple(secret(resolve(item)) for item in value)
+    return () if value is None or value == "" else (secret(value),)
 
 
 def flag(value: object) -> bool:
     """Accept True and False, and no stand-in such as "false" from the environment."""
     if isinstance(value, bool):
         return value
-    raise wrong("True or False", value)
+    raise invalid_value("True or False", value)
 
 
 def word(value: object) -> str:
     """Accept a text that can stand in an SMTP line as one word."""
     if isinstance(value, str) and _PRINTABLE.fullmatch(value):
         return value
-    raise wrong("a non-empty string of printable ASCII without spaces", value)
+    raise invalid_value("a non-empty string of printable ASCII without spaces", value)
 
 
 def field_name(value: object) -> str:
     """Accept what RFC 5322 section 3.6.8 allows in the name of a header."""
     if isinstance(value, str) and FIELD_NAME.fullmatch(value):
         return value
-    raise wrong("a metadata key: printable ASCII without spaces and colons", value)
+    raise invalid_value(
+        "a metadata key: printable ASCII without spaces and colons", value
+    )
 
 
 def one_of(*choices: str) -> Callable[[object], str]:
     """Accept one of `choices` in any letter case; return it as spelled there."""
     folded = {choice.casefold(): choice for choice in choices}
 
-    def rule(value: object) -> str:
+    def validate(value: object) -> str:
         if isinstance(value, str) and value.casefold() in folded:
             return folded[value.casefold()]
-        raise wrong(f"one of {', '.join(map(repr, choices))}", value)
+        raise invalid_value(f"one of {', '.join(map(repr, choices))}", value)
 
-    return rule
+    return validate
 
 
-def whole(lowest: int, highest: int | None = None) -> Callable[[object], int]:
+def whole_number(lowest: int, highest: int | None = None) -> Callable[[object], int]:
     """Accept a whole number in the range."""
     span = f"{lowest} or more" if highest is None else f"from {lowest} to {highest}"
 
-    def rule(value: object) -> int:
+    def validate(value: object) -> int:
         # To Python a bool is an int, but `retries=True` is a mistake.
         if (
             isinstance(value, int)
@@ -141,16 +173,16 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[object], int]:
             and lowest <= value <= (highest or value)
         ):
             return value
-        raise wrong(f"a whole number, {span}", value)
+        raise invalid_value(f"a whole number, {span}", value)
 
-    return rule
+    return validate
 
 
 def seconds(value: object) -> float:
     """Accept a time above 0: nothing here may wait for ever."""
     if _is_number(value) and 0 < value <= _MAX_SECONDS:
         return float(value)
-    raise wrong(
+    raise invalid_value(
         f"a number of seconds above 0 and at most {_MAX_SECONDS} (it cannot be off)",
         value,
     )
@@ -159,19 +191,19 @@ def seconds(value: object) -> float:
 def seconds_up_to(highest: int) -> Callable[[object], float]:
     """Accept a time above 0 and not above `highest`."""
 
-    def rule(value: object) -> float:
+    def validate(value: object) -> float:
         if _is_number(value) and 0 < value <= highest:
             return float(value)
-        raise wrong(f"a number of seconds above 0 and at most {highest}", value)
+        raise invalid_value(f"a number of seconds above 0 and at most {highest}", value)
 
-    return rule
+    return validate
 
 
 def seconds_or_zero(value: object) -> float:
     """Accept a time that may be 0."""
     if _is_number(value) and 0 <= value <= _MAX_SECONDS:
         return float(value)
-    raise wrong(f"a number of seconds from 0 to {_MAX_SECONDS}, or None", value)
+    raise invalid_value(f"a number of seconds from 0 to {_MAX_SECONDS}, or None", value)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -197,7 +229,7 @@ def host(value: object) -> str:
             name = value if value.isascii() else idna.encode(value, uts46=True).decode()
             if len(name) <= 253 and all(map(_HOST_LABEL.fullmatch, name.split("."))):
                 return name
-    raise wrong("a host name or IP address, without scheme and port", value)
+    raise invalid_value("a host name or IP address, without scheme and port", value)
 
 
 def ehlo_name(value: object) -> str:
@@ -208,7 +240,7 @@ def ehlo_name(value: object) -> str:
                 return f"[{_address_literal(value[1:-1])}]"
         elif all(map(_EHLO_LABEL.fullmatch, value.split("."))):
             return value
-    raise wrong(
+    raise invalid_value(
         "a host name (letters, digits, dots, hyphens) or an [IP address]", value
     )
 
@@ -227,10 +259,105 @@ def ca_file(value: object) -> str:
             stat = os.stat(path)
             _load(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
             return path
-    raise wrong("the path of an existing file with PEM certificates", value)
+    raise invalid_value("the path of an existing file with PEM certificates", value)
 
 
 @functools.lru_cache(maxsize=32)
 def _load(path: str, _: tuple[int, ...]) -> None:
     """Load certificates once for each state of their file: backends are made often."""
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+
+
+def idna_encoder(value: object) -> Callable[[str], str]:
+    """Accept what Anymail's setting IDNA_ENCODER may be; return the function."""
+    if callable(value):
+        return value
+    if isinstance(value, str):
+        if value in _IDNA_ENCODERS:
+            return _IDNA_ENCODERS[value]
+        with suppress(ImportError):
+            if value == "uts46":  # the package of that name
+                encode = import_string("uts46.encode")
+                return lambda domain: encode(domain).decode("ascii")
+            if callable(found := import_string(value)):
+                return found  # type: ignore[no-any-return]
+    raise invalid_value(
+        '"idna2008", "idna2003", "uts46" (with the package uts46), "none", '
+        "a function or the path of one",
+        value,
+    )
+
+
+_IDNA_ENCODERS: dict[str, Callable[[str], str]] = {
+    "idna2008": lambda domain: idna.encode(domain, uts46=True).decode("ascii"),
+    "idna2003": lambda domain: domain.encode("idna").decode("ascii"),
+    "none": lambda domain: domain,
+}
+
+
+def attributes(value: object) -> dict[str, object]:
+    """Accept a dict, without a look at what it holds."""
+    if not isinstance(value, Mapping):
+        raise invalid_value("a dict of message attributes", value)
+    return dict(value)
+
+
+_Kind: TypeAlias = tuple[str, tuple[type, ...]]
+_TEXT: _Kind = ("a string", (str, Promise, Address))
+_LIST: _Kind = ("a list", (list, tuple))
+_DICT: _Kind = ("a dict", (Mapping,))
+_KINDS = {
+    "from_email": _TEXT,
+    "envelope_sender": _TEXT,
+    "subject": _TEXT,
+    "body": _TEXT,
+    "to": _LIST,
+    "cc": _LIST,
+    "bcc": _LIST,
+    "reply_to": _LIST,
+    "alternatives": _LIST,
+    "attachments": _LIST,
+    "extra_headers": _DICT,
+    "merge_metadata": _DICT,
+    "merge_headers": _DICT,
+}
+_EXTRAS = ("route", "tag", "tags", "metadata", "esp_extra")
+
+#: An idempotency key is not among them.
+_NAMES = {
+    name
+    for name, *_ in BasePayload.base_message_attrs + BasePayload.anymail_message_attrs
+} | {"route", "tag"}
+
+
+def send_defaults(value: object) -> dict[str, object]:
+    """Accept attributes of messages; a None hides a default for all of Anymail."""
+    defaults = attributes(value)
+    for name, default in defaults.items():
+        if name not in _NAMES:
+            raise unknown_name(name, sorted(_NAMES))
+        rule, types = _KINDS.get(name, ("", (object,)))
+        if default is not None and not isinstance(default, types):
+            raise invalid_value(rule, default, key=f"[{name!r}]")
+        try:
+            _check_extras(name, default)
+        except LettermintInvalidMessage as error:
+            problem = f"breaks a rule. {str(error).removesuffix('.')}"
+            raise InvalidOption(problem, key=f"[{name!r}]") from None
+    return defaults
+
+
+def _check_extras(name: str, value: object) -> None:
+    layer: Layer = {}
+    if name in _EXTRAS:
+        # Whether the unsupported is an error is another option's business.
+        layer = default_layer({name: value}, lambda _: None)
+    elif isinstance(value, Mapping) and name == "extra_headers":
+        layer, _ = split(value)
+    extras = resolve_extras(layer)
+    render(extras)
+    if extras.idempotency_key is not None:
+        raise LettermintInvalidMessage(
+            "With one idempotency key for all, the relay would drop every message but "
+            "the first: give each message its own"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from types import ModuleType
 from typing import Any
 
 import django
@@ -11,6 +13,7 @@ from anymail.exceptions import AnymailConfigurationError, AnymailInvalidMailer
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.utils.functional import lazystr
 
 from django_lettermint.conf import (
     OPTIONS,
@@ -63,7 +66,7 @@ def test_a_token_is_all_that_is_needed() -> None:
             timeout=10,
             final_reply_timeout=60,
             deadline=120,
-            retries=2,
+            retries=8,
             pipelining=True,
             chunking=False,
             batch_connections=1,
@@ -72,6 +75,11 @@ def test_a_token_is_all_that_is_needed() -> None:
         correlation_key="django_message_id",
         send_defaults={},
         fail_silently=False,
+        ignore_unsupported_features=False,
+        ignore_recipient_status=False,
+        debug_api_requests=False,
+        idna_encoder=config().idna_encoder,
+        keywords=("api_token",),
     )
 
 
@@ -144,16 +152,8 @@ def test_all_options_are_taken_out_of_the_keywords() -> None:
     assert options.keys().isdisjoint(OPTIONS)
 
 
-def test_the_keywords_of_anymail_and_django_are_left() -> None:
-    options: dict[str, Any] = {
-        "ignore_unsupported_features": True,
-        "ignore_recipient_status": True,
-        "debug_api_requests": True,
-        "idna_encoder": "idna2003",
-        "alias": "news",
-        "_ignore_unknown_kwargs": {"colour"},
-        "colour": "red",
-    }
+def test_the_keywords_of_django_are_left() -> None:
+    options = {"alias": "news", "_ignore_unknown_kwargs": {"colour"}, "colour": "red"}
     given = {"api_token": TOKEN, **options}
 
     backend_config(given)
@@ -161,25 +161,65 @@ def test_the_keywords_of_anymail_and_django_are_left() -> None:
     assert given == options
 
 
-@override_settings(ANYMAIL={"LETTERMINT_IGNORE_UNSUPPORTED_FEATURES": True})
-def test_an_option_of_anymail_can_be_set_for_lettermint_alone() -> None:
-    options: dict[str, object] = {"api_token": TOKEN}
-
-    backend_config(options)
-
-    assert options["ignore_unsupported_features"] is True
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ANYMAIL": {"LETTERMINT_IGNORE_UNSUPPORTED_FEATURES": True}},
+        {"ANYMAIL_LETTERMINT_IGNORE_UNSUPPORTED_FEATURES": True},
+        {"LETTERMINT_IGNORE_UNSUPPORTED_FEATURES": True},
+        {"ANYMAIL": {"IGNORE_UNSUPPORTED_FEATURES": True}},
+        {"ANYMAIL_IGNORE_UNSUPPORTED_FEATURES": True},
+    ],
+)
+def test_an_option_of_anymail_is_set_for_lettermint_alone_or_for_all(
+    settings: dict[str, Any],
+) -> None:
+    assert config().ignore_unsupported_features is False
+    with override_settings(**settings):
+        assert config().ignore_unsupported_features is True
 
 
 @override_settings(
-    ANYMAIL={"IGNORE_UNSUPPORTED_FEATURES": True, "IDNA_ENCODER": "idna2003"},
-    ANYMAIL_DEBUG_API_REQUESTS=True,
+    ANYMAIL={
+        "IGNORE_RECIPIENT_STATUS": True,
+        "LETTERMINT_IGNORE_RECIPIENT_STATUS": False,
+    }
 )
-def test_options_set_for_all_of_anymail_are_left_to_it() -> None:
-    options: dict[str, object] = {"api_token": TOKEN}
+def test_an_option_of_anymail_for_lettermint_wins_over_that_for_all() -> None:
+    assert config().ignore_recipient_status is False
 
-    backend_config(options)
 
-    assert options == {"ignore_recipient_status": False}
+@pytest.mark.parametrize(
+    ("encoder", "encoded"),
+    [
+        ("idna2008", "xn--strae-oqa.example"),
+        ("idna2003", "strasse.example"),
+        ("none", "straße.example"),
+        (str.upper, "STRASSE.EXAMPLE"),
+        ("django.utils.encoding.iri_to_uri", "stra%C3%9Fe.example"),
+    ],
+)
+def test_the_idna_encoder_is_what_anymail_takes(encoder: object, encoded: str) -> None:
+    with override_settings(ANYMAIL={"IDNA_ENCODER": encoder}):
+        assert config().idna_encoder("straße.example") == encoded
+
+
+def test_the_idna_encoder_uts46_needs_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = ModuleType("uts46")
+    package.encode = str.encode  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "uts46", package)
+    assert config(idna_encoder="uts46").idna_encoder("a.example") == "a.example"
+
+    monkeypatch.setitem(sys.modules, "uts46", None)
+    assert "keyword idna_encoder must be" in refusal(idna_encoder="uts46")
+
+
+@pytest.mark.parametrize("encoder", ["nope", "django.nope", "django.VERSION", 7])
+def test_another_idna_encoder_is_refused(encoder: object) -> None:
+    with override_settings(ANYMAIL={"IDNA_ENCODER": encoder}):
+        assert refusal().startswith("ANYMAIL['IDNA_ENCODER'] must be ")
 
 
 @override_settings(LETTERMINT_API_TOKEN="other")
@@ -267,8 +307,8 @@ def test_plaintext_to_another_machine_is_refused(host: str) -> None:
     [
         ("lettermint.co", True),
         ("SMTP.Lettermint.CO", True),
-        ("localhost", True),
-        ("127.0.0.2", True),
+        ("localhost", False),
+        ("127.0.0.2", False),
         ("notlettermint.co", False),
         ("lettermint.co.example", False),
         ("10.0.0.1", False),
@@ -430,6 +470,9 @@ def test_a_wrong_secret_of_webhooks_stops_no_mail() -> None:
     ("value", "secrets"),
     [
         (None, ()),
+        ("", ()),
+        ([], ()),
+        (lazystr(""), ()),
         ("whsec_1", (Secret("whsec_1"),)),
         (["whsec_1", "whsec_2"], (Secret("whsec_1"), Secret("whsec_2"))),
     ],
@@ -441,8 +484,8 @@ def test_webhooks_have_no_one_or_several_secrets(
         assert webhook_config().signing_secrets == secrets
 
 
-@pytest.mark.parametrize("value", ["", [], [""], [None], {"a": 1}, 7, "whsec 1"])
-def test_an_empty_or_odd_secret_of_webhooks_is_refused(value: object) -> None:
+@pytest.mark.parametrize("value", [[""], ["whsec_1", ""], [None], {"a": 1}, 7, " "])
+def test_an_empty_entry_or_an_odd_secret_of_webhooks_is_refused(value: object) -> None:
     with (
         override_settings(ANYMAIL={"LETTERMINT_SIGNING_SECRET": value}),
         pytest.raises(ImproperlyConfigured, match="LETTERMINT_SIGNING_SECRET"),

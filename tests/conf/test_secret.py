@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import TYPE_CHECKING
 
 import pytest
 
 from django_lettermint.conf import Secret
+from django_lettermint.conf.secret import Hidden
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_a_secret_is_told_only_on_request() -> None:
@@ -35,6 +40,14 @@ def test_a_secret_is_not_pickled(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
-def test_a_secret_is_not_copied(duplicate: object) -> None:
-    with pytest.raises(TypeError, match="copied"):
-        duplicate(Secret("one"))  # type: ignore[operator]
+def test_a_copy_of_a_secret_is_the_secret(
+    duplicate: Callable[[object], object],
+) -> None:
+    secret = Secret("one")
+
+    assert duplicate(secret) is secret
+
+
+def test_whatever_is_hidden_shows_nothing_of_itself() -> None:
+    assert repr(Hidden(["lm_token"])) == "Secret('***')"
+    assert Hidden(["lm_token"]).reveal() == ["lm_token"]
