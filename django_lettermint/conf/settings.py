@@ -165,20 +165,16 @@ def _configure(
 
 def _look_up() -> tuple[Hidden, bool]:
     """Return the settings of our names, and whether nobody computes them."""
-    holder: Any = settings
+    # Asked directly: LazySettings keeps what it has once seen, for all threads.
+    holder: Any = resolve(settings) if type(settings) is LazySettings else settings
     names: set[str] = set()
-    fixed = False
-    if type(settings) is LazySettings:
-        # How it is pickled tells which object is behind it. That is asked directly:
-        # LazySettings keeps what it has once seen, for all threads.
-        _, (holder,) = settings.__reduce__()
-        inner = holder
-        while type(inner) is UserSettingsHolder:
-            names.update(_NAMES.intersection(vars(inner)))
-            inner = inner.default_settings
-        if type(inner) is Settings or type(inner) is ModuleType:
-            names.update(_NAMES.intersection(vars(inner)))
-            fixed = not hasattr(inner, "__getattr__")
+    inner = holder
+    while type(inner) is UserSettingsHolder:
+        names.update(_NAMES.intersection(vars(inner)))
+        inner = inner.default_settings
+    fixed = type(inner) in {Settings, ModuleType} and not hasattr(inner, "__getattr__")
+    if fixed:
+        names.update(_NAMES.intersection(vars(inner)))
     try:
         return Hidden(_values(holder, names if fixed else _NAMES)), fixed
     except Exception as error:  # noqa: BLE001 - a lazy value's, or the holder's

@@ -1,0 +1,313 @@
+"""When settings are looked up again, and what other objects in their place may do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anymail.exceptions import AnymailConfigurationError
+from django.conf import UserSettingsHolder, settings
+from django.test import override_settings
+
+from django_lettermint.conf import (
+    backend_config,
+    queue_config,
+    webhook_config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TOKEN = "lm_5f0c1e9a7b"
+
+
+def host() -> str:
+    return backend_config({}).relay.endpoint.host
+
+
+def token() -> str:
+    return backend_config({}).relay.endpoint.token.reveal()
+
+
+@pytest.fixture
+def assigned(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Change settings in ways that no signal tells."""
+    with override_settings(LETTERMINT_API_TOKEN=TOKEN):
+        yield monkeypatch
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("read", [backend_config, queue_config, webhook_config])
+def test_settings_that_stay_make_one_configuration(
+    read: Callable[[dict[str, Any]], object],
+) -> None:
+    with override_settings(LETTERMINT_API_TOKEN=TOKEN):
+        assert read({}) is read({})
+
+
+def test_what_django_passes_with_every_mail_makes_no_other() -> None:
+    passed = {"fail_silently": False, "username": None, "password": None}
+    with override_settings(LETTERMINT_API_TOKEN=TOKEN):
+        assert backend_config(passed) is backend_config({})
+    assert passed == {}
+
+
+def test_a_mailer_whose_options_stay_makes_one_configuration() -> None:
+    options = {"api_token": TOKEN, "pool": {"max_size": 2}}
+    mailers = {"news": {"OPTIONS": options}, "bulk": {"OPTIONS": options}}
+    with override_settings(MAILERS=mailers):
+        one = backend_config({"alias": "news", **options})
+        assert backend_config({"alias": "news", **options}) is one
+        assert one.keywords == ()
+
+        options["api_token"] = "lm_other"
+        other = backend_config({"alias": "news", **options})
+        assert other.relay.endpoint.token.reveal() == "lm_other"
+
+
+def test_options_from_code_are_not_kept() -> None:
+    one, other = (backend_config({"api_token": TOKEN}) for _ in range(2))
+
+    assert one is not other
+    assert one.keywords == ("api_token",)
+
+
+@override_settings(LETTERMINT_API_TOKEN=TOKEN)
+def test_overridden_settings_hold_at_once_and_no_longer() -> None:
+    assert host() == "smtp.lettermint.co"
+    with override_settings(LETTERMINT_HOST="one"):
+        assert host() == "one"
+        with override_settings(ANYMAIL={"LETTERMINT_HOST": "two"}):
+            assert host() == "two"
+        with override_settings(LETTERMINT_HOST="three"):
+            del settings.LETTERMINT_HOST
+            assert host() == "smtp.lettermint.co"
+        assert host() == "one"
+    assert host() == "smtp.lettermint.co"
+
+
+def test_an_assigned_setting_holds(assigned: pytest.MonkeyPatch) -> None:
+    assert host() == "smtp.lettermint.co"
+    assigned.setattr(settings, "LETTERMINT_HOST", "one", raising=False)
+    assert host() == "one"
+
+
+def test_a_deleted_setting_does_not_hold(assigned: pytest.MonkeyPatch) -> None:
+    with override_settings(LETTERMINT_HOST="one"):
+        assert host() == "one"
+        del settings.LETTERMINT_HOST
+        assert host() == "smtp.lettermint.co"
+
+
+def test_a_dict_changed_in_place_holds(assigned: pytest.MonkeyPatch) -> None:
+    anymail: dict[str, Any] = {"LETTERMINT_POOL": {"max_size": 2}}
+    with override_settings(ANYMAIL=anymail):
+        assert backend_config({}).relay.endpoint.pool.max_size == 2
+        anymail["LETTERMINT_POOL"]["max_size"] = 3
+        assert backend_config({}).relay.endpoint.pool.max_size == 3
+        anymail["LETTERMINT_HOST"] = "one"
+        assert host() == "one"
+        anymail["LETTERMINT_HOTS"] = "two"
+        with pytest.raises(AnymailConfigurationError, match="LETTERMINT_HOTS"):
+            host()
+
+
+def test_a_list_changed_in_place_holds() -> None:
+    secrets = ["whsec_1"]
+    with override_settings(LETTERMINT_SIGNING_SECRET=secrets):
+        assert len(webhook_config().signing_secrets) == 1
+        secrets.append("whsec_2")
+        assert len(webhook_config().signing_secrets) == 2
+
+
+def test_an_equal_value_of_another_type_is_judged_anew() -> None:
+    with override_settings(LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_RETRIES=1):
+        assert backend_config({}).relay.retries == 1
+        with (
+            override_settings(LETTERMINT_RETRIES=True),
+            pytest.raises(AnymailConfigurationError, match="LETTERMINT_RETRIES"),
+        ):
+            backend_config({})
+
+
+# -- Other objects in their place ---------------------------------------------------------
+
+
+class Holder:
+    """Settings that a project computes: it has no `__dir__` and no attributes."""
+
+    def __init__(self, find: Callable[[str], object]) -> None:
+        self._find = find
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._find(name)
+
+
+@contextmanager
+def behind_settings(holder: object) -> Iterator[None]:
+    """Put an object where projects put theirs: behind `django.conf.settings`."""
+    before = settings._wrapped
+    settings._wrapped = holder
+    try:
+        yield
+    finally:
+        settings._wrapped = before
+
+
+def holder_of(values: dict[str, Any]) -> Holder:
+    inner = settings._wrapped
+
+    def find(name: str) -> object:
+        return values[name] if name in values else getattr(inner, name)
+
+    return Holder(find)
+
+
+@pytest.mark.parametrize(
+    "name", ["LETTERMINT_API_TOKEN", "ANYMAIL_LETTERMINT_API_TOKEN"]
+)
+def test_a_proxy_without_dir_is_asked_at_each_mail(name: str) -> None:
+    values: dict[str, Any] = {name: "lm_one"}
+    with behind_settings(holder_of(values)):
+        assert token() == "lm_one"
+        values[name] = "lm_two"
+        assert token() == "lm_two"
+
+
+def test_a_proxys_anymail_is_asked_at_each_mail() -> None:
+    values: dict[str, Any] = {"ANYMAIL": {"LETTERMINT_API_TOKEN": "lm_one"}}
+    with behind_settings(holder_of(values)):
+        assert token() == "lm_one"
+        values["ANYMAIL"] = {
+            "LETTERMINT_API_TOKEN": "lm_two",
+            "SEND_DEFAULTS": {"tag": "two"},
+            "IGNORE_UNSUPPORTED_FEATURES": True,
+        }
+        config = backend_config({})
+    assert config.relay.endpoint.token.reveal() == "lm_two"
+    assert config.send_defaults == {"tag": "two"}
+    assert config.ignore_unsupported_features is True
+
+
+def test_webhooks_ask_a_proxy_at_each_event() -> None:
+    values: dict[str, Any] = {"LETTERMINT_SIGNING_SECRET": "whsec_1"}
+    with behind_settings(holder_of(values)):
+        assert len(webhook_config().signing_secrets) == 1
+        values["LETTERMINT_SIGNING_SECRET"] = ["whsec_1", "whsec_2"]
+        assert len(webhook_config().signing_secrets) == 2
+
+
+def test_each_thread_gets_what_a_proxy_answers_in_it() -> None:
+    tenant = threading.local()
+    barrier = threading.Barrier(4)
+
+    def find(name: str) -> object:
+        if name == "LETTERMINT_API_TOKEN":
+            return f"lm_{tenant.name}"
+        raise AttributeError(name)
+
+    def tokens(name: str) -> set[str]:
+        tenant.name = name
+        barrier.wait(10)
+        return {token() for _ in range(50)}
+
+    with behind_settings(Holder(find)), ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(tokens, "abcd"))
+
+    assert found == [{"lm_a"}, {"lm_b"}, {"lm_c"}, {"lm_d"}]
+
+
+def test_a_proxy_below_overridden_settings_is_asked_at_each_mail() -> None:
+    values: dict[str, Any] = {"LETTERMINT_API_TOKEN": "lm_one"}
+    with (
+        behind_settings(holder_of(values)),
+        override_settings(LETTERMINT_HOST="one"),
+    ):
+        assert (token(), host()) == ("lm_one", "one")
+        values["LETTERMINT_API_TOKEN"] = "lm_two"
+        assert (token(), host()) == ("lm_two", "one")
+
+
+def test_a_subclass_of_djangos_holder_is_asked_at_each_mail() -> None:
+    class Computing(UserSettingsHolder):
+        tokens = iter(["lm_one", "lm_two"])
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "LETTERMINT_API_TOKEN":
+                return next(self.tokens)
+            return super().__getattr__(name)
+
+    with behind_settings(Computing(settings._wrapped)):
+        assert [token(), token()] == ["lm_one", "lm_two"]
+
+
+def test_a_module_that_computes_its_names_is_asked_at_each_mail() -> None:
+    module = ModuleType("computing")
+    tokens = iter(["lm_one", "lm_two"])
+
+    def find(name: str) -> object:
+        if name == "LETTERMINT_API_TOKEN":
+            return next(tokens)
+        raise AttributeError(name)
+
+    module.__getattr__ = find  # type: ignore[method-assign]
+    with behind_settings(UserSettingsHolder(module)):
+        assert [token(), token()] == ["lm_one", "lm_two"]
+
+
+def test_any_object_may_stand_behind_the_settings() -> None:
+    with behind_settings(SimpleNamespace(LETTERMINT_API_TOKEN=TOKEN)):
+        assert token() == TOKEN
+
+
+REPLACED = """
+import django.conf
+
+class Computing(django.conf.LazySettings):
+    tokens = iter(["lm_one", "lm_two"])
+
+    def __getattr__(self, name):
+        if name == "LETTERMINT_API_TOKEN":
+            return next(self.tokens)
+        return super().__getattr__(name)
+
+django.conf.settings = Computing()
+django.conf.settings.configure()
+
+from django_lettermint.conf import backend_config
+print(*(backend_config({}).relay.endpoint.token.reveal() for _ in range(2)))
+"""
+
+
+def test_settings_of_another_class_are_asked_at_each_mail() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.split() == ["lm_one", "lm_two"], done.stderr
+
+
+def test_a_proxy_that_fails_is_an_error_without_its_values() -> None:
+    def find(name: str) -> object:
+        if name == "LETTERMINT_HOST":
+            raise ConnectionError("no database")
+        return TOKEN
+
+    with (
+        behind_settings(Holder(find)),
+        pytest.raises(
+            AnymailConfigurationError, match="settings cannot be read"
+        ) as raised,
+    ):
+        token()
+
+    assert isinstance(raised.value.__cause__, ConnectionError)
+    assert raised.value.__cause__.__traceback__ is None
