@@ -151,7 +151,7 @@ def _configure(
     reader: SettingsReader = SettingsReader(kwargs, options, found)
     if reader.keywords or not fixed:
         return build(reader)
-    key = (build, reader.alias if reader.given else None, *reader.given)
+    key = (build, reader.alias if reader.given else None, *sorted(reader.given))
     values = reader.values()
     kept = _kept.get(key)
     if kept is not None and _same(kept[0], values):
@@ -176,7 +176,7 @@ def _look_up() -> tuple[Hidden, bool]:
     if fixed:
         names.update(_NAMES.intersection(vars(inner)))
     try:
-        return Hidden(_values(holder, names if fixed else _NAMES)), fixed
+        return Hidden(_values(holder, sorted(names if fixed else _NAMES))), fixed
     except Exception as error:  # noqa: BLE001 - a lazy value's, or the holder's
         # Without its traceback, whose frames hold values: debug pages show those.
         cause = error.with_traceback(None)
@@ -225,23 +225,21 @@ class SettingsReader:
         # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
         merged = frozenset(kwargs.get("_ignore_unknown_kwargs") or ())
         left = {"alias", "_ignore_unknown_kwargs"} | (merged - _KEYWORDS)
-        self.given: dict[str, Hidden] = {
-            name: Hidden(kwargs.pop(name)) for name in kwargs.keys() - left
+        self.given = {
+            name: Hidden(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
         }
         self._of_code = frozenset(self.given) if self.alias is None else merged
         self._of_mailer = Hidden(self._mailer() if self.given else {})
         for name in self._of_code & self.given.keys():
             self._settle(name)
-        mailer = self._of_mailer.reveal().get
         #: The options that code has given, besides the settings.
-        self.keywords = tuple(
-            name
-            for name, value in self.given.items()
-            if mailer(name, _UNSET) != value.reveal()
-        )
+        self.keywords = tuple(sorted(filter(self._differs, self.given)))
         self._token = "api_token"  # noqa: S105 - the name of an option
-        if "password" in self.given and self._outranks("password", "api_token"):
-            self._token = "password"  # noqa: S105
+        if "password" in self.given:
+            if "password" in self.keywords or "api_token" not in self.keywords:
+                self._token = "password"  # noqa: S105
+            else:
+                del self.given["password"]
 
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
@@ -252,8 +250,15 @@ class SettingsReader:
                 return {}
         return value
 
-    def _outranks(self, name: str, other: str) -> bool:
-        return name in self.keywords or other not in self.keywords
+    def _differs(self, name: str) -> bool:
+        """Tell whether an option is not what the mailer has in the settings."""
+        mailer = self._of_mailer.reveal()
+        with suppress(Exception):  # a lazy value's: get() reports it
+            return name not in mailer or bool(
+                mailer[name] is not self.given[name].reveal()
+                and resolve(mailer[name]) != resolve(self.given[name].reveal())
+            )
+        return True
 
     def _settle(self, name: str) -> None:
         """Replace a keyword that says nothing by what the settings say.
@@ -323,9 +328,12 @@ class SettingsReader:
 
     def values(self) -> Hidden:
         """Return all that was found, with what is inside of dicts and lists."""
-        found = self._settings.reveal()
-        stack = [value for name, value in found.items() if name != "MAILERS"]
-        stack += [value.reveal() for value in self.given.values()]
+        stack: list[Any] = []
+        for name, value in self._settings.reveal().items():
+            if name != "MAILERS":  # what concerns us is given
+                stack += (name, value)
+        for name in sorted(self.given):
+            stack += (name, self.given[name].reveal())
         values = []
         while stack:
             value = stack.pop()

@@ -126,6 +126,16 @@ def test_a_list_changed_in_place_holds() -> None:
         assert len(webhook_config().signing_secrets) == 2
 
 
+def test_the_same_value_under_another_name_makes_another_configuration() -> None:
+    def flags(**settings: Any) -> tuple[bool, bool]:
+        with override_settings(LETTERMINT_API_TOKEN=TOKEN, **settings):
+            config = backend_config({})
+        return config.fail_silently, config.ignore_recipient_status
+
+    assert flags(LETTERMINT_FAIL_SILENTLY=True) == (True, False)
+    assert flags(LETTERMINT_IGNORE_RECIPIENT_STATUS=True) == (False, True)
+
+
 def test_an_equal_value_of_another_type_is_judged_anew() -> None:
     with override_settings(LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_RETRIES=1):
         assert backend_config({}).relay.retries == 1
