@@ -32,7 +32,10 @@ LAYERS = (
 )
 LEVEL = {room: level for level, line in enumerate(LAYERS) for room in line.split()}
 #: What these rooms may import of other packages' worlds.
-FREE_OF = {"extras": ("django", "anymail"), "smtp": ("django", "anymail")} | dict.fromkeys(("mime", "envelope", "pool", "delivery"), ("anymail",))
+FREE_OF = {
+    "extras": ("django", "anymail"),
+    "smtp": ("django", "anymail"),
+} | dict.fromkeys(("mime", "envelope", "pool", "delivery"), ("anymail",))
 
 
 def is_type_checking(node: ast.AST) -> bool:
