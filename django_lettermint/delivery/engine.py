@@ -68,6 +68,8 @@ class Delivery:
         self._failures = 0
         #: In `time.monotonic()`: the first of them.
         self._failing_since = 0.0
+        #: In `time.monotonic()`: no connection is asked for before.
+        self._not_before = 0.0
         #: Messages given up since then, each for losing every connection.
         self._given_up = 0
         #: Why the latest connection could not be made.
@@ -125,7 +127,8 @@ class Delivery:
         first = min(each.not_before for each in todo)
         # Messages that were lost together are repeated together, on one connection.
         ready = [each for each in todo if each.not_before <= first + policy.PAUSE]
-        wait = max(each.not_before for each in ready) - time.monotonic()
+        last = max(each.not_before for each in ready)
+        wait = max(last, self._not_before) - time.monotonic()
         if wait > 0:
             self._sleep(wait)
         return ready
@@ -167,7 +170,7 @@ class Delivery:
         session, used = connection.session, connection.reused
         transactions = [transaction for _, transaction in pairs]
         transactions[0].after_idle = used
-        following: Sequence[MailTransaction] = transactions
+        following: Sequence[MailTransaction]
         leaving = False
         for number, (submission, transaction) in enumerate(pairs, 1):
             if leaving and not transaction.started:
@@ -182,10 +185,15 @@ class Delivery:
                     if its_transaction.started:
                         self._record(session, follower, its_transaction, used=True)
                 return
-            if decision in (Decision.FRESH, Decision.REPEAT):
+            # A repeat that is refused for now before its content may meet a limit of
+            # this session, too.
+            early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
+            fresh = decision is Decision.FRESH or (
+                decision is Decision.REPEAT and early
+            )
+            if fresh:
                 connection.discard(CloseReason.REFUSED)
-            if decision in (Decision.FRESH, Decision.REPEAT, Decision.ALONE):
-                leaving = True
+            leaving = leaving or fresh or decision is Decision.ALONE
             used = used or bool(transaction.started)
 
     def _record(
@@ -217,7 +225,7 @@ class Delivery:
             self._connections.count("retries")
             self._log(decision, transaction.phase, lost)
         if decision is Decision.RETRY:
-            self._pause(submission)
+            self._plan_retry(submission)
         elif decision is Decision.GIVE_UP and lost and not used:
             self._give_up(lost)
         return decision
@@ -237,7 +245,7 @@ class Delivery:
         )
         if decision is Decision.RETRY:
             self._log(decision, phase, error)
-            self._pause(first)
+            self._plan_retry(first)
         else:
             self._fail_all(error)
 
@@ -250,12 +258,14 @@ class Delivery:
         waited = now - self._failing_since
         return policy.may_retry(self._failures, self._config.retries, waited, patience)
 
-    def _pause(self, submission: Submission) -> None:
-        left = self._patience - (time.monotonic() - self._failing_since)
+    def _plan_retry(self, submission: Submission) -> None:
+        """Have no connection opened for a while; the lease ends before the pause."""
+        now = time.monotonic()
+        left = self._patience - (now - self._failing_since)
         most = submission.deadline.seconds_left()
         if left > 0:
             most = min(most, left)
-        self._sleep(policy.backoff(self._failures, most=most))
+        self._not_before = now + policy.backoff(self._failures, most=most)
 
     def _give_up(self, lost: Exception) -> None:
         """Fail the other messages as well, unless it may have been this message."""

@@ -244,8 +244,10 @@ if django.VERSION >= (6, 1):
         options = {"username": "shop", "password": TOKEN, "port": 587, "timeout": 3}
         mailers = {"default": {"BACKEND": BACKEND, "OPTIONS": options}}
         with override_settings(MAILERS=mailers):
-            backend = mail.get_connection(**{name: None})
-            assert backend.config == mail.mailers.default.config
+            keywords: dict[str, Any] = {name: None}
+            backend: Any = mail.get_connection(**keywords)
+            mailer: Any = mail.mailers.default
+            assert backend.config == mailer.config
 
 
 # -- Lazy values --------------------------------------------------------------------------

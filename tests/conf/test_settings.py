@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TOKEN = "lm_5f0c1e9a7b"
+#: For type checkers, to whom settings have certain attributes only.
+SETTINGS: Any = settings
 
 
 def host() -> str:
@@ -86,7 +88,7 @@ def test_overridden_settings_hold_at_once_and_no_longer() -> None:
         with override_settings(ANYMAIL={"LETTERMINT_HOST": "two"}):
             assert host() == "two"
         with override_settings(LETTERMINT_HOST="three"):
-            del settings.LETTERMINT_HOST
+            del SETTINGS.LETTERMINT_HOST
             assert host() == "smtp.lettermint.co"
         assert host() == "one"
     assert host() == "smtp.lettermint.co"
@@ -101,7 +103,7 @@ def test_an_assigned_setting_holds(assigned: pytest.MonkeyPatch) -> None:
 def test_a_deleted_setting_does_not_hold(assigned: pytest.MonkeyPatch) -> None:
     with override_settings(LETTERMINT_HOST="one"):
         assert host() == "one"
-        del settings.LETTERMINT_HOST
+        del SETTINGS.LETTERMINT_HOST
         assert host() == "smtp.lettermint.co"
 
 
@@ -164,16 +166,16 @@ class Holder:
 @contextmanager
 def behind_settings(holder: object) -> Iterator[None]:
     """Put an object where projects put theirs: behind `django.conf.settings`."""
-    before = settings._wrapped
-    settings._wrapped = holder
+    before = SETTINGS._wrapped
+    SETTINGS._wrapped = holder
     try:
         yield
     finally:
-        settings._wrapped = before
+        SETTINGS._wrapped = before
 
 
 def holder_of(values: dict[str, Any]) -> Holder:
-    inner = settings._wrapped
+    inner = SETTINGS._wrapped
 
     def find(name: str) -> object:
         return values[name] if name in values else getattr(inner, name)
@@ -255,7 +257,7 @@ def test_a_subclass_of_djangos_holder_is_asked_at_each_mail() -> None:
                 return next(self.tokens)
             return super().__getattr__(name)
 
-    with behind_settings(Computing(settings._wrapped)):
+    with behind_settings(Computing(SETTINGS._wrapped)):
         assert [token(), token()] == ["lm_one", "lm_two"]
 
 
