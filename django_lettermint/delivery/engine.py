@@ -205,7 +205,12 @@ class Delivery:
         used: bool,
     ) -> Decision:
         """Apply the end of a mail transaction, and prepare for what comes next."""
-        _learn(session.relay, submission, transaction)
+        if (
+            transaction.pipelined
+            or transaction.followed
+            or submission.refused_pipelined
+        ):
+            _learn(session.relay, submission, transaction)
         lost = transaction.failure if session.closed else None
         may_retry = False
         if lost and not used and transaction.outcome is Outcome.NOT_SENT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from django_lettermint.exceptions import (
@@ -39,16 +39,22 @@ def build_result(submissions: Sequence[Submission]) -> SendResult:
     first = submissions[0]
     decisive = _decisive(submissions)
     reply = _decisive_reply(decisive)
+    starts = [each.deadline.started for each in submissions if each.deadline.started]
+    ended = max(each.ended for each in submissions)
     return SendResult(
         outcome=decisive.outcome,
         message_id=first.envelope.message_id,
         idempotency_key=first.envelope.idempotency_key,
-        recipients=dict(_recipients(submissions)),
+        recipients={
+            who: _recipient(submission, who)
+            for submission in submissions
+            for who in recipients_of(submission)
+        },
         code=reply.code if reply else None,
         text=reply.text if reply else "",
         phase=_phase(decisive),
         attempts=sum(each.attempts for each in submissions),
-        elapsed=_elapsed(submissions),
+        elapsed=ended - min(starts) if starts else 0.0,
         connection_reused=decisive.reused,
     )
 
@@ -90,11 +96,6 @@ def _decisive_reply(submission: Submission) -> Reply | None:
     return None
 
 
-def _elapsed(submissions: Sequence[Submission]) -> float:
-    starts = [each.deadline.started for each in submissions if each.deadline.started]
-    return max(each.ended for each in submissions) - min(starts) if starts else 0.0
-
-
 def _phase(submission: Submission) -> Phase:
     if submission.outcome is Outcome.UNKNOWN:
         return Phase.COMMIT
@@ -118,14 +119,6 @@ def recipients_of(submission: Submission) -> tuple[str, ...]:
     """Return all its recipients, those left out of a repeat included."""
     first = submission.unconfirmed or submission.last
     return (first or submission).envelope.recipients
-
-
-def _recipients(
-    submissions: Sequence[Submission],
-) -> Iterator[tuple[str, RecipientResult]]:
-    for submission in submissions:
-        for who in recipients_of(submission):
-            yield who, _recipient(submission, who)
 
 
 def _recipient(submission: Submission, who: str) -> RecipientResult:

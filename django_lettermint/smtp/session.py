@@ -176,13 +176,22 @@ class Session:
         self.write(transaction, [DOT], follower)
         self.read_replies(transaction)
 
-    def begin(self, transaction: MailTransaction) -> bool:
-        """Return whether the relay can take the message; nothing is written yet."""
-        if not self._fits(transaction):
+    def begin(self, transaction: MailTransaction, *, behind: bool = False) -> bool:
+        """Return whether the relay can take the message; nothing is written yet.
+
+        `behind`: its commands go out behind the end of another message.
+        """
+        behind = behind or bool(self.pending)
+        try:
+            transaction.envelope = adapt_to(self.features, transaction)
+        except LettermintInvalidMessage as error:
+            transaction.phase, transaction.failure = Phase.MESSAGE, error
             return False
-        if not self.pending and self.stream.has_input():
+        if not behind and self.stream.has_input():
             raise ConnectionResetError("the server closed the connection while idle")
-        self._start(transaction)
+        transaction.started = time.monotonic()
+        transaction.connection_carried = self.carried or behind
+        self.messages += 1
         return True
 
     def commit(self, transaction: MailTransaction) -> None:
@@ -213,20 +222,6 @@ class Session:
         first = [RSET] if self.needs_rset else []
         return [*first, *mail_commands(transaction.envelope, self.features), *last]
 
-    def _fits(self, transaction: MailTransaction) -> bool:
-        try:
-            transaction.envelope = adapt_to(self.features, transaction)
-        except LettermintInvalidMessage as error:
-            transaction.phase, transaction.failure = Phase.MESSAGE, error
-            return False
-        return True
-
-    def _start(self, transaction: MailTransaction) -> None:
-        # A follower starts before the end of the message in front of it.
-        transaction.started = time.monotonic()
-        transaction.connection_carried = self.carried or bool(self.pending)
-        self.messages += 1
-
     def _follower(
         self, following: Sequence[MailTransaction]
     ) -> tuple[MailTransaction, list[Command]] | None:
@@ -235,10 +230,9 @@ class Session:
         if (
             transaction is None
             or not self.may_follow(transaction)
-            or not self._fits(transaction)
+            or not self.begin(transaction, behind=True)
         ):
             return None
-        self._start(transaction)
         transaction.pipelined = True
         return transaction, self._commands(transaction, DATA)
 
