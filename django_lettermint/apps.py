@@ -21,4 +21,5 @@ class LettermintConfig(AppConfig):
         register(checks.check_queues, "mail")
         register(checks.check_webhooks, "mail")
         register(checks.check_names, "mail")
+        register(checks.check_other_settings, "mail")
         register(checks.check_distributions, "mail")

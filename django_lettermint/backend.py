@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from anymail.backends.base import AnymailBaseBackend
 from anymail.exceptions import (
@@ -18,7 +18,6 @@ from anymail.exceptions import (
 from anymail.message import AnymailStatus
 from anymail.signals import pre_send
 from django.core import mail
-from django.core.mail.backends.base import BaseEmailBackend
 
 from . import pool
 from .conf import Endpoint, RelayConfig, backend_config
@@ -38,6 +37,7 @@ from .results import Outcome, Phase, SendResult
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
+    from django.core.mail.backends.base import BaseEmailBackend
 
     from .envelope import Envelope
 
@@ -104,10 +104,14 @@ class EmailBackend(AnymailBaseBackend):
         return replace(self._config, timeout=float(self.timeout or 0))
 
     def __copy__(self) -> Self:
-        return _with_attributes(self, vars(self))
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return _with_attributes(self, deepcopy(vars(self), memo))
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Django <= 6.0 leaves the backend on each message it sent. Neither token nor
@@ -230,8 +234,9 @@ class EmailBackend(AnymailBaseBackend):
             octets = 0
             try:
                 for message in islice(iterator, size):
+                    # It ends as interrupted if the next line does.
                     batch.append(OutgoingMessage(message))
-                    self._prepare(batch[-1])
+                    batch[-1] = self.prepare(message)
                     octets += batch[-1].octets
                     if octets > BATCH_OCTETS:
                         break
@@ -251,23 +256,21 @@ class EmailBackend(AnymailBaseBackend):
             raise interruption
 
     def prepare(self, message: EmailMessage) -> OutgoingMessage:
-        """Do all that can fail because of the message, before any network."""
-        outgoing = OutgoingMessage(message)
-        self._prepare(outgoing)
-        return outgoing
+        """Do all that can fail because of the message, before any network.
 
-    def _prepare(self, outgoing: OutgoingMessage) -> None:
-        message = outgoing.message
+        A subclass may change the message here, and call this.
+        """
+        outgoing = OutgoingMessage(message)
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
         except AnymailCancelSend:
             outgoing.end_silently(Phase.CANCELLED)
-            return
+            return outgoing
         try:
             if not message.recipients():
                 outgoing.end_silently(Phase.NO_RECIPIENTS)
-                return
+                return outgoing
             payload = LettermintPayload(message, self.send_defaults, self)
             prepared = payload.prepare()
         except AnymailError as error:
@@ -282,6 +285,7 @@ class EmailBackend(AnymailBaseBackend):
             outgoing.original_addresses = prepared.given
             outgoing.has_caller_key = prepared.key_given
             outgoing.submissions = submissions(prepared.envelopes, self.config)
+        return outgoing
 
 
 class _Finished:
@@ -328,20 +332,11 @@ def refuse_unused_hooks(cls: type, ours: type) -> None:
             )
 
 
-_Backend = TypeVar("_Backend", bound=BaseEmailBackend)
-
-
 def attributes_since(
     backend: BaseEmailBackend, before: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the attributes that a constructor of ours has set."""
     return {name: value for name, value in vars(backend).items() if name not in before}
-
-
-def _with_attributes(backend: _Backend, attributes: dict[str, Any]) -> _Backend:
-    copied = type(backend).__new__(type(backend))
-    vars(copied).update(attributes)
-    return copied
 
 
 def _rebuild(cls: type[EmailBackend], alias: str | None) -> EmailBackend:

@@ -27,6 +27,20 @@ DISTRIBUTION = "django-lettermint-smtp"
 WEBHOOK_VIEW = "django_lettermint.webhooks.LettermintWebhookView"
 
 
+#: The settings of Django's SMTP backend, and which of ours have their place.
+_OTHER_SETTINGS = {
+    "EMAIL_HOST": "LETTERMINT_HOST",
+    "EMAIL_PORT": "LETTERMINT_PORT",
+    "EMAIL_HOST_USER": "LETTERMINT_USERNAME",
+    "EMAIL_HOST_PASSWORD": "LETTERMINT_API_TOKEN",
+    "EMAIL_USE_TLS": "LETTERMINT_SECURITY",
+    "EMAIL_USE_SSL": "LETTERMINT_SECURITY",
+    "EMAIL_TIMEOUT": "LETTERMINT_TIMEOUT",
+    "EMAIL_SSL_CERTFILE": "LETTERMINT_CA_FILE",
+    "EMAIL_SSL_KEYFILE": "LETTERMINT_CA_FILE",
+}
+
+
 class Id(enum.StrEnum):
     """The ids, to be silenced by SILENCED_SYSTEM_CHECKS."""
 
@@ -39,6 +53,7 @@ class Id(enum.StrEnum):
     WEBHOOK_OPTION = "lettermint_smtp.W005"
     FROM_EMAIL = "lettermint_smtp.W006"
     CORRELATION_KEY = "lettermint_smtp.W007"
+    OTHER_SETTINGS = "lettermint_smtp.W008"
 
 
 def check_backends(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -119,20 +134,23 @@ def _mapping(value: object) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _is_ours(path: object, backend: str) -> TypeGuard[str]:
-    """Tell whether a path leads to our backend or a subclass that takes its options."""
+def _is_a(path: object, *backends: str) -> TypeGuard[str]:
+    """Tell whether a path leads to one of our backends or to a subclass."""
     if not isinstance(path, str):
         return False
     try:
         found = import_string(path)
-        ours = import_string(backend)
     except (ImportError, TypeError, ValueError):  # the latter two: it begins with a dot
         return False
+    ours = tuple(map(import_string, backends))
+    return isinstance(found, type) and issubclass(found, ours)
+
+
+def _is_ours(path: object, backend: str) -> TypeGuard[str]:
+    """Tell whether a path leads to our backend or a subclass that takes its options."""
     # A subclass with a constructor of its own may have options of its own.
-    return (
-        isinstance(found, type)
-        and issubclass(found, ours)
-        and found.__init__ is ours.__init__  # type: ignore[misc]  # only compared
+    return _is_a(path, backend) and (
+        import_string(path).__init__ is import_string(backend).__init__
     )
 
 
@@ -202,6 +220,29 @@ def check_names(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]
             id=Id.UNKNOWN_SETTING,
         )
         for name, suggestion in unknown_settings(names).items()
+    ]
+
+
+def check_other_settings(
+    app_configs: object = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Report settings of Django's SMTP backend where only ours are in use."""
+    paths = [path for _, path, _ in _mailers() if path is not None]
+    if not paths or not all(_is_a(path, BACKEND, QUEUE) for path in paths):
+        return []
+    # Not by their values: reading them is deprecated in Django 6.1.
+    is_set = getattr(settings, "is_overridden", lambda _: False)
+    found = {name: ours for name, ours in _OTHER_SETTINGS.items() if is_set(name)}
+    if not found:
+        return []
+    hints = ", ".join(f"{ours} for {name}" for name, ours in found.items())
+    return [
+        CheckWarning(
+            "These settings have no effect, because no mail is sent by Django's SMTP "
+            f"backend: {', '.join(found)}.",
+            hint=f"Remove them. Where a default is not right, set {hints}.",
+            id=Id.OTHER_SETTINGS,
+        )
     ]
 
 

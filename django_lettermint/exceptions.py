@@ -2,6 +2,7 @@
 
     AnymailError
     ├── LettermintInvalidMessage   (ValueError)              the message breaks a rule; nothing was sent
+    │   └── InvalidHeader          (BadHeaderError)          a line break in a header field
     └── AnymailAPIError
         └── LettermintError        (smtplib.SMTPException)
             ├── ConnectFailed          (SMTPConnectError, ConnectionError)
@@ -28,7 +29,13 @@ import smtplib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+import django
 from anymail.exceptions import AnymailAPIError, AnymailError, AnymailRecipientsRefused
+
+if TYPE_CHECKING or django.VERSION >= (6, 0):  # where Django raises ValueError itself
+    BadHeaderError = ValueError
+else:
+    from django.core.mail import BadHeaderError
 
 if TYPE_CHECKING:
     from .envelope import Envelope
@@ -76,6 +83,16 @@ class LettermintInvalidMessage(_Picklable, ValueError):
 
     retry_safe = True
     transient = False
+
+
+class InvalidHeader(LettermintInvalidMessage, BadHeaderError):
+    """A header field holds a line break; in Django < 6.0 also a BadHeaderError."""
+
+
+def invalid_message(text: str, value: object = None) -> LettermintInvalidMessage:
+    """Make the error for a message; `value` is what a header field would have held."""
+    line_break = isinstance(value, str) and ("\n" in value or "\r" in value)
+    return InvalidHeader(text) if line_break else LettermintInvalidMessage(text)
 
 
 class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):

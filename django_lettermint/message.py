@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from anymail.exceptions import AnymailUnsupportedFeature
+from anymail.message import AnymailStatus
 from anymail.utils import UNSET as ANYMAIL_UNSET
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils.functional import LazyObject, Promise
@@ -43,6 +44,8 @@ class LettermintMessage(EmailMultiAlternatives):
     tag: str | None
     metadata: Mapping[str, object] | None
     idempotency_key: str | None
+    #: What became of it; its `status` is None until it was sent.
+    anymail_status: AnymailStatus
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class LettermintMessage(EmailMultiAlternatives):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.anymail_status = AnymailStatus()
         values = (route, tag, metadata, idempotency_key)
         vars(self).update(_given(zip(_ATTRIBUTES, values, strict=True)))
 

@@ -50,7 +50,7 @@ def rebuild(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
         },
         **extras,
     )
-    message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
+    message.anymail_status = AnymailStatus()
     if html := _text(parsed, "html"):
         message.attach_alternative(html, "text/html")
     return message

@@ -5,6 +5,8 @@ from __future__ import annotations
 from email import message_from_bytes, policy
 from typing import TYPE_CHECKING, Any
 
+from django.test import override_settings
+
 from django_lettermint.backend import EmailBackend
 from django_lettermint.payload import LettermintPayload, Prepared
 
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 def prepared(message: EmailMessage, **options: Any) -> Prepared:
     """Prepare a message as the backend does."""
-    backend = EmailBackend(api_token="lm_unused", **options)
+    # As settings, where None is a value.
+    settings = {f"LETTERMINT_{name.upper()}": value for name, value in options.items()}
+    with override_settings(LETTERMINT_API_TOKEN="lm_unused", **settings):
+        backend = EmailBackend()
     return LettermintPayload(message, backend.send_defaults, backend).prepare()
 
 

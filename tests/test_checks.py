@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from django.core.mail.backends.base import BaseEmailBackend
 
 BACKEND = "django_lettermint.backend.EmailBackend"
+QUEUE = "django_lettermint.tasks.EmailBackend"
 TOKEN = "lm_5f0c1e9a7b"
 
 #: Django 6.1 has MAILERS and lets nobody set EMAIL_BACKEND besides; before, the latter
@@ -72,6 +73,7 @@ def test_the_checks_run_with_those_about_mail() -> None:
         checks.check_queues,
         checks.check_webhooks,
         checks.check_names,
+        checks.check_other_settings,
         checks.check_distributions,
     }
 
@@ -423,6 +425,77 @@ def test_an_unknown_setting_is_a_warning_with_a_suggestion() -> None:
     assert TOKEN not in f"{prot} {key}"
 
 
+LEFT_OVER = {
+    "EMAIL_HOST": "smtp.lettermint.co",
+    "EMAIL_PORT": 587,
+    "EMAIL_HOST_USER": "lettermint",
+    "EMAIL_HOST_PASSWORD": TOKEN,
+    "EMAIL_USE_TLS": True,
+    "EMAIL_USE_SSL": False,
+    "EMAIL_TIMEOUT": 5,
+    "EMAIL_SSL_CERTFILE": "ca.pem",
+    "EMAIL_SSL_KEYFILE": "key.pem",
+}
+REPLACED = pytest.mark.filterwarnings("ignore:The EMAIL_")
+
+
+def in_use(*paths: str) -> dict[str, Any]:
+    """Return settings with which these backends, and no others, send."""
+    if not MAILERS_DECIDE:
+        return {"EMAIL_BACKEND": paths[0]}
+    return {
+        "MAILERS": {f"m{number}": mailer(path) for number, path in enumerate(paths)}
+    }
+
+
+@REPLACED
+@pytest.mark.parametrize("path", [BACKEND, QUEUE, f"{__name__}.OwnConstructor"])
+def test_settings_of_djangos_backend_are_one_warning(path: str) -> None:
+    with override_settings(**in_use(path), **LEFT_OVER):
+        (message,) = checks.check_other_settings()
+
+    assert message.id == "lettermint_smtp.W008"
+    assert all(name in message.msg for name in LEFT_OVER)
+    assert "LETTERMINT_API_TOKEN for EMAIL_HOST_PASSWORD" in str(message.hint)
+    assert "LETTERMINT_SECURITY for EMAIL_USE_TLS" in str(message.hint)
+    assert TOKEN not in str(message)
+
+
+@REPLACED
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_a_setting_of_djangos_backend_is_named_alone(name: str) -> None:
+    with override_settings(**in_use(BACKEND), **{name: LEFT_OVER[name]}):
+        (message,) = checks.check_other_settings()
+
+    assert message.msg.endswith(f": {name}.")
+
+
+@override_settings(EMAIL_SUBJECT_PREFIX="[Shop] ", EMAIL_USE_LOCALTIME=True)
+def test_settings_of_messages_have_an_effect() -> None:
+    with override_settings(**in_use(BACKEND)):
+        assert checks.check_other_settings() == []
+
+
+@REPLACED
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["django.core.mail.backends.smtp.EmailBackend", BACKEND],
+        ["no.such.Backend", BACKEND],
+        [f"{__name__}.factory"],
+    ],
+)
+def test_another_backend_may_need_its_settings(paths: list[str]) -> None:
+    with override_settings(**in_use(*paths), **LEFT_OVER):
+        assert checks.check_other_settings() == []
+
+
+@REPLACED
+@override_settings(**LEFT_OVER)
+def test_without_a_backend_of_ours_no_setting_is_left_over() -> None:
+    assert checks.check_other_settings() == []
+
+
 def test_what_is_installed_here_does_not_clash() -> None:
     assert checks.check_distributions() == []
 
@@ -441,9 +514,6 @@ def test_another_distribution_of_the_same_package_is_a_warning() -> None:
 
     assert message.id == "lettermint_smtp.W003"
     assert message.msg.startswith("django-lettermint installs a package")
-
-
-QUEUE = "django_lettermint.tasks.EmailBackend"
 
 
 @override_settings(LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_QUEUE_NAME="nowhere")

@@ -5,8 +5,10 @@ import pickle
 import smtplib
 from typing import Any
 
+import django
 import pytest
 from anymail.exceptions import AnymailAPIError, AnymailError, AnymailRecipientsRefused
+from django.core import mail
 
 from django_lettermint import exceptions
 from django_lettermint.envelope import Envelope
@@ -28,7 +30,12 @@ KINDS: dict[type[exceptions.LettermintError], tuple[type[Exception], ...]] = {
     exceptions.PoolClosed: (smtplib.SMTPServerDisconnected,),
     exceptions.EnqueueFailed: (),
 }
-ALL = [*KINDS, exceptions.LettermintError, exceptions.LettermintInvalidMessage]
+ALL = [
+    *KINDS,
+    exceptions.LettermintError,
+    exceptions.LettermintInvalidMessage,
+    exceptions.InvalidHeader,
+]
 
 RESULT = SendResult(
     outcome=Outcome.UNKNOWN,
@@ -68,6 +75,27 @@ def test_an_invalid_message_is_a_value_error_and_no_smtp_error() -> None:
     assert not issubclass(kind, exceptions.LettermintError)
     assert kind("x").retry_safe
     assert not kind("x").transient
+
+
+@pytest.mark.parametrize("value", ["Hello\n", "a\r\nBcc: eve@example.com", "\r"])
+def test_what_is_refused_for_a_line_break_is_djangos_error_too(value: str) -> None:
+    error = exceptions.invalid_message("subject: no", value)
+
+    assert str(error) == "subject: no"
+    assert type(pickle.loads(pickle.dumps(error))) is exceptions.InvalidHeader
+    with pytest.raises(exceptions.LettermintInvalidMessage):
+        raise error
+    if django.VERSION < (6, 0):
+        assert isinstance(error, mail.BadHeaderError)
+    else:
+        assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("value", [None, "Hello", "", 7, b"a\n"])
+def test_what_is_refused_for_another_reason_is_not(value: object) -> None:
+    error = exceptions.invalid_message("subject: no", value)
+
+    assert type(error) is exceptions.LettermintInvalidMessage
 
 
 def test_every_error_is_listed_here() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from anymail.exceptions import AnymailUnsupportedFeature
-from anymail.message import AnymailMessage
+from anymail.message import AnymailMessage, AnymailRecipientStatus, AnymailStatus
 from django.core.mail import EmailMessage
+from django.test import override_settings
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 from hypothesis import given
@@ -91,6 +92,41 @@ def test_djangos_arguments_keep_their_places() -> None:
 def test_a_message_can_be_copied_and_pickled(duplicate: Callable[[Any], Any]) -> None:
     message = LettermintMessage("s", tag="t", metadata={"k": 1})
     assert effective(duplicate(message)) == effective(message)
+
+
+def test_a_message_has_a_status_of_its_own_from_the_start() -> None:
+    one, other = LettermintMessage(), LettermintMessage()
+
+    status: AnymailStatus = one.anymail_status
+    assert isinstance(status, AnymailStatus)
+    assert (status.status, status.message_id, status.recipients) == (None, None, {})
+    assert other.anymail_status is not status
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), freeze],
+)
+def test_the_status_survives_copies_pickles_and_freezing(
+    duplicate: Callable[[Any], Any],
+) -> None:
+    message = LettermintMessage(to=["ann@example.com"], tag="t")
+    assert duplicate(message).anymail_status.status is None
+
+    message.anymail_status.set_recipient_status(
+        {"ann@example.com": AnymailRecipientStatus("id", "queued")}
+    )
+    assert duplicate(message).anymail_status.status == {"queued"}
+
+
+@pytest.mark.parametrize("backend", ["locmem", "console", "dummy"])
+def test_a_message_sent_by_another_backend_has_a_status(backend: str) -> None:
+    path = f"django.core.mail.backends.{backend}.EmailBackend"
+    message = LettermintMessage("s", "b", "us@example.com", ["ann@example.com"])
+    with override_settings(EMAIL_BACKEND=path):
+        message.send()
+
+    assert message.anymail_status.status is None
 
 
 # What `extras` does

@@ -1,0 +1,282 @@
+"""Backends that are copied and pickled, by themselves and on their messages."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import django
+import pytest
+from django.core import mail
+from django.core.mail import EmailMessage, send_mail
+from django.test import override_settings
+
+from django_lettermint import tasks
+from django_lettermint.backend import EmailBackend
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.signals import message_failed
+from tests.deadends import refused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django_lettermint.testing import Relay
+
+OTHER = "lm_other_token"
+SENDS = "django_lettermint.backend.EmailBackend"
+QUEUES = "django_lettermint.tasks.EmailBackend"
+MAILERS_EXIST = django.VERSION >= (6, 1)
+
+COPIES = pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [
+        {"api_token": OTHER},
+        {"password": OTHER},
+        {"username": "shop"},
+        {"host": "relay.example"},
+        {"port": 587},
+        {"timeout": 3},
+        {"pool": False},
+        {"send_defaults": {"tag": "a"}},
+        {"correlation_key": "id"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+
+
+class Restricted(EmailBackend):
+    """Has an attribute of its own."""
+
+    def __init__(self, domain: str = "example.com", **kwargs: Any) -> None:
+        self.domains = [domain]
+        super().__init__(**kwargs)
+        self.sent = 0
+
+
+@pytest.fixture(autouse=True)
+def _token_in_the_settings() -> Any:
+    with override_settings(LETTERMINT_API_TOKEN="lm_settings"):
+        yield
+
+
+# -- Copies -------------------------------------------------------------------------------
+
+
+@COPIES
+@OPTIONS
+def test_a_copy_keeps_its_whole_configuration(
+    duplicate: Callable[[EmailBackend], EmailBackend], options: dict[str, Any]
+) -> None:
+    backend = EmailBackend(fail_silently=True, **options)
+
+    copied = duplicate(backend)
+
+    assert type(copied) is EmailBackend
+    assert copied.config == backend.config
+    assert copied.fail_silently is True
+    assert copied.send_defaults == backend.send_defaults
+    assert copied.correlation_key == backend.correlation_key
+
+
+@COPIES
+def test_a_copy_keeps_the_attributes_that_were_set(
+    duplicate: Callable[[EmailBackend], EmailBackend],
+) -> None:
+    backend = Restricted(domain="example.org", api_token=OTHER)
+    backend.timeout = 2
+
+    copied = duplicate(backend)
+
+    assert isinstance(copied, Restricted)
+    assert copied.domains == ["example.org"]
+    assert copied.config.timeout == 2
+    assert (copied.domains is backend.domains) is (duplicate is copy.copy)
+
+
+@COPIES
+def test_a_copy_of_the_queueing_backend_keeps_its_configuration(
+    duplicate: Callable[[Any], Any],
+) -> None:
+    backend = tasks.EmailBackend(task_backend="dummy", max_bytes=5, fail_silently=True)
+
+    copied = duplicate(backend)
+
+    message = EmailMessage("Hi", "", "us@example.com", ["ann@example.com"])
+    assert copied.send_messages([message]) == 0  # it is larger, but that is silent
+    copied.fail_silently = False
+    with pytest.raises(LettermintInvalidMessage, match="the queue takes 5"):
+        copied.send_messages([message])
+    assert backend.fail_silently is True
+
+
+def test_a_deep_copy_may_refer_to_itself() -> None:
+    backend = EmailBackend()
+    vars(backend)["owner"] = [backend]
+
+    copied = copy.deepcopy(backend)
+
+    assert vars(copied)["owner"] == [copied]
+
+
+@COPIES
+@pytest.mark.filterwarnings("ignore:.*connection")
+def test_the_copy_of_a_message_goes_out_under_the_token_of_its_backend(
+    relay: Relay, duplicate: Callable[[EmailMessage], EmailMessage]
+) -> None:
+    backend = EmailBackend(**relay.options())
+    message = EmailMessage(
+        "Hi", "", "us@example.com", ["ann@example.com"], connection=backend
+    )
+
+    assert duplicate(message).send() == 1
+    assert [each.recipients for each in relay.messages] == [("ann@example.com",)]
+
+
+# -- Pickles ------------------------------------------------------------------------------
+
+
+@OPTIONS
+def test_a_backend_with_options_of_its_own_is_not_pickled(
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises(
+        TypeError, match=f"options of its own .{next(iter(options))}."
+    ) as raised:
+        pickle.dumps(EmailBackend(**options))
+
+    assert OTHER not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"task_backend": "dummy"}, {"max_bytes": 5}, {"priority": 3}]
+)
+def test_a_queueing_backend_with_options_of_its_own_is_not_pickled(
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises(TypeError, match=f"options of its own .{next(iter(options))}."):
+        pickle.dumps(tasks.EmailBackend(**options))
+
+
+@pytest.mark.filterwarnings("ignore:.*connection")
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_message_with_such_a_backend_is_not_pickled(
+    relay: Relay, *, sent: bool
+) -> None:
+    message = EmailMessage(
+        "Hi",
+        "",
+        "us@example.com",
+        ["ann@example.com"],
+        connection=EmailBackend(**relay.options()),
+    )
+    if sent:
+        message.send()
+    with pytest.raises(TypeError, match="is not pickled"):
+        pickle.dumps(message)
+
+
+@pytest.mark.parametrize(
+    "kind", [EmailBackend, tasks.EmailBackend], ids=["sends", "queues"]
+)
+def test_a_backend_of_the_settings_reads_those_where_it_is_unpickled(
+    kind: type[Any],
+) -> None:
+    stored = pickle.dumps(kind(username=None, password=None, fail_silently=False))
+
+    assert b"lm_settings" not in stored
+    with override_settings(LETTERMINT_API_TOKEN=OTHER):
+        backend = pickle.loads(stored)
+    assert type(backend) is kind
+    sender = backend if kind is EmailBackend else backend._sender
+    assert sender.config.endpoint.token.reveal() == OTHER
+
+
+@pytest.mark.parametrize(
+    "kind", [EmailBackend, tasks.EmailBackend], ids=["sends", "queues"]
+)
+def test_whether_it_fails_silently_travels(kind: type[Any]) -> None:
+    assert pickle.loads(pickle.dumps(kind(fail_silently=True))).fail_silently is True
+    assert pickle.loads(pickle.dumps(kind())).fail_silently is False
+
+
+def test_attributes_that_were_set_travel() -> None:
+    backend = Restricted()
+    backend.timeout, backend.sent = 2, 3
+    backend.domains.append("example.org")
+
+    unpickled = pickle.loads(pickle.dumps(backend))
+
+    assert isinstance(unpickled, Restricted)
+    assert unpickled.config.timeout == 2
+    assert unpickled.sent == 3
+    assert unpickled.domains == ["example.com", "example.org"]
+
+
+@pytest.mark.filterwarnings("ignore:.*auth_password")
+def test_what_a_receiver_stored_of_a_failed_message_keeps_its_token() -> None:
+    stored: list[EmailMessage] = []
+
+    def store(message: EmailMessage, **kwargs: Any) -> None:
+        stored.append(copy.deepcopy(message))
+        with pytest.raises(TypeError, match="is not pickled"):
+            pickle.dumps(message)
+
+    unreachable = {"EMAIL_BACKEND": SENDS, "LETTERMINT_RETRIES": 0}
+    message_failed.connect(store)
+    try:
+        with (
+            refused_port() as port,
+            override_settings(
+                LETTERMINT_HOST="127.0.0.1",
+                LETTERMINT_PORT=port,
+                LETTERMINT_SECURITY="tls",
+                **unreachable,
+            ),
+            pytest.raises(OSError, match="refused"),
+        ):
+            send_mail("Hi", "", None, ["ann@example.com"], auth_password=OTHER)
+    finally:
+        message_failed.disconnect(store)
+
+    [message] = stored
+    backend: Any = vars(message).get("connection") or vars(message).get("_connection")
+    assert backend.config.endpoint.token.reveal() == OTHER
+
+
+if MAILERS_EXIST:
+
+    @pytest.fixture
+    def _mailers() -> Any:
+        mailers = {
+            "default": {"BACKEND": SENDS, "OPTIONS": {"api_token": "lm_mailer"}},
+            "queue": {"BACKEND": QUEUES, "OPTIONS": {"using": "default"}},
+        }
+        with override_settings(MAILERS=mailers):
+            yield
+
+    @pytest.mark.usefixtures("_mailers")
+    @pytest.mark.parametrize("alias", ["default", "queue"])
+    def test_a_mailer_is_looked_up_by_its_alias_where_it_is_unpickled(
+        alias: str,
+    ) -> None:
+        stored = pickle.dumps(mail.mailers[alias])
+
+        assert b"lm_mailer" not in stored
+        assert pickle.loads(stored).alias == alias
+
+    @pytest.mark.usefixtures("_mailers")
+    @pytest.mark.filterwarnings("ignore:get_connection")
+    @pytest.mark.parametrize("name", ["api_token", "password", "timeout"])
+    def test_a_mailer_with_options_laid_over_it_is_not_pickled(name: str) -> None:
+        keywords: dict[str, Any] = {name: 7 if name == "timeout" else OTHER}
+        with pytest.raises(TypeError, match=f"options of its own .{name}."):
+            pickle.dumps(mail.get_connection(**keywords))
+
+    @pytest.mark.usefixtures("_mailers")
+    @pytest.mark.filterwarnings("ignore:get_connection")
+    def test_a_mailer_with_nothing_laid_over_it_is_pickled() -> None:
+        connection = mail.get_connection(username=None, password=None)
+
+        assert pickle.loads(pickle.dumps(connection)).alias == "default"
