@@ -171,7 +171,7 @@ class EmailBackend(AnymailBaseBackend):
             prepared = payload.prepare()
         except AnymailError as error:
             job.error = error
-        except (TypeError, ValueError, AttributeError, LookupError) as error:
+        except Exception as error:  # noqa: BLE001 - a message's own code raises any
             job.error = LettermintInvalidMessage(
                 f"the message cannot be prepared: {error} ({type(error).__name__}); "
                 "check its addresses, headers, body and attachments"

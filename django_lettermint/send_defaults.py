@@ -10,8 +10,7 @@ from anymail.backends.base import BasePayload
 from django.utils.functional import Promise
 
 from .exceptions import LettermintInvalidMessage
-from .extras import Layer, resolve
-from .headers import render, split
+from .extras import Layer, extract_extras, render, resolve
 from .message import default_layer
 from .rules import Invalid, wrong
 from .suggestions import unknown
@@ -68,7 +67,7 @@ def _check_extras(name: str, value: object) -> None:
         # Whether the unsupported is an error is another option's business.
         layer = default_layer({name: value}, lambda _: None)
     elif isinstance(value, Mapping) and name == "extra_headers":
-        layer, _ = split(value)
+        layer, _ = extract_extras(value)
     extras = resolve(layer)
     render(extras)
     if extras.idempotency_key is not None:

@@ -1,0 +1,67 @@
+"""Checks of text, and the errors that show it."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from datetime import date
+from decimal import Decimal
+from uuid import UUID
+
+from django_lettermint.exceptions import LettermintInvalidMessage
+
+#: RFC 5322 section 3.6.8: ftext, printable ASCII without the colon.
+FIELD_NAME = re.compile(r"[!-9;-~]+")
+#: What splits lines or cannot be encoded: C0, DEL, C1, U+2028, U+2029, lone surrogates.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+#: What no header field can hold, encoded or not.
+LINE_BREAK = re.compile("[\r\n\x00\ud800-\udfff]")
+
+#: Python refuses to print longer integers, and no header line could hold them.
+_MAX_INT_BITS = 4096
+_VALUE_TYPES = "use str, int, float, bool, Decimal, UUID, date or datetime"
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def invalid_value(field: str, value: object, rule: str) -> LettermintInvalidMessage:
+    """Make the error for a value that breaks a rule."""
+    return LettermintInvalidMessage(
+        f"{field}: {short_repr(value)} cannot be sent: {rule}."
+    )
+
+
+def short_repr(value: object) -> str:
+    """Return the repr of a value, shortened for an error text."""
+    # reprlib's way with an int beyond sys.get_int_max_str_digits() depends on Python.
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        return f"<{type(value).__name__}>"
+    return _REPR.repr(value)
+
+
+def plain_str(value: object) -> object:
+    """Turn a str subclass into the text it holds; leave other values alone."""
+    # str() of an Enum member that is a str gives its name; a slice is always its text.
+    return value[:] if isinstance(value, str) else value
+
+
+def value_text(field: str, value: object) -> str:
+    """Return a value as metadata and headers write it; refuse other types."""
+    match value:
+        case str():
+            return value[:]
+        case bool():
+            return "true" if value else "false"
+        case int() if value.bit_length() <= _MAX_INT_BITS:
+            return int.__repr__(value)
+        case float():
+            return float.__repr__(value)
+        case Decimal() | UUID():
+            return str(value)
+        case date():
+            return value.isoformat()
+    # Django's lazy text and email's Header are no str, but have its methods.
+    if hasattr(value, "encode"):
+        return str(value)
+    raise invalid_value(field, value, _VALUE_TYPES)
