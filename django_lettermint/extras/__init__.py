@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .encoded_words import MAX_WORD, decode, encode
+from .encoded_words import MAX_WORD, SHORTEST_WORD, decode, encode
 from .layers import Extras, Layer, merge, resolve
 from .lines import (
     IDEMPOTENCY_KEY,
@@ -17,38 +17,20 @@ from .lines import (
     render,
 )
 from .text import (
+    ATOMS,
     CONTROL,
     FIELD_NAME,
+    FIELD_NAME_RULE,
     LINE_BREAK,
     invalid_value,
-    plain_str,
     short_repr,
     value_text,
 )
 
-__all__ = [
-    "CONTROL",
-    "FIELD_NAME",
-    "IDEMPOTENCY_KEY",
-    "LINE_BREAK",
-    "MAX_LINE",
-    "MAX_WORD",
-    "Extras",
-    "Layer",
-    "decode",
-    "encode",
-    "extract_extras",
-    "fields",
-    "fold",
-    "idempotency_line",
-    "invalid_value",
-    "is_lettermint_header",
-    "merge",
-    "metadata_line",
-    "pieces",
-    "plain_str",
-    "render",
-    "resolve",
-    "short_repr",
-    "value_text",
-]
+__all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]
+__all__ += ["idempotency_line", "is_lettermint_header", "metadata_line", "render"]
+__all__ += ["resolve"]
+# Text of any header.
+__all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "FIELD_NAME_RULE", "LINE_BREAK"]
+__all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
+__all__ += ["invalid_value", "pieces", "short_repr", "value_text"]

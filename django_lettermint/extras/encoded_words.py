@@ -10,6 +10,8 @@ from string import ascii_letters, digits
 
 #: Characters of an encoded word.
 MAX_WORD = 75
+#: The fewest that hold any character.
+SHORTEST_WORD = len("=?utf-8?b?8J+YgA==?=")
 _FRAME = len("=?utf-8?q??=")
 
 # Section 5 (3): all that a word in a phrase may hold, so that one form does everywhere.

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping
 
 from .encoded_words import decode, encode
 from .layers import Extras
-from .text import CONTROL, FIELD_NAME, invalid_value, short_repr, value_text
+from .text import (
+    CONTROL,
+    FIELD_NAME,
+    FIELD_NAME_RULE,
+    invalid_value,
+    short_repr,
+    value_text,
+)
 
 ROUTE = "X-Lettermint-Route"
 TAG = "X-LM-Tag"
@@ -92,10 +99,8 @@ def idempotency_line(key: str) -> bytes:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not FIELD_NAME.fullmatch(name):
-        rule = "it has one or more printable ASCII characters without space and colon"
-        raise invalid_value(
-            "header name", name, f"{rule}; a metadata key is part of it"
-        )
+        rule = f"{FIELD_NAME_RULE}; a metadata key is part of it"
+        raise invalid_value("header name", name, rule)
 
 
 def _checked(name: str, value: object) -> object:

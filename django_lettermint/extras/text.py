@@ -12,6 +12,11 @@ from django_lettermint.exceptions import LettermintInvalidMessage
 
 #: RFC 5322 section 3.6.8: ftext, printable ASCII without the colon.
 FIELD_NAME = re.compile(r"[!-9;-~]+")
+FIELD_NAME_RULE = (
+    "it has one or more printable ASCII characters without space and colon"
+)
+#: RFC 5322 section 3.2.5: a phrase that needs no quotes, one blank between its words.
+ATOMS = re.compile(r"[\w!#$%&'*+/=?^`{|}~-]+(?: [\w!#$%&'*+/=?^`{|}~-]+)*", re.ASCII)
 #: What splits lines or cannot be encoded: C0, DEL, C1, U+2028, U+2029, lone surrogates.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: What no header field can hold, encoded or not.

@@ -7,9 +7,8 @@ import functools
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from email import charset as email_charset
-from email.charset import Charset
+from email import charset
+from email.message import Message
 from itertools import chain
 from struct import Struct
 from typing import NamedTuple
@@ -21,9 +20,9 @@ from .fields import parameters
 
 #: RFC 2045 section 5.1: type/subtype; parameters may follow.
 _MIME_TYPE = re.compile(
-    r"([!#-'*+.0-9A-Z^_`a-z{|}~-]+)/([!#-'*+.0-9A-Z^_`a-z{|}~-]+)((?: *;[ -~]*)?)"
+    "[!#-'*+.0-9A-Z^_`a-z{|}~-]+/[!#-'*+.0-9A-Z^_`a-z{|}~-]+(?: *;[ -~]*)?"
 )
-_PARAMETER = re.compile(r""";(?:[^;"]|"(?:[^"\\]|\\.)*")+""")
+#: A full line whose last blank was encoded, which made it too long.
 _BLANK_TOO_MANY = re.compile(rb"^(.{74,75})(=20|=09)$", re.MULTILINE)
 #: Characters of a base64 line (RFC 2045 section 6.8).
 _BASE64_LINE = 76
@@ -31,106 +30,89 @@ _BASE64_LINES = Struct(f"{_BASE64_LINE}s" * 256)
 
 
 class Part(NamedTuple):
-    """A MIME entity: its own header fields, and its body as it stands on the wire."""
+    """A MIME entity: its header fields, and its body as it stands on the wire."""
 
     head: bytes
     body: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextEncoding:
-    """How the text of a message becomes octets."""
+class TextEncoding(NamedTuple):
+    """How text becomes octets: the charset for readers and for Python."""
 
-    #: The charset's name for readers, and for Python.
     charset: str
     codec: str
     #: quoted-printable or base64, if that is asked for; else what the octets need.
     transfer_encoding: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContentType:
-    """A parsed MIME type; that of text without its parameter `charset`."""
+class ContentType(NamedTuple):
+    """A MIME type; that of text without its parameter `charset`."""
 
-    given: str
     main: str
     value: str
     charset: str = ""
 
 
-def text_encoding(given: str | Charset) -> TextEncoding:
+def text_encoding(given: str | charset.Charset) -> TextEncoding:
     """Read what a message's `encoding` says."""
-    if isinstance(given, Charset):
-        transfer_encodings = {
-            email_charset.QP: "quoted-printable",
-            email_charset.BASE64: "base64",
-        }
-        name = given.get_output_charset() or "utf-8"
-        wanted = transfer_encodings.get(given.body_encoding, "")
-        return _encoding(name, given.output_codec or name, wanted)
-    return _named_encoding(str(given))
-
-
-def _encoding(charset: str, codec: str, wanted: str = "") -> TextEncoding:
-    try:
-        # The line ends of UTF-16 and EBCDIC are not those of SMTP.
-        wide = "\r\n".encode(codec)[-2:] != b"\r\n"
-    except (LookupError, ValueError) as error:
-        raise LettermintInvalidMessage(
-            f"encoding: {short_repr(charset)} is refused: Python has no such charset"
-        ) from error
-    return TextEncoding(
-        charset=charset, codec=codec, transfer_encoding="base64" if wide else wanted
-    )
+    if not isinstance(given, charset.Charset):
+        return _named_encoding(str(given))
+    name = given.get_output_charset() or "utf-8"
+    wanted = {charset.QP: "quoted-printable", charset.BASE64: "base64"}
+    codec = given.output_codec or name
+    return _encoding(name, codec, wanted.get(given.body_encoding, ""))
 
 
 @functools.lru_cache(maxsize=64)
 def _named_encoding(name: str) -> TextEncoding:
     # Python's aliases are not readers'; email knows the names for mail.
-    charset = str(Charset(name).input_charset) if name.isascii() else name
-    return _encoding("utf-8" if charset == "utf8" else charset, name)
+    known = charset.Charset(name).input_charset if name.isascii() else name
+    return _encoding("utf-8" if known == "utf8" else str(known), name)
+
+
+def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
+    try:
+        # The line ends of UTF-16 and EBCDIC are not those of SMTP.
+        wide = "\r\n".encode(codec)[-2:] != b"\r\n"
+    except (LookupError, ValueError) as error:
+        raise LettermintInvalidMessage(
+            f"encoding: {short_repr(name)} is refused: Python has no such charset"
+        ) from error
+    return TextEncoding(name, codec, "base64" if wide else wanted)
 
 
 @functools.lru_cache(maxsize=256)
 def content_type(field: str, value: str) -> ContentType:
     """Parse a MIME type; raise LettermintInvalidMessage naming the field."""
-    found = _MIME_TYPE.fullmatch(value)
-    if not found:
+    if not _MIME_TYPE.fullmatch(value):
         raise LettermintInvalidMessage(
             f"{field}: {short_repr(value)} is refused: write type/subtype (RFC 2045)"
         )
-    main = found[1].lower()
+    parsed = Message()
+    parsed["Content-Type"] = value
+    main = parsed.get_content_maintype()
     if main != "text":
-        return ContentType(given=value, main=main, value=value)
-    charset = ""
-    others: list[str] = []
-    for parameter in _PARAMETER.findall(found[3]):
-        name, _, given = parameter.partition("=")
-        if name.strip("; ").lower() == "charset":
-            charset = given.strip('" ')
-        else:
-            others.append(parameter.strip("; "))
-    stripped = "; ".join([f"{found[1]}/{found[2]}", *others])
-    return ContentType(given=value, main=main, value=stripped, charset=charset)
+        return ContentType(main, value)
+    name = parsed.get_content_charset("")
+    parsed.del_param("charset")
+    return ContentType(main, parsed["Content-Type"], name)
 
 
 def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) -> Part:
     """Write text; raise LettermintInvalidMessage naming the field if it does not fit."""
-    if kind.charset:
-        encoding = _named_encoding(kind.charset)
+    name, codec, wanted = _named_encoding(kind.charset) if kind.charset else encoding
     try:
-        if encoding.transfer_encoding == "base64":
+        if wanted == "base64":
             content = re.sub("\r\n|\r|\n", "\r\n", content)
-            body, needed = base64(content.encode(encoding.codec)), "base64"
+            body = base64(content.encode(codec))
         else:
-            octets = content.encode(encoding.codec)
-            body, needed = carried(octets, quoted=bool(encoding.transfer_encoding))
+            body, wanted = carried(content.encode(codec), quoted=bool(wanted))
     except ValueError as error:
         raise LettermintInvalidMessage(
-            f"{field}: it cannot be written in {encoding.charset} ({error}); use "
-            "UTF-8, and text without lone surrogates"
+            f"{field}: it cannot be written in {name} ({error}); use UTF-8, and text "
+            "without lone surrogates"
         ) from error
-    return Part(head(kind.value, needed, encoding.charset), body)
+    return Part(head(kind.value, wanted, name), body)
 
 
 def carried(
@@ -140,27 +122,22 @@ def carried(
 
     CR, LF and CRLF are line ends (RFC 5321 section 2.3.8); one is not added.
     """
-    lines = octets.splitlines()
-    body = b"\r\n".join(lines)
-    if octets[-1:] in (b"\n", b"\r"):
-        body += b"\r\n"
+    if b"\r" in octets:
+        octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    body = octets.replace(b"\n", b"\r\n")
     plain = body.isascii()
-    fits = max(map(len, lines), default=0) <= MAX_LINE and b"\0" not in body
-    if fits and not quoted and (plain or not seven_bit):
+    if not quoted and (plain or not seven_bit) and _has_short_lines(body):
         return body, "7bit" if plain else "8bit"
-    # Its soft line breaks are CRLF only if there is a hard one, and a blank that ends a
-    # full line makes it too long.
-    encoded = binascii.b2a_qp(body.replace(b"\r\n", b"\n"), istext=True)
+    encoded = binascii.b2a_qp(octets, istext=True)
     encoded = _BLANK_TOO_MANY.sub(rb"\1=\n\2", encoded)
     return encoded.replace(b"\n", b"\r\n"), "quoted-printable"
 
 
 @functools.lru_cache(maxsize=256)
-def head(value: str, transfer_encoding: str, charset: str = "") -> bytes:
+def head(value: str, transfer_encoding: str, name: str = "") -> bytes:
     """Write the fields that say what a body is."""
-    return parameters(
-        "Content-Type", value, {"charset": charset} if charset else {}
-    ) + (f"Content-Transfer-Encoding: {transfer_encoding}\r\n".encode())
+    kind = parameters("Content-Type", value, {"charset": name} if name else {})
+    return kind + f"Content-Transfer-Encoding: {transfer_encoding}\r\n".encode()
 
 
 def octets(value: str, data: bytes) -> Part:
@@ -168,14 +145,14 @@ def octets(value: str, data: bytes) -> Part:
     return Part(head(value, "base64"), base64(data))
 
 
-def attached_mail(data: bytes) -> bytes | None:
-    """Return mail as it stands on the wire, or None if its octets cannot travel.
-
-    Nothing but its line ends is changed: it may be signed. RFC 2046 section 5.2.1 forbids
-    to encode it.
-    """
-    content = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return content if travels(content) else None
+def base64(data: bytes) -> bytes:
+    """Encode in lines of 76 characters, without a line end behind the last."""
+    encoded = binascii.b2a_base64(data, newline=False)
+    end = len(encoded) // _BASE64_LINES.size * _BASE64_LINES.size
+    bulk = chain.from_iterable(_BASE64_LINES.iter_unpack(memoryview(encoded)[:end]))
+    starts = range(end, len(encoded), _BASE64_LINE)
+    rest = [encoded[start : start + _BASE64_LINE] for start in starts]
+    return b"\r\n".join([*bulk, *rest])
 
 
 def new_boundary() -> str:
@@ -195,30 +172,29 @@ def joined(head: bytes, boundary: str, parts: Iterable[Part]) -> Part:
     return Part(head, body)
 
 
-def base64(data: bytes) -> bytes:
-    """Encode in lines of 76 characters, without a line end behind the last."""
-    encoded = binascii.b2a_base64(data, newline=False)
-    end = len(encoded) // _BASE64_LINES.size * _BASE64_LINES.size
-    bulk = chain.from_iterable(_BASE64_LINES.iter_unpack(memoryview(encoded)[:end]))
-    starts = range(end, len(encoded), _BASE64_LINE)
-    rest = [encoded[start : start + _BASE64_LINE] for start in starts]
-    return b"\r\n".join([*bulk, *rest])
+def attached_mail(data: bytes) -> bytes | None:
+    """Return mail as it stands on the wire, or None if its octets cannot travel.
+
+    Only its line ends change: it may be signed, and is never encoded (RFC 2046 5.2.1).
+    """
+    content = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return content if travels(content) else None
 
 
 def travels(content: bytes, *, seven_bit: bool = False) -> bool:
-    """Return whether content can go as it is: CRLF, short lines, no NUL, 7 bit if need be."""
+    """Return whether content can go as it is."""
     ends = content.count(b"\r\n")
-    if b"\0" in content or content.count(b"\n") != ends or content.count(b"\r") != ends:
+    if content.count(b"\n") != ends or content.count(b"\r") != ends:
         return False
-    if seven_bit and not content.isascii():
-        return False
-    start = 0
-    while start + MAX_LINE + 2 < len(content):
-        end = content.rfind(b"\n", start, start + MAX_LINE + 2)
-        if end < 0:
-            return False
-        start = end + 1
-    return True
+    return _has_short_lines(content) and (content.isascii() or not seven_bit)
+
+
+def _has_short_lines(content: bytes) -> bool:
+    """Return whether no line is over MAX_LINE octets, and none holds a NUL."""
+    start, longest = 0, MAX_LINE + len(b"\r\n")
+    while start + longest < len(content) and start >= 0:
+        start = content.rfind(b"\n", start, start + longest) + 1 or -1
+    return start >= 0 and b"\0" not in content
 
 
 def with_crlf(content: bytes) -> bytes:
@@ -227,8 +203,7 @@ def with_crlf(content: bytes) -> bytes:
     A lone CR or LF could end the message early at one server and not at the next (SMTP
     smuggling).
     """
-    ends = content.count(b"\r\n")
-    if content.count(b"\n") != ends or content.count(b"\r") != ends:
+    if not travels(content):
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         content = content.replace(b"\n", b"\r\n")
     return content if content.endswith(b"\r\n") else content + b"\r\n"
