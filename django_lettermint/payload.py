@@ -35,10 +35,10 @@ from .extras import (
     resolve,
 )
 from .message import SOURCES, active_extras, attribute_layer, default_layer
-from .mime import Mailbox
 
 if TYPE_CHECKING:
     from .backend import EmailBackend
+    from .mime import Mailbox
 
 _ByRecipient: TypeAlias = Mapping[str, Mapping[str, object]]
 

@@ -26,7 +26,7 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.message import LettermintMessage, freeze
 from django_lettermint.results import Outcome, Phase
 from tests.faultserver import FEATURES, FaultServer, On, reply
-from tests.test_rendering import HOSTILE, assert_wire_safe, leaves, lines, text_lines
+from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 from tests.test_report import listening, message, names, receiver
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import Extras, resolve
-from django_lettermint.headers import split
+from django_lettermint.extras import Extras, extract_extras, resolve
 from django_lettermint.message import (
     LettermintMessage,
     active_extras,
@@ -50,7 +49,7 @@ def make_anymail(**attributes: Any) -> EmailMessage:
 
 def effective(message: EmailMessage) -> Extras:
     """Resolve as the payload does, without send defaults."""
-    layer, _ = split(message.extra_headers)
+    layer, _ = extract_extras(message.extra_headers)
     return resolve(active_extras(), layer, attribute_layer(message))
 
 

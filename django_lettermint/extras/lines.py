@@ -16,6 +16,7 @@ from .text import (
     CONTROL,
     FIELD_NAME,
     FIELD_NAME_RULE,
+    LINE_BREAK,
     invalid_value,
     short_repr,
     value_text,
@@ -51,9 +52,12 @@ def extract_extras(
         _check_name(name)
         canonical, is_alias = _canonical(name)
         if not canonical:
-            others[name] = given
+            others[name] = _checked(name, given, LINE_BREAK)
             continue
-        value = _checked(name, given)
+        if given is None:
+            rule = "give it as text; to hide what lower layers say, use the attribute"
+            raise invalid_value(f"header {short_repr(name)}", given, rule)
+        value = _decoded(name, _checked(name, given, CONTROL))
         group = aliases if is_alias else official
         other_name, other_value = group.setdefault(canonical, (name, value))
         if other_value != value:
@@ -103,18 +107,16 @@ def _check_name(name: object) -> None:
         raise invalid_value("header name", name, rule)
 
 
-def _checked(name: str, value: object) -> object:
-    """Return one of our values as text, if it is any; numbers are left to `Extras`."""
-    if isinstance(value, str) or hasattr(value, "encode") or type(value) is int:
-        text = value_text(f"header {short_repr(name)}", value)
-        if CONTROL.search(text.replace("\t", " ")):
-            rule = "a value has no line breaks, control characters or lone surrogates"
-            raise invalid_value(f"header {short_repr(name)}", value, rule)
-        return _decoded(name, text)
-    if value is None:
-        rule = "give it as text; to hide what lower layers say, use the attribute"
+def _checked(name: str, value: object, refused: re.Pattern[str]) -> object:
+    """Return a value as text, if it is any; others are left to those who know them."""
+    is_text = isinstance(value, str) or hasattr(value, "encode") or type(value) is int
+    if not is_text:
+        return value
+    text = value_text(f"header {short_repr(name)}", value)
+    if refused.search(text):
+        rule = "a value has no line breaks, control characters or lone surrogates"
         raise invalid_value(f"header {short_repr(name)}", value, rule)
-    return value
+    return text
 
 
 def _canonical(name: str) -> tuple[str, bool]:
@@ -144,12 +146,12 @@ def _layer(found: Mapping[str, tuple[str, object]]) -> dict[str, object]:
     return {**layer, "metadata": metadata} if metadata else layer
 
 
-def _decoded(name: str, text: str) -> str:
+def _decoded(name: str, value: object) -> object:
     try:
-        return decode(text)
+        return decode(value) if isinstance(value, str) else value
     except ValueError as error:
         rule = f"{error}; give plain text"
-        raise invalid_value(f"header {short_repr(name)}", text, rule) from error
+        raise invalid_value(f"header {short_repr(name)}", value, rule) from error
 
 
 def _encoded(value: str) -> str:

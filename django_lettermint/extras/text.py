@@ -16,7 +16,7 @@ FIELD_NAME_RULE = (
     "it has one or more printable ASCII characters without space and colon"
 )
 #: RFC 5322 section 3.2.5: a phrase that needs no quotes, one blank between its words.
-ATOMS = re.compile(r"[\w!#$%&'*+/=?^`{|}~-]+(?: [\w!#$%&'*+/=?^`{|}~-]+)*", re.ASCII)
+ATOMS = re.compile(r"[\w!#$%&'*+/=?^`{|}~-]+(?: [\w!#$%&'*+/=?^`{|}~-]+)*")
 #: What splits lines or cannot be encoded: C0, DEL, C1, U+2028, U+2029, lone surrogates.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: What no header field can hold, encoded or not.
@@ -62,11 +62,9 @@ def value_text(field: str, value: object) -> str:
             return int.__repr__(value)
         case float():
             return float.__repr__(value)
-        case Decimal() | UUID():
-            return str(value)
         case date():
             return value.isoformat()
     # Django's lazy text and email's Header are no str, but have its methods.
-    if hasattr(value, "encode"):
+    if isinstance(value, Decimal | UUID) or hasattr(value, "encode"):
         return str(value)
     raise invalid_value(field, value, _VALUE_TYPES)

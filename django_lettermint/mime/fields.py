@@ -64,6 +64,8 @@ _REFUSED = {
 _WORDS = re.compile(r"[!-~]+(?: [!-~]+)*")
 #: The same without what needs a backslash in quotes, which not all readers undo.
 _QUOTABLE = re.compile(r"[!#-[\]-~]+(?: [!#-[\]-~]+)*")
+_RAW = r'[^\0-\x20"\\\x7f-\xa0\u2028\u2029]+'
+_RAW_QUOTABLE = re.compile(f"{_RAW}(?: {_RAW})*")
 _FILE_NAME = re.compile(r"[\w!#$&()+,.=@^`{}~-]+(?: [\w!#$&()+,.=@^`{}~-]+)*", re.ASCII)
 
 
@@ -149,10 +151,10 @@ def _words(name: str, text: str) -> list[str]:
 
 
 def addresses(name: str, mailboxes: Sequence[Mailbox]) -> bytes:
-    """Write a list of addresses; beyond ASCII, only local parts are raw (RFC 6532)."""
+    """Write a list of addresses; what SMTPUTF8 is needed for is raw (RFC 6532)."""
     parts: list[str] = []
     for mailbox in mailboxes:
-        phrase = _phrase("" if parts else name, mailbox.name)
+        phrase = _phrase("" if parts else name, mailbox)
         spec = f"<{mailbox.address}>" if phrase else mailbox.address
         parts += [*phrase, f" {spec},"]
     parts[-1] = parts[-1][:-1]
@@ -160,9 +162,11 @@ def addresses(name: str, mailboxes: Sequence[Mailbox]) -> bytes:
     return fold(name, parts, _ENCODED_WIDTH if encoded else WIDTH)
 
 
-def _phrase(name: str, text: str) -> list[str]:
+def _phrase(name: str, mailbox: Mailbox) -> list[str]:
     """Write a display name: atoms, a quoted string or encoded words."""
-    if text and not _is_plain(text, _QUOTABLE):
+    text = mailbox.name
+    form = _QUOTABLE if mailbox.address.isascii() else _RAW_QUOTABLE
+    if text and not _is_plain(text, form):
         return _words(name, text)
     quoted = text if not text or ATOMS.fullmatch(text) else f'"{text}"'
     return pieces(f" {quoted}") if text else []

@@ -58,7 +58,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> bytes:
     """Write what the message's own class builds, its header by our rules."""
     built = message.message()
     if not isinstance(built, Message):
-        raise invalid_value("message()", built, "it must return a MIME message")
+        raise TypeError(f"message() returned {short_repr(built)}, not a MIME message")
     head: list[bytes] = []
     body = copy.copy(built)  # del gives it a list of fields of its own
     _check_header(built)

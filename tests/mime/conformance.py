@@ -10,9 +10,18 @@ from email.parser import BytesHeaderParser
 
 ENCODED_WORD = re.compile(r"=\?([^?]*)\?([^?]*)\?([^?]*)\?=")
 #: Fields in which a phrase may be encoded, by what must not be.
-ADDRESSES = (
-    "from to cc reply-to sender resent-from resent-to resent-cc errors-to list-id".split()
-)
+ADDRESSES = [
+    "from",
+    "to",
+    "cc",
+    "reply-to",
+    "sender",
+    "resent-from",
+    "resent-to",
+    "resent-cc",
+    "errors-to",
+    "list-id",
+]
 FREE_TEXT = re.compile(r"subject|comments|keywords|x-.*")
 
 
@@ -44,7 +53,9 @@ def check_header(head: bytes) -> None:
         for line in lines:
             assert line.strip(" \t")
             words = [each.group() for each in ENCODED_WORD.finditer(line)]
-            foldable = re.search(r"\S[ \t]+\S", line.partition(": ")[2] or line.lstrip())
+            foldable = re.search(
+                r"\S[ \t]+\S", line.partition(": ")[2] or line.lstrip()
+            )
             # Beside a name this long, no encoded word fits.
             fits = len(name) <= 54 or line is not lines[0]
             assert len(line) <= (76 if words else 78) or not (foldable and fits), line
@@ -101,7 +112,9 @@ def check_parts(entity: bytes) -> None:
         binascii.a2b_base64(body.replace(b"\r\n", b""), strict_mode=True)
     if main == "multipart":
         boundary = re.escape(str(parsed.get_boundary()).encode())
-        marks = re.split(rb"(?:\A|\r\n)--" + boundary + rb"(--)?[ \t]*(?=\r\n|\Z)", body)
+        marks = re.split(
+            rb"(?:\A|\r\n)--" + boundary + rb"(--)?[ \t]*(?=\r\n|\Z)", body
+        )
         assert marks[1::2].count(b"--") == 1
         assert marks[-2] == b"--"
         for each in marks[2:-1:2]:

@@ -88,9 +88,7 @@ def by_default(octets: bytes) -> Mail:
     return Mail(
         subject=str(mail["Subject"]),
         addresses={
-            name: [
-                (each.display_name, each.addr_spec) for each in mail[name].addresses
-            ]
+            name: [(each.display_name, each.addr_spec) for each in mail[name].addresses]
             for name in FIELDS
             if name in mail
         },

@@ -17,33 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.rendering import render
-from django_lettermint.transfer_encoding import encode_bodies, with_crlf
+from django_lettermint.mime import seven_bit, with_crlf
+from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 from tests.preparing import envelope, header_lines, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HOSTILE = [
-    "\n.\n",
-    "\r.\r",
-    "\r\n.\r\n",
-    ".",
-    "..\n.a\n",
-    "a\rb",
-    "a\nb",
-    "\r",
-    "\n",
-    "\r\r\n",
-    "\0",
-    "x" * 5000,
-    ".\r\n" + "ü" * 3000,
-    "ü",
-    "From me\n",
-    "\x85\u2028\x0b\x0c\x1c",
-    "--=\n",
-    "tail without end",
-]
 TEXTS = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=20), max_size=6).map(
     "".join
 )
@@ -56,32 +36,6 @@ OCTETS = st.lists(
 def message(body: str = "Hello", **keywords: Any) -> EmailMultiAlternatives:
     keywords = {"to": ["ann@example.com"], "from_email": "shop@example.com"} | keywords
     return EmailMultiAlternatives("Subject", body, **keywords)
-
-
-def lines(text: str) -> list[str]:
-    """Split as SMTP sees it; whether the last line has an end is not its business."""
-    found = re.split("\r\n|\r|\n", text)
-    return found[:-1] if found[-1] == "" and len(found) > 1 else found
-
-
-def assert_wire_safe(content: bytes) -> None:
-    assert content.endswith(b"\r\n")
-    assert not re.search(rb"\r(?!\n)|(?<!\r)\n|\0", content)
-    assert max(map(len, content.split(b"\r\n"))) <= 998
-
-
-def leaves(content: bytes) -> list[bytes]:
-    """Return the decoded bodies that a parser of the standard library finds."""
-    whole = email.message_from_bytes(content)
-    return [
-        payload
-        for part in whole.walk()
-        if isinstance(payload := part.get_payload(decode=True), bytes)
-    ]
-
-
-def text_lines(payload: bytes) -> list[str]:
-    return lines(payload.decode())
 
 
 @settings(max_examples=50)
@@ -180,7 +134,7 @@ def test_composite_parts_lose_their_8bit_label_with_their_8_bits() -> None:
         b"--b\r\nContent-Type: text/plain; charset=utf-8\r\n"
         b"Content-Transfer-Encoding: 8bit\r\n\r\n\xc3\xbc\r\n--b--\r\n"
     )
-    content = encode_bodies(outer)
+    content = seven_bit(outer)
     assert b"8bit" not in content
     assert content.isascii()
     assert leaves(content) == ["ü".encode()]
@@ -192,7 +146,7 @@ def test_an_encoded_composite_part_keeps_its_label() -> None:
         b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n"
         b"U3ViamVjdDogeAoKYm9keQ==\r\n"
     )
-    assert b"base64" in encode_bodies(outer)
+    assert b"base64" in seven_bit(outer)
 
 
 def test_base64_in_one_endless_line_is_wrapped() -> None:
@@ -200,13 +154,13 @@ def test_base64_in_one_endless_line_is_wrapped() -> None:
     part.set_payload("QUJD" * 1000)
     part["Content-Transfer-Encoding"] = "base64"
     content = with_crlf(part.as_bytes())
-    assert leaves(encode_bodies(content)) == [b"ABC" * 1000]
-    assert_wire_safe(encode_bodies(content))
+    assert leaves(seven_bit(content)) == [b"ABC" * 1000]
+    assert_wire_safe(seven_bit(content))
 
 
 def test_a_body_in_a_charset_without_ascii_is_encoded() -> None:
     part = b"Content-Type: text/plain; charset=cp500\r\n\r\n" + "Hi".encode("cp500")
-    assert leaves(encode_bodies(part + b"\r\n")) == ["Hi".encode("cp500") + b"\r\n"]
+    assert leaves(seven_bit(part + b"\r\n")) == ["Hi".encode("cp500") + b"\r\n"]
 
 
 def long_values() -> list[tuple[str, str]]:
@@ -430,18 +384,15 @@ def test_a_header_injected_by_an_attached_part_is_refused(value: str) -> None:
         envelope(mail)
 
 
-@pytest.mark.parametrize("value", ["x" * 1100, "\0", "a\r\n " + "x" * 1100])
+@pytest.mark.parametrize("value", ["x" * 1100, "a\r\n " + "x" * 1100])
 def test_a_header_that_no_line_can_hold_is_refused_by_name(value: str) -> None:
     def make() -> MIMEText:
         made = MIMEText("Hi")
-        made._headers += [("X-Own", value), ("X-B", "b")]  # type: ignore[attr-defined]
+        made["X-Own"] = value
         return made
 
-    with pytest.raises(
-        LettermintInvalidMessage,
-        match="header 'X-Own': a line of it is longer than 998",
-    ):
-        render(returning(make))
+    with pytest.raises(LettermintInvalidMessage, match=r"header 'X-Own': .* over 998"):
+        envelope(returning(make))
 
 
 @pytest.mark.parametrize("name", ["Bcc", "bcc", "Resent-Bcc"])

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from django.core.mail import EmailMessage
 from django.utils.translation import gettext_lazy
-
 from django_lettermint.addresses import Mailbox
-from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.parts import alternative, attach, line_text, overlay
+
+from django_lettermint.exceptions import LettermintInvalidMessage
 
 
 def parse(field: str, text: str) -> list[Mailbox]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from email.headerregistry import Address, HeaderRegistry
+from email.textregistry import Address, HeaderRegistry
 from email.utils import getaddresses
 from typing import Any
 
@@ -13,9 +13,9 @@ from django.utils.translation import gettext_lazy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from django_lettermint.addresses import Mailbox, parse, parse_header, parse_one
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.mime import Mailbox, parse, parse_list, parse_one
 
 
 def encode(domain: str) -> str:
@@ -30,21 +30,21 @@ def test_a_plain_address_is_taken_as_it_is() -> None:
 
 def test_a_name_goes_into_the_header_only() -> None:
     mailbox = parse_one("to", "Ann Lee <ann@example.com>", encode)
-    assert mailbox.wire == mailbox.given == "ann@example.com"
-    assert mailbox.header == "Ann Lee <ann@example.com>"
+    assert mailbox.address == mailbox.given == "ann@example.com"
+    assert mailbox.text == "Ann Lee <ann@example.com>"
 
 
 def test_a_domain_is_encoded_by_idna_2008() -> None:
     mailbox = parse_one("to", "Ann <ann@straße.de>", encode)
-    assert mailbox.wire == "ann@xn--strae-oqa.de"
-    assert mailbox.header == "Ann <ann@xn--strae-oqa.de>"
+    assert mailbox.address == "ann@xn--strae-oqa.de"
+    assert mailbox.text == "Ann <ann@xn--strae-oqa.de>"
     assert mailbox.given == "ann@straße.de"
     assert not mailbox.smtputf8
 
 
 def test_characters_before_the_at_that_are_not_ascii_need_smtputf8() -> None:
     mailbox = parse_one("to", "nø@bücher.example", encode)
-    assert mailbox.wire == "nø@" + idna.encode("bücher.example").decode()
+    assert mailbox.address == "nø@" + idna.encode("bücher.example").decode()
     assert mailbox.smtputf8
 
 
@@ -53,12 +53,12 @@ def test_characters_before_the_at_that_are_not_ascii_need_smtputf8() -> None:
     [Address("Ann", "ann", "example.com"), gettext_lazy("Ann <ann@example.com>")],
 )
 def test_address_objects_and_lazy_text_are_taken(value: object) -> None:
-    assert parse_one("to", value, encode).header == "Ann <ann@example.com>"
+    assert parse_one("to", value, encode).text == "Ann <ann@example.com>"
 
 
 def test_empty_addresses_are_left_out_as_django_does() -> None:
     mailboxes = parse("cc", ["", None, "ann@example.com"], encode)
-    assert [each.wire for each in mailboxes] == ["ann@example.com"]
+    assert [each.address for each in mailboxes] == ["ann@example.com"]
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_empty_addresses_are_left_out_as_django_does() -> None:
 def test_unusual_but_correct_addresses_are_taken(value: str) -> None:
     [(_, address)] = getaddresses([value])
     mailbox = parse_one("to", value, encode)
-    assert mailbox.header == value
-    assert mailbox.wire == parse_one("to", mailbox.wire, encode).wire
-    assert mailbox.wire.rpartition("@")[2] == address.rpartition("@")[2]
+    assert mailbox.text == value
+    assert mailbox.address == parse_one("to", mailbox.address, encode).address
+    assert mailbox.address.rpartition("@")[2] == address.rpartition("@")[2]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_line_breaks_and_controls_are_refused_even_when_encoded(value: str) -> N
 
 def test_encoded_words_that_nobody_can_decode_are_left_alone() -> None:
     value = "=?no-such-charset?q?=ff?= <ann@example.com>"
-    assert parse_one("to", value, encode).header == value
+    assert parse_one("to", value, encode).text == value
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_an_error_shows_a_bounded_part_of_the_address() -> None:
 
 def test_a_header_holds_any_number_of_addresses() -> None:
     text = "Ann <ann@straße.de>, Jörg <jörg@example.com>"
-    mailboxes = parse_header("header 'Reply-To'", text, encode)
-    assert [each.wire for each in mailboxes] == [
+    mailboxes = parse_list("header 'Reply-To'", text, encode)
+    assert [each.address for each in mailboxes] == [
         "ann@xn--strae-oqa.de",
         "jörg@example.com",
     ]
@@ -205,7 +205,7 @@ def test_a_header_holds_any_number_of_addresses() -> None:
 
 def test_a_header_with_no_addresses_in_it_is_refused() -> None:
     with pytest.raises(LettermintInvalidMessage, match="header 'Reply-To': 'übel'"):
-        parse_header("header 'Reply-To'", "übel", encode)
+        parse_list("header 'Reply-To'", "übel", encode)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_header_with_no_addresses_in_it_is_refused() -> None:
 )
 def test_a_header_whose_parsing_would_lose_a_name_is_refused(text: str) -> None:
     with pytest.raises(LettermintInvalidMessage, match=r"^header 'To': .*needs quotes"):
-        parse_header("header 'To'", text, encode)
+        parse_list("header 'To'", text, encode)
 
 
 def test_parsing_does_not_keep_backends_alive() -> None:
@@ -239,15 +239,15 @@ def test_any_text_is_refused_or_makes_one_safe_command(text: str) -> None:
         mailbox = parse_one("to", text, encode)
     except LettermintInvalidMessage:
         return
-    assert not set(mailbox.wire) & set("\r\n\0<>")
-    local, _, domain = mailbox.wire.rpartition("@")
+    assert not set(mailbox.address) & set("\r\n\0<>")
+    local, _, domain = mailbox.address.rpartition("@")
     assert local
     assert domain.isascii()
-    assert len(mailbox.wire.encode()) <= 254
+    assert len(mailbox.address.encode()) <= 254
     quoted = local.startswith('"')
     assert quoted or not set(local) & set(' ,;:()[]"\\@')
-    assert "\n" not in mailbox.header
-    assert "\r" not in mailbox.header
+    assert "\n" not in mailbox.text
+    assert "\r" not in mailbox.text
 
 
 def named_by(header: str) -> list[tuple[str, str]]:
@@ -273,8 +273,8 @@ def test_the_header_names_the_mailbox_of_the_command(text: str) -> None:
         mailbox = parse_one("to", text, encode)
     except LettermintInvalidMessage:
         return
-    [(_, address)] = named_by(mailbox.header)
-    assert address == mailbox.wire
+    [(_, address)] = named_by(mailbox.text)
+    assert address == mailbox.address
 
 
 PRINTABLE = st.characters(exclude_categories=["C", "Zl", "Zp"])
@@ -307,7 +307,7 @@ def test_every_legal_name_is_taken_as_it_is(name: str, spec: str) -> None:
 @given(QUOTED)
 def test_a_quoted_name_is_not_lost_when_the_domain_is_encoded(name: str) -> None:
     mailbox = parse_one("to", f"{name} <ann@bücher.example>", encode)
-    [(found, address)] = named_by(mailbox.header)
+    [(found, address)] = named_by(mailbox.text)
     assert found.strip() == re.sub(r"\\(.)", r"\1", name[1:-1]).strip()
     assert address == "ann@xn--bcher-kva.example"
 
