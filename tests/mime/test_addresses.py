@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import gc
-import re
 import weakref
-from email.textregistry import Address, HeaderRegistry
+from dataclasses import replace
+from email.headerregistry import Address, HeaderRegistry
 from email.utils import getaddresses
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.mime import Mailbox, parse, parse_list, parse_one
+from django_lettermint.mime.fields import addresses
 
 
 def encode(domain: str) -> str:
@@ -24,7 +25,7 @@ def encode(domain: str) -> str:
 
 def test_a_plain_address_is_taken_as_it_is() -> None:
     assert parse_one("to", "ann@example.com", encode) == Mailbox(
-        "ann@example.com", "ann@example.com", "ann@example.com"
+        given="ann@example.com", address="ann@example.com"
     )
 
 
@@ -39,13 +40,11 @@ def test_a_domain_is_encoded_by_idna_2008() -> None:
     assert mailbox.address == "ann@xn--strae-oqa.de"
     assert mailbox.text == "Ann <ann@xn--strae-oqa.de>"
     assert mailbox.given == "ann@straße.de"
-    assert not mailbox.smtputf8
 
 
 def test_characters_before_the_at_that_are_not_ascii_need_smtputf8() -> None:
     mailbox = parse_one("to", "nø@bücher.example", encode)
     assert mailbox.address == "nø@" + idna.encode("bücher.example").decode()
-    assert mailbox.smtputf8
 
 
 @pytest.mark.parametrize(
@@ -72,17 +71,65 @@ def test_empty_addresses_are_left_out_as_django_does() -> None:
         "a@example.com.au",
         '"Lee, Ann" <ann@example.com>',
         "Jörg Müller <joerg@example.com>",
-        "=?utf-8?q?J=C3=B6rg?= <joerg@example.com>",
-        "<ann@example.com>",
         "x" * 200 + "@example.com",
     ],
 )
 def test_unusual_but_correct_addresses_are_taken(value: str) -> None:
     [(_, address)] = getaddresses([value])
     mailbox = parse_one("to", value, encode)
-    assert mailbox.text == value
+    assert parse_one("to", mailbox.text, encode) == mailbox
     assert mailbox.address == parse_one("to", mailbox.address, encode).address
     assert mailbox.address.rpartition("@")[2] == address.rpartition("@")[2]
+
+
+def test_encoded_words_in_a_name_are_decoded() -> None:
+    value = "=?utf-8?q?J=C3=B6rg?= Lee <joerg@example.com>"
+    assert parse_one("to", value, encode).name == "Jörg Lee"
+
+
+def test_what_looks_like_an_encoded_word_in_quotes_is_that_text() -> None:
+    mailbox = parse_one("to", '"=?utf-8?q?a?=" <ann@example.com>', encode)
+    assert mailbox.name == "=?utf-8?q?a?="
+    assert parse_one("to", mailbox.text, encode) == mailbox
+
+
+def test_encoded_words_that_nobody_can_decode_are_left_alone() -> None:
+    value = "=?no-such-charset?q?=ff?= <ann@example.com>"
+    assert parse_one("to", value, encode).name == "=?no-such-charset?q?=ff?="
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("Service {24h} [west] <ann@example.com>", "Service {24h} [west]"),
+        ("Dr. Ann O. Lee <ann@example.com>", "Dr. Ann O. Lee"),
+        ("Acme: News <ann@example.com>", "Acme: News"),
+        ("News; daily <ann@example.com>", "News; daily"),
+        (r"C:\News <ann@example.com>", r"C:\News"),
+        ("(W) West <ann@example.com>", "(W) West"),
+        ("Ann (west wing) <ann@example.com>", "Ann (west wing)"),
+        ("Ann (a, b@c) <ann@example.com>", "Ann (a, b@c)"),
+        ("Acme (News <ann@example.com>", "Acme (News"),
+        ('Ann "the boss" Lee <ann@example.com>', "Ann the boss Lee"),
+        (r'"a \" quote" <ann@example.com>', 'a " quote'),
+        ('"Lee, Ann" <ann@example.com>', "Lee, Ann"),
+        ("Zo\u200dë <ann@example.com>", "Zo\u200dë"),
+        ('"Tab\tbed \x0b" <ann@example.com>', "Tab\tbed \x0b"),
+        ("ann@example.com (West wing)", "West wing"),
+        (r"ann@example.com (a \) b)", "a ) b"),
+        ("ann@example.com (=?utf-8?q?=C3=A9?=)", "é"),
+        ("ann@example.com (a (b) c)", "a (b) c"),
+        ("Ann <ann@example.com> (west)", "Ann (west)"),
+        ("<ann@example.com>", ""),
+        (" < ann@example.com > ", ""),
+    ],
+)
+def test_a_name_that_can_only_be_meant_in_one_way_is_taken(
+    value: str, name: str
+) -> None:
+    mailbox = parse_one("to", value, encode)
+    assert (mailbox.name, mailbox.address) == (name, "ann@example.com")
+    assert parse_one("to", mailbox.text, encode) == mailbox
 
 
 @pytest.mark.parametrize(
@@ -93,23 +140,47 @@ def test_unusual_but_correct_addresses_are_taken(value: str) -> None:
         '"a\r\nb"@example.com',
         '"a\rb" <ann@example.com>',
         "ann\x00@example.com",
-        "ann@example.com\x7f",
-        "ann\x85@example.com",
-        "ann\u2028@example.com",
+        "Ann\x00 <ann@example.com>",
         "ann\udc0a@example.com",
-        "ann@example.com\t",
         "=?utf-8?q?a=0d=0aBcc:_eve=40example.com?= <ann@example.com>",
         "=?utf-8?b?YQ0KYg==?= <ann@example.com>",
+        "ann@example.com (=?utf-8?b?YQ0KYg==?=)",
     ],
 )
-def test_line_breaks_and_controls_are_refused_even_when_encoded(value: str) -> None:
-    with pytest.raises(LettermintInvalidMessage, match=r"^cc: .*control character"):
+def test_line_breaks_are_refused_even_when_encoded(value: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^cc: .* line break"):
         parse_one("cc", value, encode)
 
 
-def test_encoded_words_that_nobody_can_decode_are_left_alone() -> None:
-    value = "=?no-such-charset?q?=ff?= <ann@example.com>"
-    assert parse_one("to", value, encode).text == value
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("you\u200d@example.com", "U+200D (ZERO WIDTH JOINER)"),
+        ("\ufeffyou@example.com", "U+FEFF (ZERO WIDTH NO-BREAK SPACE)"),
+        ("You <you\u00ad@example.com>", "U+00AD (SOFT HYPHEN)"),
+        ("y\u00a0ou@example.com", "U+00A0 (NO-BREAK SPACE)"),
+        ("y\u3000ou@example.com", "U+3000 (IDEOGRAPHIC SPACE)"),
+        ("you\x7f@example.com", "U+007F (a control character)"),
+        ("you\x85@example.com", "U+0085 (a control character)"),
+        ("y\tou@example.com", "U+0009 (a control character)"),
+        ("you\u2028@example.com", "U+2028 (LINE SEPARATOR)"),
+        ("you@ex\u200bample.com", "U+200B (ZERO WIDTH SPACE)"),
+        ("you@example\u00ad.com", "U+00AD (SOFT HYPHEN)"),
+        ('"y\u202eou"@example.com', "U+202E (RIGHT-TO-LEFT OVERRIDE)"),
+        ("you@mail\u200d.example", "U+200D"),
+    ],
+)
+def test_a_character_that_nobody_sees_is_named(value: str, named: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^to: ") as caught:
+        parse_one("to", value, encode)
+    assert named in str(caught.value)
+
+
+def test_a_domain_may_have_joiners_where_idna_allows_them() -> None:
+    # "Letter" in Persian, with a zero width non-joiner.
+    assert parse_one("to", "a@نامه\u200cای.example", encode).address.startswith(
+        "a@xn--"
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,12 +188,61 @@ def test_encoded_words_that_nobody_can_decode_are_left_alone() -> None:
     [
         "ann@example.com, eve@example.com",
         "ann@example.com; eve@example.com",
-        "Lee, Ann <ann@example.com>",
-        "ann@example.com <eve@example.com>",
+        "ann@example.com;eve@example.com;",
+        "Ann <ann@example.com>, Eve <eve@example.com>",
         "friends: ann@example.com, eve@example.com;",
         "friends: ann@example.com;",
+        "friends:;",
+    ],
+)
+def test_several_addresses_in_one_entry_are_refused(value: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^bcc: .* one address an entry"):
+        parse_one("bcc", value, encode)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Lee, Ann <ann@example.com>",
+        "ann@example.com <ann@example.com>",
+        "@ann <ann@example.com>",
+        '"Acme <news@acme.example>',
+        "<ann> <ann@example.com>",
+        "ann@example.com> <ann@example.com>",
+    ],
+)
+def test_a_name_that_needs_quotes_gets_the_advice(value: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match="put the name in double quotes"):
+        parse_one("to", value, encode)
+
+
+@pytest.mark.parametrize("local", ["first..last", ".first", "last.", "a...b"])
+def test_dots_that_need_quotes_are_shown_in_quotes(local: str) -> None:
+    with pytest.raises(LettermintInvalidMessage) as caught:
+        parse_one("to", f"{local}@mail.example", encode)
+    shown = f'"{local}"@mail.example'
+    assert str(caught.value).endswith(shown)
+    assert parse_one("to", shown, encode).address == shown
+
+
+@pytest.mark.parametrize("domain", ["☕.example", "a\u2603b.example", "xn--a.☕"])
+def test_a_domain_that_idna_does_not_know_is_refused_with_the_reason(
+    domain: str,
+) -> None:
+    with pytest.raises(LettermintInvalidMessage, match="Codepoint U") as caught:
+        parse_one("to", f"you@{domain}", encode)
+    assert "`idna_encoder`" in str(caught.value)
+
+
+def test_an_encoder_that_does_not_encode_is_refused() -> None:
+    with pytest.raises(LettermintInvalidMessage, match="write one address"):
+        parse_one("to", "you@ü.example", lambda domain: domain)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
         "ann@example.com,",
-        "ann@example.com (comment)",
         "<ann@example.com> SIZE=1",
         "ann@example.com> SIZE=1",
         "ann> SIZE=1@example.com",
@@ -132,37 +252,24 @@ def test_encoded_words_that_nobody_can_decode_are_left_alone() -> None:
         "@example.com",
         "ann lee@example.com",
         "ann@exam ple.com",
-        "ann..lee@example.com",
-        ".ann@example.com",
         "ann@example..com",
         "ann@example.com.",
         "=?utf-8?q?eve=40evil.example?=@example.com",
         "ann@" + "ü" * 70 + ".example",
-        "Acme: News <news@acme.example>",
-        "Bücher: Shop <shop@bücher.example>",
         ":ann@example.com",
         "Acme <news@acme.example",
         "Acme <news@äcme.example",
         "news@acme.example>",
-        '"Acme <news@acme.example>',
-        "Acme (News <news@acme.example>",
-        r"Acme\ <news@acme.example>",
         '"jörg@example.com',
         "jörg@example.com.",
-        ".jörg@example.com",
+        "ann(c)@example.com",
+        "ann@example.com (c",
+        '""@example.com',
     ],
 )
 def test_what_is_not_exactly_one_address_is_refused(value: str) -> None:
-    with pytest.raises(
-        LettermintInvalidMessage, match=r"^bcc: .* one address as user@"
-    ):
+    with pytest.raises(LettermintInvalidMessage, match=r"^bcc: .* is refused: "):
         parse_one("bcc", value, encode)
-
-
-@pytest.mark.parametrize("name", ["Lee, Ann", "Acme: News"])
-def test_a_name_with_a_comma_or_colon_gets_a_hint(name: str) -> None:
-    with pytest.raises(LettermintInvalidMessage, match="comma or colon needs quotes"):
-        parse_one("to", f"{name} <ann@example.com>", encode)
 
 
 @pytest.mark.parametrize(
@@ -200,20 +307,39 @@ def test_a_header_holds_any_number_of_addresses() -> None:
         "ann@xn--strae-oqa.de",
         "jörg@example.com",
     ]
-    assert [each.smtputf8 for each in mailboxes] == [False, True]
 
 
-def test_a_header_with_no_addresses_in_it_is_refused() -> None:
-    with pytest.raises(LettermintInvalidMessage, match="header 'Reply-To': 'übel'"):
-        parse_list("header 'Reply-To'", "übel", encode)
+def test_entries_of_nothing_are_left_out_of_a_header() -> None:
+    assert len(parse_list("header 'To'", "a@b.example, ,c@d.example,", encode)) == 2
 
 
 @pytest.mark.parametrize(
-    "text", ["Gäste: ann@example.com;", "Gäste <ann@example.com", "Jörg: a@b.example"]
+    "text", ["übel", "Retail, Import <desk@shop.example>", "a@b.example, Lee", "a@"]
 )
-def test_a_header_whose_parsing_would_lose_a_name_is_refused(text: str) -> None:
-    with pytest.raises(LettermintInvalidMessage, match=r"^header 'To': .*needs quotes"):
+def test_a_header_of_addresses_that_holds_something_else_is_refused(text: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^header 'Reply-To': "):
+        parse_list("header 'Reply-To'", text, encode)
+
+
+def test_a_comma_in_a_header_gets_the_advice_about_quotes() -> None:
+    with pytest.raises(
+        LettermintInvalidMessage, match="double quotes if it has commas"
+    ):
+        parse_list("header 'From'", "Retail, Import <desk@shop.example>", encode)
+
+
+@pytest.mark.parametrize("text", ["Gäste: ann@example.com;", "Freunde: a@ü.example;"])
+def test_a_group_outside_of_ascii_is_refused(text: str) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^header 'To': .* groups"):
         parse_list("header 'To'", text, encode)
+
+
+def test_a_group_in_ascii_holds_addresses() -> None:
+    mailboxes = parse_list(
+        "header 'To'", "Team: Ann <a@b.example>, c@d.example; ", encode
+    )
+    assert [each.address for each in mailboxes] == ["a@b.example", "c@d.example"]
+    assert parse_list("header 'To'", "undisclosed-recipients:;", encode) == []
 
 
 def test_parsing_does_not_keep_backends_alive() -> None:
@@ -246,13 +372,17 @@ def test_any_text_is_refused_or_makes_one_safe_command(text: str) -> None:
     assert len(mailbox.address.encode()) <= 254
     quoted = local.startswith('"')
     assert quoted or not set(local) & set(' ,;:()[]"\\@')
-    assert "\n" not in mailbox.text
-    assert "\r" not in mailbox.text
+    assert not set(mailbox.text) & set("\r\n\0")
+    assert parse_one("to", mailbox.text, encode) == replace(
+        mailbox, given=mailbox.address
+    )
 
 
 def named_by(header: str) -> list[tuple[str, str]]:
     """Return the names and addresses that the standard library reads in a header."""
-    parsed: Any = HeaderRegistry()("To", header)
+    parsed: Any = HeaderRegistry()(
+        "To", header.removeprefix("To: ").replace("\r\n", "")
+    )
     assert all(group.display_name is None for group in parsed.groups)
     return [(each.display_name, each.addr_spec) for each in parsed.addresses]
 
@@ -268,48 +398,14 @@ TOKENS = [
 @given(st.lists(st.sampled_from(TOKENS), max_size=6).map("".join))
 @example('"jörg@example.com')
 @example("Acme: News <news@acme.example>")
+@example("=?utf-8?q?x?= <ann@example.com>")
 def test_the_header_names_the_mailbox_of_the_command(text: str) -> None:
     try:
         mailbox = parse_one("to", text, encode)
     except LettermintInvalidMessage:
         return
-    [(_, address)] = named_by(mailbox.text)
+    [(_, address)] = named_by(addresses("To", [mailbox]).decode())
     assert address == mailbox.address
-
-
-PRINTABLE = st.characters(exclude_categories=["C", "Zl", "Zp"])
-QUOTED = st.text(PRINTABLE, max_size=30).map(
-    lambda text: '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
-)
-ATOM = st.text(
-    st.characters(exclude_categories=["C", "Z"], exclude_characters='()<>[]:;@\\,."=?'),
-    min_size=1,
-    max_size=8,
-)
-SPECS = st.builds(
-    "{}@{}".format,
-    st.from_regex(r"[a-z0-9!#$%&'*+/^_`{|}~-]+(\.[a-z0-9_-]+)*", fullmatch=True).filter(
-        lambda local: len(local) < 100
-    ),
-    st.sampled_from(["example.com", "host_name.example", "localhost"]),
-)
-PHRASES = st.lists(ATOM | QUOTED | st.just("Dr.") | st.just("(c)"), min_size=1).map(
-    " ".join
-)
-
-
-@given(PHRASES, SPECS)
-def test_every_legal_name_is_taken_as_it_is(name: str, spec: str) -> None:
-    text = f"{name} <{spec}>"
-    assert parse_one("to", text, encode) == Mailbox(spec, spec, text)
-
-
-@given(QUOTED)
-def test_a_quoted_name_is_not_lost_when_the_domain_is_encoded(name: str) -> None:
-    mailbox = parse_one("to", f"{name} <ann@bücher.example>", encode)
-    [(found, address)] = named_by(mailbox.text)
-    assert found.strip() == re.sub(r"\\(.)", r"\1", name[1:-1]).strip()
-    assert address == "ann@xn--bcher-kva.example"
 
 
 @pytest.mark.parametrize("mark", ['"', "(", "<", " ", "a,", "(a)", '"a"', "a."])

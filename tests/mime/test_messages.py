@@ -88,20 +88,6 @@ def test_an_attached_mail_makes_no_commands_of_its_own(inner: bytes) -> None:
         assert bodies[0] == b"Hello\r\n" or bodies[0] == b"Hello"
 
 
-def test_the_body_of_an_attached_mail_arrives() -> None:
-    inner = "Überraschung\r\n.\r\n" + "x" * 5000
-    mail = message()
-    source = b"Subject: inner\nContent-Type: text/plain; charset=utf-8\n"
-    source += b"Content-Transfer-Encoding: 8bit\n\n" + inner.encode()
-    mail.attach("mail.eml", source, "message/rfc822")
-    made = envelope(mail)
-    for each in (made, made.seven_bit()):
-        assert_wire_safe(each.content)
-        assert text_lines(leaves(each.content)[1]) == lines(inner)
-        attached = list(parsed(each.content).iter_attachments())
-        assert attached[0].get_content()["Subject"] == "inner"
-
-
 def test_an_attached_django_message_arrives() -> None:
     inner = message("Größe", to=["bob@example.com"], bcc=["hidden@example.com"])
     mail = message()
