@@ -91,9 +91,9 @@ def content_type(field: str, value: str) -> ContentType:
     parsed = Message()
     parsed["Content-Type"] = value
     main = parsed.get_content_maintype()
-    if main != "text":
+    name = parsed.get_content_charset("") if main == "text" else ""
+    if not name:
         return ContentType(main, value)
-    name = parsed.get_content_charset("")
     parsed.del_param("charset")
     return ContentType(main, parsed["Content-Type"], name)
 

@@ -119,27 +119,24 @@ def _with_octets(mime: Message) -> Message:
 
     They write str only, and translate line ends, which octets do not have.
     """
-    main, payload, made = (
-        mime.get_content_maintype(),
-        mime.get_payload(),
-        copy.copy(mime),
-    )
     if mime.get_content_type() in _SEALED:
         return mime
-    if isinstance(payload, list):
+    main, payload, made = mime.get_content_maintype(), mime.get_payload(), copy.copy(mime)
+    if isinstance(payload, list) and main in {"multipart", "message"}:
         if main == "multipart":
             made.set_payload([_with_octets(each) for each in payload])
         return made
     if not isinstance(payload, str | bytes | bytearray | memoryview | None):
         rule = "the payload of a MIME part is text or bytes, and a list for multipart"
         raise invalid_value("attachment", payload, rule)
-    if not isinstance(payload, str):
-        payload = bytes(payload or b"").decode("ascii", "surrogateescape")
-    elif re.search(r"[^\0-\x7f\udc80-\udcff]", payload):
-        payload = payload.encode().decode("ascii", "surrogateescape")
-    made.set_payload(payload)
-    encoding = str(mime.get("Content-Transfer-Encoding", "")).strip().lower()
-    if main not in {"text", "message", "multipart"} and encoding not in _ENCODINGS:
+    encoded = str(mime.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS
+    octets = payload if encoded else mime.get_payload(decode=True)
+    if isinstance(payload, str) and octets == payload.encode("raw-unicode-escape"):
+        # Python's guess about text beyond ASCII, of which it knows no charset.
+        octets = payload.encode(mime.get_content_charset("utf-8"))
+    if not isinstance(octets, str):
+        made.set_payload(bytes(octets or b"").decode("ascii", "surrogateescape"))
+    if not encoded and main not in {"text", "message", "multipart"}:
         del made["Content-Transfer-Encoding"]
         encode_base64(made)
     return made
