@@ -18,6 +18,7 @@ _FRAME = len("=?utf-8?q??=")
 _SAFE = (ascii_letters + digits + "!*+-/").encode()
 _QUOTED = [chr(octet) if octet in _SAFE else f"={octet:02X}" for octet in range(256)]
 _QUOTED[ord(" ")] = "_"
+_BLANK = {"_", b" "}
 
 _WORD = r"=\?[!->@-~]+\?[BbQq]\?[!->@-~]*\?="
 _WORDS = re.compile(rf"(?<!\S){_WORD}(?:[ \t]+{_WORD})*(?!\S)")
@@ -48,14 +49,19 @@ def encode(text: str, first: int = MAX_WORD) -> list[str]:
 def _cuts(
     pieces: list[str] | list[bytes], first: int, room: int
 ) -> list[tuple[int, int]]:
-    """Return from where to where pieces go together, as many as there is room for."""
+    """Return from where to where pieces go together, as many as there is room for.
+
+    Behind a blank if there is one: readers that add one between words exist (Python's).
+    """
     cuts: list[tuple[int, int]] = []
     start = size = 0
     for position, piece in enumerate(pieces):
         size += len(piece)
         if size > (room if cuts else first):
-            cuts.append((start, position))
-            start, size = position, len(piece)
+            blanks = (at for at in range(position - 1, start, -1) if pieces[at] in _BLANK)
+            end = next(blanks, position - 1) + 1
+            cuts.append((start, end))
+            start, size = end, sum(map(len, pieces[end : position + 1]))
     return [*cuts, (start, len(pieces))]
 
 

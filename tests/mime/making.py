@@ -59,9 +59,8 @@ def field(message: EmailMessage, name: str) -> str:
 
 
 def fields(message: EmailMessage, name: str) -> list[str]:
-    head = written(message).partition(b"\r\n\r\n")[0].decode()
-    found = re.findall(rf"(?im)^{name}: ?(.*(?:\r\n[ \t].*)*)$", head + "\r\n")
-    return [each.removesuffix("\r") for each in found]
+    head = written(message).partition(b"\r\n\r\n")[0].decode() + "\r\n"
+    return re.findall(rf"(?im)^{name}: ?((?:[^\r]|\r\n[ \t])*)\r\n", head)
 
 
 def unfolded(message: EmailMessage, name: str) -> str:
