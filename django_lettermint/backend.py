@@ -17,6 +17,7 @@ from django.core import mail
 from . import delivery, pool
 from .conf import RelayConfig, backend_config
 from .exceptions import LettermintError, LettermintInvalidMessage
+from .extras import invalid_value
 from .lanes import Lanes, Run
 from .payload import LettermintPayload
 from .report import Job, report
@@ -157,6 +158,11 @@ class EmailBackend(AnymailBaseBackend):
     def prepare(self, message: EmailMessage) -> Job:
         """Do all that can fail because of the message, before any network."""
         job = Job(message)
+        if not isinstance(message, mail.EmailMessage):
+            job.error = invalid_value("a message", message, "give an EmailMessage")
+            job.error.result = job.result
+            job.silent = True  # no receiver could do anything with it
+            return job
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
@@ -169,6 +175,8 @@ class EmailBackend(AnymailBaseBackend):
                 return job
             payload = LettermintPayload(message, self.send_defaults, self)
             prepared = payload.prepare()
+            job.given, job.key_given = prepared.given, prepared.key_given
+            job.transactions = delivery.transactions(prepared.envelopes, self.config)
         except AnymailError as error:
             job.error = error
         except Exception as error:  # noqa: BLE001 - a message's own code raises any
@@ -177,9 +185,6 @@ class EmailBackend(AnymailBaseBackend):
                 "check its addresses, headers, body and attachments"
             )
             job.error.__cause__ = error
-        else:
-            job.given, job.key_given = prepared.given, prepared.key_given
-            job.transactions = delivery.transactions(prepared.envelopes, self.config)
         return job
 
 

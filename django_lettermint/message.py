@@ -146,6 +146,8 @@ def freeze(message: _Message) -> _Message:
     frozen = resolve(layer)
     render(frozen)  # a line that cannot be folded fails now, not in the queue
     sender = _attribute(message, "envelope_sender")
+    if sender not in (UNSET, None) and str(sender).strip() in {"", "<>"}:
+        _refuse("an empty envelope_sender in freeze(): no header can hold it")
     if sender not in (UNSET, None):
         if not any(name.lower() == "from" for name in headers):
             headers["From"] = str(message.from_email)

@@ -424,6 +424,14 @@ def test_freeze_expresses_an_envelope_sender_as_django_does() -> None:
     assert "envelope_sender" not in vars(message)
 
 
+@pytest.mark.parametrize("sender", ["", "<>"])
+def test_freeze_refuses_an_empty_envelope_sender(sender: str) -> None:
+    message = LettermintMessage(to=["ann@example.com"])
+    message.envelope_sender = sender  # type: ignore[attr-defined]
+    with pytest.raises(AnymailUnsupportedFeature, match="envelope_sender"):
+        freeze(message)
+
+
 def test_freeze_keeps_a_from_header_beside_an_envelope_sender() -> None:
     message = freeze(make({"from": "head@x.test"}, envelope_sender="bounces@x.test"))
     assert message.extra_headers == {"from": "head@x.test"}

@@ -58,7 +58,9 @@ def _cuts(
     for position, piece in enumerate(pieces):
         size += len(piece)
         if size > (room if cuts else first):
-            blanks = (at for at in range(position - 1, start, -1) if pieces[at] in _BLANK)
+            blanks = (
+                at for at in range(position - 1, start, -1) if pieces[at] in _BLANK
+            )
             end = next(blanks, position - 1) + 1
             cuts.append((start, end))
             start, size = end, sum(map(len, pieces[end : position + 1]))

@@ -121,7 +121,11 @@ def _with_octets(mime: Message) -> Message:
     """
     if mime.get_content_type() in _SEALED:
         return mime
-    main, payload, made = mime.get_content_maintype(), mime.get_payload(), copy.copy(mime)
+    main, payload, made = (
+        mime.get_content_maintype(),
+        mime.get_payload(),
+        copy.copy(mime),
+    )
     if isinstance(payload, list) and main in {"multipart", "message"}:
         if main == "multipart":
             made.set_payload([_with_octets(each) for each in payload])
@@ -129,7 +133,9 @@ def _with_octets(mime: Message) -> Message:
     if not isinstance(payload, str | bytes | bytearray | memoryview | None):
         rule = "the payload of a MIME part is text or bytes, and a list for multipart"
         raise invalid_value("attachment", payload, rule)
-    encoded = str(mime.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS
+    encoded = (
+        str(mime.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS
+    )
     octets = payload if encoded else mime.get_payload(decode=True)
     if isinstance(payload, str) and octets == payload.encode("raw-unicode-escape"):
         # Python's guess about text beyond ASCII, of which it knows no charset.

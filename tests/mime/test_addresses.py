@@ -196,7 +196,9 @@ def test_a_domain_may_have_joiners_where_idna_allows_them() -> None:
     ],
 )
 def test_several_addresses_in_one_entry_are_refused(value: str) -> None:
-    with pytest.raises(LettermintInvalidMessage, match=r"^bcc: .* one address an entry"):
+    with pytest.raises(
+        LettermintInvalidMessage, match=r"^bcc: .* one address an entry"
+    ):
         parse_one("bcc", value, encode)
 
 

@@ -45,8 +45,12 @@ def octets_of(content: bytes) -> bytes:
     return body
 
 
-@pytest.mark.parametrize("text", [SIGNED_MAIL, BOUNCE.decode(), "no header", "\n\nx", "a: b"])
-@pytest.mark.parametrize("kind", [str, str.encode, lambda text: text.replace("\n", "\r\n")])
+@pytest.mark.parametrize(
+    "text", [SIGNED_MAIL, BOUNCE.decode(), "no header", "\n\nx", "a: b"]
+)
+@pytest.mark.parametrize(
+    "kind", [str, str.encode, lambda text: text.replace("\n", "\r\n")]
+)
 def test_attached_mail_keeps_its_octets(text: str, kind: Any) -> None:
     content = written(with_file("forwarded.eml", kind(text), "message/rfc822"))
     check(content)
@@ -102,7 +106,9 @@ def test_attached_mail_that_cannot_travel_goes_as_a_file(octets: bytes) -> None:
 
 
 @pytest.mark.parametrize("octets", CANNOT_TRAVEL[:3])
-def test_a_mime_object_with_mail_that_cannot_travel_becomes_a_file(octets: bytes) -> None:
+def test_a_mime_object_with_mail_that_cannot_travel_becomes_a_file(
+    octets: bytes,
+) -> None:
     part = MIMEMessage(email.message_from_bytes(octets))
     part.add_header("Content-Disposition", "attachment", filename="log.eml")
     kind, name, found = found_in(written(with_entry(part)))
@@ -153,7 +159,9 @@ def test_an_attached_django_message_is_written_like_any_other() -> None:
         email.message_from_string("Subject: a\n\nb"),
     ],
 )
-def test_what_is_wrong_with_an_attached_message_names_the_attachment(inner: Any) -> None:
+def test_what_is_wrong_with_an_attached_message_names_the_attachment(
+    inner: Any,
+) -> None:
     if not isinstance(inner, EmailMessage):
         inner["X-A"] = "a\nX-Evil: 1"
     text = refusal(with_entry(("inner.eml", inner, "message/rfc822")))
@@ -169,14 +177,18 @@ def test_a_message_of_another_type_is_refused() -> None:
     assert text.startswith("attachment 'a.txt': ")
 
 
-@pytest.mark.parametrize("kind", ["multipart/x-mht", "multipart/related", "Multipart/Mixed"])
+@pytest.mark.parametrize(
+    "kind", ["multipart/x-mht", "multipart/related", "Multipart/Mixed"]
+)
 def test_one_file_of_a_composite_type_is_octets(kind: str) -> None:
     content = written(with_file("page.mht", b"MIME-Version: 1.0\n", kind))
     assert found_in(content) == (OCTET_STREAM, "page.mht", b"MIME-Version: 1.0\n")
 
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
-@pytest.mark.parametrize("kind", ["text/plain", "application/pdf", "image/png", "x-a/b"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/pdf", "image/png", "x-a/b"]
+)
 @pytest.mark.parametrize("octets", [b"page one\n", b"1\n.\n2\0\r", b"", b"\xff\xfe"])
 def test_buffers_are_bytes(buffer: Any, kind: str, octets: bytes) -> None:
     content = written(with_file("scan", buffer(octets), kind))
@@ -193,7 +205,9 @@ def test_buffers_are_bytes(buffer: Any, kind: str, octets: bytes) -> None:
 
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
-@pytest.mark.parametrize("octets", [b"1\n.\n2\0\r", b"\r\n", b"ascii\n", b"\xe9" * 2000])
+@pytest.mark.parametrize(
+    "octets", [b"1\n.\n2\0\r", b"\r\n", b"ascii\n", b"\xe9" * 2000]
+)
 def test_the_octets_of_a_mime_object_arrive(buffer: Any, octets: bytes) -> None:
     part = MIMEBase("application", "x-scan")
     part.set_payload(buffer(octets))
@@ -252,7 +266,9 @@ def test_a_payload_that_is_neither_text_nor_octets_is_refused() -> None:
         assert "payload" in refusal(with_entry(part))
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/xml", "image/svg+xml"])
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/xml", "image/svg+xml"]
+)
 def test_text_for_a_type_that_is_not_text_is_utf_8(kind: str) -> None:
     text = '{"name": "Zoë"}\n'
     message = with_file("data", text, kind, encoding="iso-8859-1")
@@ -298,7 +314,9 @@ def test_what_is_no_attachment_is_refused(entry: object) -> None:
     assert "give a MIME part or (name, content, type)" in text
 
 
-@pytest.mark.parametrize("entry", [("a.txt", "x"), ["a.txt", "x", None], ("a.txt", "x", "")])
+@pytest.mark.parametrize(
+    "entry", [("a.txt", "x"), ["a.txt", "x", None], ("a.txt", "x", "")]
+)
 def test_the_type_is_guessed_by_the_name(entry: Any) -> None:
     assert found_in(written(with_entry(entry))) == ("text/plain", "a.txt", b"x")
 
@@ -318,8 +336,24 @@ def test_lazy_names_and_contents_are_taken() -> None:
 
 FILE_NAMES = [
     *("=?utf-8?q?a?=.pdf", 'a"b.pdf', "a\\b.pdf", "50%.pdf", "%41.pdf", "a;b=c.pdf"),
-    *(" a.pdf", "a.pdf ", "  ", "a  b.pdf", "a\tb.pdf", "a\x0bb\x85c\u2028d.pdf", "'a'.pdf"),
-    *("größe.pdf", "日本.pdf", "🎉.pdf", "utf-8''a.pdf", "a*0*=b.pdf", "(a).pdf", "a,b.pdf"),
+    *(
+        " a.pdf",
+        "a.pdf ",
+        "  ",
+        "a  b.pdf",
+        "a\tb.pdf",
+        "a\x0bb\x85c\u2028d.pdf",
+        "'a'.pdf",
+    ),
+    *(
+        "größe.pdf",
+        "日本.pdf",
+        "🎉.pdf",
+        "utf-8''a.pdf",
+        "a*0*=b.pdf",
+        "(a).pdf",
+        "a,b.pdf",
+    ),
     *("x" * 300, "é" * 300, "x " * 150 + "x", "a/b.pdf", "..", "[1].pdf", "a:b?.pdf"),
 ]
 

@@ -65,8 +65,12 @@ def test_no_line_end_is_added_to_a_part() -> None:
 
 
 @pytest.mark.parametrize("size", range(70, 82))
-@pytest.mark.parametrize("end", ["", " ", "\t", "=", ".", "é", "\n", " \n", "\0", " \0"])
-def test_quoted_printable_lines_are_short_and_end_in_no_blank(size: int, end: str) -> None:
+@pytest.mark.parametrize(
+    "end", ["", " ", "\t", "=", ".", "é", "\n", " \n", "\0", " \0"]
+)
+def test_quoted_printable_lines_are_short_and_end_in_no_blank(
+    size: int, end: str
+) -> None:
     text = "x" * size + end + "\0\n"
     message = mail(body=text)
     check(written(message))
@@ -93,7 +97,9 @@ def test_other_charsets_arrive(name: str) -> None:
     message.attach("a.csv", FINE[name], "text/csv")
     made = envelope(message)
     for each in (made.content, made.seven_bit().content):
-        leaves = [part for part in message_from_bytes(each).walk() if not part.is_multipart()]
+        leaves = [
+            part for part in message_from_bytes(each).walk() if not part.is_multipart()
+        ]
         assert len(leaves) == 3
         for leaf in leaves:
             octets = leaf.get_payload(decode=True)
@@ -168,7 +174,9 @@ def test_a_charset_object_may_convert() -> None:
 def test_the_default_charset_holds(name: str) -> None:
     with override_settings(DEFAULT_CHARSET=name):
         message = mail(body="Größe")
-        assert message_from_bytes(written(message)).get_content_charset() == name.lower()
+        assert (
+            message_from_bytes(written(message)).get_content_charset() == name.lower()
+        )
 
 
 @pytest.mark.parametrize("name", ["none", "rot13", "base64", "ü", "a b"])
@@ -176,7 +184,9 @@ def test_what_is_no_charset_is_refused(name: str) -> None:
     assert refusal(mail(encoding=name)).startswith(f"encoding: {name!r} is refused")
 
 
-@pytest.mark.parametrize(("text", "name"), [("odd \ud900\n", None), ("☃", "iso-8859-15")])
+@pytest.mark.parametrize(
+    ("text", "name"), [("odd \ud900\n", None), ("☃", "iso-8859-15")]
+)
 def test_text_that_does_not_fit_its_charset_is_refused_by_its_place(
     text: str, name: str | None
 ) -> None:
@@ -215,7 +225,9 @@ def test_a_content_subtype_that_is_none_is_refused(subtype: str) -> None:
 
 
 def kinds(message: EmailMessage) -> list[str]:
-    return [part.get_content_type() for part in message_from_bytes(written(message)).walk()]
+    return [
+        part.get_content_type() for part in message_from_bytes(written(message)).walk()
+    ]
 
 
 def test_alternatives_stand_in_front_of_attachments() -> None:

@@ -80,11 +80,20 @@ def test_a_line_of_998_octets_is_written() -> None:
     [
         *("List-Unsubscribe", "List-Post", "References", "In-Reply-To", "Archived-At"),
         *("DKIM-Signature", "ARC-Seal", "Autocrypt", "Feedback-ID", "Precedence"),
-        *("list-help", "Authentication-Results", "Auto-Submitted", "Original-Message-ID"),
+        *(
+            "list-help",
+            "Authentication-Results",
+            "Auto-Submitted",
+            "Original-Message-ID",
+        ),
     ],
 )
-@pytest.mark.parametrize("value", ["<https://größe.example/?a=é>", "a\x0bb", "x\u2028y"])
-def test_machine_read_fields_outside_of_ascii_are_refused(name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    "value", ["<https://größe.example/?a=é>", "a\x0bb", "x\u2028y"]
+)
+def test_machine_read_fields_outside_of_ascii_are_refused(
+    name: str, value: str
+) -> None:
     text = refusal(mail(headers={name: value}))
     assert text.startswith(f"header {name!r}: ")
     assert "percent-encode" in text
@@ -173,7 +182,15 @@ def test_djangos_name_holds_where_somebody_has_set_it(
 NAMES = [
     "Wholesale, Retail, Import, Export and everything else under one roof (Sales)",
     "Отдел продаж, " * 9 + "склад",
-    *("Ann Lee", "Dr. Ann", "O'Hara", "a@b.example", 'the "boss"', "back\\slash", "(c)"),
+    *(
+        "Ann Lee",
+        "Dr. Ann",
+        "O'Hara",
+        "a@b.example",
+        'the "boss"',
+        "back\\slash",
+        "(c)",
+    ),
     *("=?utf-8?q?a?=", "=?", "Größe", "日本 語", "🎉" * 30, "a  b", " a ", "Tab\tbed"),
     *("x" * 70, "x" * 1200, "é" * 200, "word " * 60 + "end", "\x8e\x0b", "Jose <jr>"),
     *("a:b;c", "[x]", "Zo\u200dë", "\u202eevil", "1", "-", "Ann, Lee <a@b.example>"),
@@ -258,14 +275,16 @@ def test_an_empty_address_header_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["Team:;", "undisclosed-recipients:;", "Team: Ann <a@b.example>, c@d.example;"]
+    "group",
+    ["Team:;", "undisclosed-recipients:;", "Team: Ann <a@b.example>, c@d.example;"],
 )
 def test_a_group_in_ascii_goes_verbatim(group: str) -> None:
     assert field(mail(headers={"To": group}), "To") == group
 
 
 @pytest.mark.parametrize(
-    "group", ["Équipe: one@mail.example;", "Team: Zoë <a@b.example>;", "Team: a@ö.example;"]
+    "group",
+    ["Équipe: one@mail.example;", "Team: Zoë <a@b.example>;", "Team: a@ö.example;"],
 )
 def test_a_group_outside_of_ascii_is_refused(group: str) -> None:
     text = refusal(mail(headers={"To": group}))
@@ -298,10 +317,42 @@ SUBJECTS = [
     "es votre n° über déjà – 30€ Größe »",
     "bientôt, 12 es es où mañana où = ok – –",
     "Ваш заказ, который вы сделали вчера, уже отправлен",
-    *("caf\x8e menu", "a\tb", "\x0b", "\x1b[1m", "\x7f", "a\x85b", "a\u2028b", "\ufeffa"),
-    *("=?utf-8?q?a?=", "a =?b", "=?", "?=", " leading", "trailing ", "two  blanks", " "),
-    *("", "x" * 66, "x" * 67, "x" * 1200, "word " * 60 + "end", "日本語" * 40, "🎉" * 50),
-    *("مرحبا بالعالم", "Ελληνικά κείμενο", "e\u0301" * 40, "👩‍👩‍👧" * 12, "a" * 60 + " ü"),
+    *(
+        "caf\x8e menu",
+        "a\tb",
+        "\x0b",
+        "\x1b[1m",
+        "\x7f",
+        "a\x85b",
+        "a\u2028b",
+        "\ufeffa",
+    ),
+    *(
+        "=?utf-8?q?a?=",
+        "a =?b",
+        "=?",
+        "?=",
+        " leading",
+        "trailing ",
+        "two  blanks",
+        " ",
+    ),
+    *(
+        "",
+        "x" * 66,
+        "x" * 67,
+        "x" * 1200,
+        "word " * 60 + "end",
+        "日本語" * 40,
+        "🎉" * 50,
+    ),
+    *(
+        "مرحبا بالعالم",
+        "Ελληνικά κείμενο",
+        "e\u0301" * 40,
+        "👩‍👩‍👧" * 12,
+        "a" * 60 + " ü",
+    ),
 ]
 
 
@@ -337,7 +388,9 @@ def test_plain_words_are_not_encoded() -> None:
 
 
 def test_a_charset_for_the_body_does_not_change_the_header() -> None:
-    assert field(mail(subject="é", encoding="iso-8859-1"), "Subject").startswith("=?utf-8?")
+    assert field(mail(subject="é", encoding="iso-8859-1"), "Subject").startswith(
+        "=?utf-8?"
+    )
 
 
 @pytest.mark.parametrize("character", ["\r", "\n", "\r\n ", "\0", "\ud800"])
@@ -366,7 +419,9 @@ def test_line_breaks_are_refused_by_the_name_of_the_field(character: str) -> Non
         (Header("text"), "text"),
     ],
 )
-def test_values_that_are_not_text_are_written_as_metadata_is(value: Any, text: str) -> None:
+def test_values_that_are_not_text_are_written_as_metadata_is(
+    value: Any, text: str
+) -> None:
     assert field(mail(headers={"X-Due": value}), "X-Due") == text
     message = mail()
     message.merge_headers = {"you@mail.example": {"X-Due": value}}  # type: ignore[attr-defined]
@@ -381,14 +436,18 @@ def test_values_of_other_types_are_refused(value: object) -> None:
 @pytest.mark.parametrize("name", ["Date", "date", "Resent-Date", "Orig-Date"])
 def test_a_datetime_is_written_as_mail_does(name: str) -> None:
     when = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
-    assert fields(mail(headers={name: when}), name) == ["Wed, 02 Jan 2030 03:04:05 +0200"]
+    assert fields(mail(headers={name: when}), name) == [
+        "Wed, 02 Jan 2030 03:04:05 +0200"
+    ]
 
 
 @pytest.mark.parametrize("name", ["Date", "date", "Resent-Date"])
 @pytest.mark.parametrize(
     "value", ["xx", "", "2026-01-02", "1 Jan 99999999 10:00:00", "2 Jan 2026 é"]
 )
-def test_a_date_that_readers_would_not_understand_is_refused(name: str, value: str) -> None:
+def test_a_date_that_readers_would_not_understand_is_refused(
+    name: str, value: str
+) -> None:
     text = refusal(mail(headers={name: value}))
     assert text.startswith(f"header '{name}': ")
     assert "datetime" in text
@@ -403,7 +462,9 @@ def test_a_date_may_be_text(value: str) -> None:
 
 @pytest.mark.parametrize(("local", "zone"), [(True, "+0530"), (False, "+0000")])
 def test_the_date_is_in_djangos_zone_or_utc(local: bool, zone: str) -> None:  # noqa: FBT001
-    with override_settings(EMAIL_USE_LOCALTIME=local, USE_TZ=True, TIME_ZONE="Asia/Kolkata"):
+    with override_settings(
+        EMAIL_USE_LOCALTIME=local, USE_TZ=True, TIME_ZONE="Asia/Kolkata"
+    ):
         assert field(mail(), "Date").endswith(zone)
 
 
@@ -447,7 +508,11 @@ def test_what_is_no_name_is_refused_in_attached_messages_too(name: str) -> None:
 
 
 def test_headers_in_any_letter_case_replace_those_of_the_message() -> None:
-    headers = {"FROM": "Other <o@shop.example>", "to": "Team:;", "DATE": "2 Jan 2026 03:04:05"}
+    headers = {
+        "FROM": "Other <o@shop.example>",
+        "to": "Team:;",
+        "DATE": "2 Jan 2026 03:04:05",
+    }
     message = mail(headers=headers)
     content = written(message)
     check(content)
