@@ -158,8 +158,9 @@ class EmailBackend(AnymailBaseBackend):
     def prepare(self, message: EmailMessage) -> Job:
         """Do all that can fail because of the message, before any network."""
         job = Job(message)
-        if not isinstance(message, mail.EmailMessage):
-            job.error = invalid_value("a message", message, "give an EmailMessage")
+        given: object = message
+        if not isinstance(given, mail.EmailMessage):
+            job.error = invalid_value("a message", given, "give an EmailMessage")
             job.error.result = job.result
             job.silent = True  # no receiver could do anything with it
             return job

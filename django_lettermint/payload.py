@@ -28,11 +28,13 @@ from .extras import (
     Extras,
     Layer,
     extract_extras,
+    header_text,
     invalid_value,
     merge,
     metadata_line,
     render,
     resolve,
+    single_line,
 )
 from .message import SOURCES, active_extras, attribute_layer, default_layer
 
@@ -187,7 +189,7 @@ class LettermintPayload(BasePayload):
             setattr(self.copy, recipient_type, [each.text for each in mailboxes])
 
     def set_subject(self, subject: object) -> None:
-        self.copy.subject = mime.single_line("subject", subject)
+        self.copy.subject = single_line("subject", subject)
 
     def set_reply_to(self, emails: Sequence[object]) -> None:
         mailboxes = mime.parse("reply_to", emails, self.backend.idna_encode)
@@ -203,7 +205,7 @@ class LettermintPayload(BasePayload):
         )
 
     def set_body(self, body: object) -> None:
-        self.copy.body = body  # type: ignore[assignment]
+        self.copy.body = body
 
     def set_alternatives(self, alternatives: Sequence[Any]) -> None:
         if not hasattr(self.message, "alternatives") and alternatives:
@@ -298,7 +300,7 @@ class LettermintPayload(BasePayload):
             name: value for name, value in below.items() if name.lower() not in names
         }
         for name, value in own.items():
-            text = mime.header_text(name, value)
+            text = header_text(name, value)
             if name.lower() in mime.ADDRESS_FIELDS and not text.isascii():
                 # An own message() would encode domains by IDNA 2003, which leads elsewhere.
                 text = mime.address_text(name, text, self.backend.idna_encode)

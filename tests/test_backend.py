@@ -691,11 +691,11 @@ class Text(str):
 
 def broken_messages() -> list[EmailMessage]:
     lazy = message()
-    lazy.body = SimpleLazyObject(partial(str, Text()))  # type: ignore[assignment]
+    lazy.body = SimpleLazyObject(partial(str, Text()))
     attached = message()
-    attached.attachments.append((Text("a.txt"), b"1", "x-a/b"))  # type: ignore[arg-type]
+    attached.attachments.append((Text("a.txt"), b"1", "x-a/b"))
     recipients = message()
-    recipients.recipients = partial(str, Text())  # type: ignore[method-assign, assignment]
+    recipients.recipients = partial(str, Text())
     return [Broken("", "", "a@b.example", ["c@d.example"]), lazy, attached, recipients]
 
 

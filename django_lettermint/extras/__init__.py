@@ -20,17 +20,17 @@ from .text import (
     ATOMS,
     CONTROL,
     FIELD_NAME,
-    FIELD_NAME_RULE,
     LINE_BREAK,
+    header_text,
     invalid_value,
     short_repr,
-    value_text,
+    single_line,
 )
 
 __all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]
 __all__ += ["idempotency_line", "is_lettermint_header", "metadata_line", "render"]
 __all__ += ["resolve"]
 # Text of any header.
-__all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "FIELD_NAME_RULE", "LINE_BREAK"]
+__all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
 __all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
-__all__ += ["invalid_value", "pieces", "short_repr", "value_text"]
+__all__ += ["header_text", "invalid_value", "pieces", "short_repr", "single_line"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import reprlib
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
+from email.utils import format_datetime, parsedate_to_datetime
 from uuid import UUID
 
 from django_lettermint.exceptions import LettermintInvalidMessage
@@ -22,6 +23,17 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: What no header field can hold, encoded or not.
 LINE_BREAK = re.compile("[\r\n\x00\ud800-\udfff]")
 
+_DATES = {"date", "orig-date", "resent-date"}
+_MESSAGE_IDS = {"message-id", "resent-message-id"}
+#: Fields that must not be given, and what does their job.
+_REFUSED = {
+    "bcc": "it would show the hidden recipients; use the message's `bcc`",
+    "resent-bcc": "it would show the hidden recipients; use the message's `bcc`",
+    "subject": "use the message's `subject`",
+    "mime-version": "the backend writes it",
+    "content-type": "use the message's `content_subtype` or attach_alternative()",
+    "content-transfer-encoding": "the backend chooses it",
+}
 #: Python refuses to print longer integers, and no header line could hold them.
 _MAX_INT_BITS = 4096
 _VALUE_TYPES = "use str, int, float, bool, Decimal, UUID, date or datetime"
@@ -68,3 +80,38 @@ def value_text(field: str, value: object) -> str:
     if isinstance(value, Decimal | UUID) or hasattr(value, "encode"):
         return str(value)
     raise invalid_value(field, value, _VALUE_TYPES)
+
+
+def header_text(name: str, value: object) -> str:
+    """Return the text of a header that a caller gave, checked; refuse what is none."""
+    field, lower = f"header {short_repr(name)}", name.lower()
+    if not FIELD_NAME.fullmatch(name):
+        raise invalid_value("header name", name, FIELD_NAME_RULE)
+    if rule := _REFUSED.get(lower, ""):
+        raise LettermintInvalidMessage(f"{field} is refused: {rule}.")
+    if lower in _DATES and isinstance(value, datetime):
+        return format_datetime(value)
+    text = single_line(field, value_text(field, value))
+    if lower in _DATES and not _is_date(text):
+        rule = "give a datetime, or write it as RFC 5322 does"
+        raise invalid_value(field, text, rule)
+    if lower in _MESSAGE_IDS and not re.fullmatch("<[!-;=?-~]+>", text):
+        rule = "write <left@right> in ASCII without blanks (RFC 5322)"
+        raise invalid_value(field, text, rule)
+    return text
+
+
+def single_line(field: str, value: object) -> str:
+    """Return the text of what stands in one field, however long that is."""
+    text = str(value)
+    if LINE_BREAK.search(text):
+        raise invalid_value(field, text, "it has a line break, NUL or lone surrogate")
+    return text
+
+
+def _is_date(text: str) -> bool:
+    try:
+        parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return False
+    return text.isascii()

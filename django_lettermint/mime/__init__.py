@@ -5,11 +5,11 @@ from __future__ import annotations
 from .addresses import IdnaEncode, Mailbox, parse, parse_list, parse_one
 from .bodies import with_crlf
 from .compose import body, check_alternative, check_attachment, header, is_stock, render
-from .fields import ADDRESS_FIELDS, address_text, header_text, single_line
+from .fields import ADDRESS_FIELDS, address_text
 from .foreign import seven_bit
 
 __all__ = ["ADDRESS_FIELDS", "IdnaEncode", "Mailbox", "address_text", "body", "header"]
-__all__ += ["check_alternative", "check_attachment", "header_text", "is_stock", "parse"]
+__all__ += ["check_alternative", "check_attachment", "is_stock", "parse"]
 __all__ += [
     "parse_list",
     "parse_one",

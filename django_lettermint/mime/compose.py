@@ -17,6 +17,7 @@ from django.core.mail.utils import DNS_NAME
 from django.utils.functional import Promise
 from django.utils.timezone import get_current_timezone
 
+from django_lettermint import extras
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.extras import invalid_value, short_repr
 
@@ -65,7 +66,7 @@ def header(message: EmailMessage, idna: IdnaEncode) -> bytes:
     """Write the header, but for the fields of the body."""
     own = {name.lower(): (name, value) for name, value in message.extra_headers.items()}
     sender = parse_one("from_email", message.from_email, idna)
-    subject = fields.single_line("subject", message.subject or "")
+    subject = extras.single_line("subject", message.subject or "")
     written = [fields.free_text("Subject", subject)]
     lists: dict[str, list[Mailbox]] = {
         "From": [sender],
@@ -89,7 +90,7 @@ def header(message: EmailMessage, idna: IdnaEncode) -> bytes:
 
 
 def _field(name: str, value: object, idna: IdnaEncode) -> bytes:
-    return fields.write(name, fields.header_text(name, value), idna)
+    return fields.write(name, extras.header_text(name, value), idna)
 
 
 def _domain(sender: Mailbox) -> str:
@@ -163,7 +164,7 @@ def check_attachment(each: object) -> Message | Attachment:
         rule = "give a MIME part or (name, content, type)"
         raise invalid_value("attachment", each, rule)
     given, content, value = (*each, None)[:3]
-    name = fields.single_line("attachment's name", "" if given is None else given)
+    name = extras.single_line("attachment's name", "" if given is None else given)
     is_mail = isinstance(content, Message | EmailMessage)
     if not value:
         guessed = mimetypes.guess_type(name)[0] if name else None

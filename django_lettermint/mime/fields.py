@@ -6,11 +6,10 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import format_datetime
 from urllib.parse import quote
 
 from django_lettermint import extras
-from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.extras import ATOMS, fold, invalid_value, pieces, short_repr
 
 from .addresses import IdnaEncode, Mailbox, is_group, parse_list, parse_one
@@ -43,23 +42,12 @@ ADDRESS_FIELDS = frozenset(
     ]
 )
 FREE_TEXT = frozenset({"subject", "comments", "keywords"})
-_DATES = {"date", "orig-date", "resent-date"}
-_MESSAGE_IDS = {"message-id", "resent-message-id"}
 #: Fields that programs read, in which RFC 2047 section 5 allows no encoded words.
 _STRUCTURED = re.compile(
     r"list-.*|arc-.*|bimi-.*|(?:.*-)?(?:signature|message-id)|references|in-reply-to"
     r"|archived-at|authentication-results|autocrypt|auto-submitted|feedback-id"
     r"|received(?:-spf)?|return-path|precedence|importance|(?:x-)?priority"
 )
-#: Fields that must not be given, and what does their job.
-_REFUSED = {
-    "bcc": "it would show the hidden recipients; use the message's `bcc`",
-    "resent-bcc": "it would show the hidden recipients; use the message's `bcc`",
-    "subject": "use the message's `subject`",
-    "mime-version": "the backend writes it",
-    "content-type": "use the message's `content_subtype` or attach_alternative()",
-    "content-transfer-encoding": "the backend chooses it",
-}
 #: Text that any reader shows as it is: words, one blank between them.
 _WORDS = re.compile(r"[!-~]+(?: [!-~]+)*")
 #: The same without what needs a backslash in quotes, which not all readers undo.
@@ -67,33 +55,6 @@ _QUOTABLE = re.compile(r"[!#-[\]-~]+(?: [!#-[\]-~]+)*")
 _RAW = r'[^\0-\x20"\\\x7f-\xa0\u2028\u2029]+'
 _RAW_QUOTABLE = re.compile(f"{_RAW}(?: {_RAW})*")
 _FILE_NAME = re.compile(r"[\w!#$&()+,.=@^`{}~-]+(?: [\w!#$&()+,.=@^`{}~-]+)*", re.ASCII)
-
-
-def header_text(name: str, value: object) -> str:
-    """Return the text of a header that a caller gave, checked; refuse what is none."""
-    field, lower = f"header {short_repr(name)}", name.lower()
-    if not extras.FIELD_NAME.fullmatch(name):
-        raise invalid_value("header name", name, extras.FIELD_NAME_RULE)
-    if rule := _REFUSED.get(lower, ""):
-        raise LettermintInvalidMessage(f"{field} is refused: {rule}.")
-    if lower in _DATES and isinstance(value, datetime):
-        return format_datetime(value)
-    text = single_line(field, extras.value_text(field, value))
-    if lower in _DATES and not _is_date(text):
-        rule = "give a datetime, or write it as RFC 5322 does"
-        raise invalid_value(field, text, rule)
-    if lower in _MESSAGE_IDS and not re.fullmatch("<[!-;=?-~]+>", text):
-        rule = "write <left@right> in ASCII without blanks (RFC 5322)"
-        raise invalid_value(field, text, rule)
-    return text
-
-
-def single_line(field: str, value: object) -> str:
-    """Return the text of what stands in one field, however long that is."""
-    text = str(value)
-    if extras.LINE_BREAK.search(text):
-        raise invalid_value(field, text, "it has a line break, NUL or lone surrogate")
-    return text
 
 
 def address_text(name: str, text: str, idna: IdnaEncode) -> str:
@@ -198,14 +159,6 @@ def _parameter(key: str, text: str) -> Iterator[str]:
             section = f"{key}*{number}*="
         section += octets
     yield section
-
-
-def _is_date(text: str) -> bool:
-    try:
-        parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return False
-    return text.isascii()
 
 
 def date(value: datetime) -> str:

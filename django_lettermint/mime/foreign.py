@@ -87,8 +87,8 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
     elif lower in fields.FREE_TEXT and not isinstance(value, BaseHeader):
         text = str(make_header(decode_header(text)))
     if lower == "subject":
-        return fields.free_text(name, fields.single_line("subject", text))
-    return fields.write(name, fields.header_text(name, text), idna)
+        return fields.free_text(name, extras.single_line("subject", text))
+    return fields.write(name, extras.header_text(name, text), idna)
 
 
 def part(mime: Message) -> Part:
@@ -121,11 +121,8 @@ def _with_octets(mime: Message) -> Message:
     """
     if mime.get_content_type() in _SEALED:
         return mime
-    main, payload, made = (
-        mime.get_content_maintype(),
-        mime.get_payload(),
-        copy.copy(mime),
-    )
+    main, made = mime.get_content_maintype(), copy.copy(mime)
+    payload: Any = mime.get_payload()
     if isinstance(payload, list) and main in {"multipart", "message"}:
         if main == "multipart":
             made.set_payload([_with_octets(each) for each in payload])
@@ -193,7 +190,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         return _as_file(head, parsed.get_filename(), body)
     if str(parsed.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)
-        body = bytes(whole.get_payload(decode=True))  # type: ignore[arg-type]
+        body = bytes(whole.get_payload(decode=True))
     if main == "text" and b"\0" not in body:
         body, encoding = bodies.carried(body, seven_bit=seven_bit)
     else:

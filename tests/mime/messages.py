@@ -16,7 +16,20 @@ EXAMPLES = int(os.environ.get("MIME_EXAMPLES", "60"))
 #: CR, LF, NUL and lone surrogates are refused everywhere.
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0")
 WORDS = [
-    *("es", "n°", "über", "déjà", "30€", "Größe", "»", "–", "=", "ok", "mañana", "où"),
+    *(
+        "es",
+        "n°",
+        "über",
+        "déjà",
+        "30€",
+        "Größe",
+        "»",
+        "\u2013",
+        "=",
+        "ok",
+        "mañana",
+        "où",
+    ),
     *(
         "Ваш",
         "заказ",

@@ -261,7 +261,8 @@ def test_a_part_of_the_newer_kind_is_written() -> None:
 
 def test_a_payload_that_is_neither_text_nor_octets_is_refused() -> None:
     part = MIMEBase("application", "x-scan")
-    for payload in ([MIMEText("in no multipart")], 5):
+    payloads: list[Any] = [[MIMEText("in no multipart")], 5]
+    for payload in payloads:
         part.set_payload(payload)
         assert "payload" in refusal(with_entry(part))
 
@@ -305,8 +306,10 @@ def test_a_body_that_is_no_text_is_refused(body: object) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    [Path("invoice.pdf"), "invoice.pdf", {"name": "a"}, mail(), 5, None, (), ("a.pdf",)]
-    + [("a", b"1", "x/y", "more"), {"a", "b"}, b"octets"],
+    [
+        *(Path("invoice.pdf"), "invoice.pdf", {"name": "a"}, mail(), 5, None, ()),
+        *(("a.pdf",), ("a", b"1", "x/y", "more"), {"a", "b"}, b"octets"),
+    ],
 )
 def test_what_is_no_attachment_is_refused(entry: object) -> None:
     text = refusal(with_entry(entry))
@@ -328,7 +331,7 @@ def test_a_file_needs_no_name_and_no_type() -> None:
 
 
 def test_lazy_names_and_contents_are_taken() -> None:
-    entry = (gettext_lazy("a.txt"), gettext_lazy("text"), "text/plain")
+    entry: Any = (gettext_lazy("a.txt"), gettext_lazy("text"), "text/plain")
     assert found_in(written(with_entry(entry))) == ("text/plain", "a.txt", b"text")
     entry = ("a.bin", SimpleLazyObject(lambda: b"1"), "x-a/b")
     assert found_in(written(with_entry(entry))) == ("x-a/b", "a.bin", b"1")
@@ -472,7 +475,7 @@ class OwnMessage(EmailMessage):
 
     def message(self, **_: Any) -> Any:
         made = self.part
-        made["Subject"] = self.subject
+        made["Subject"] = str(self.subject)
         made["From"] = self.from_email
         made["To"] = ", ".join(self.to)
         return made

@@ -5,10 +5,9 @@ from __future__ import annotations
 import email.charset
 from email import message_from_bytes
 from email.charset import Charset
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.core.mail import EmailMessage
 from django.test import override_settings
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy
@@ -21,6 +20,9 @@ from tests.preparing import envelope
 
 from .conformance import check
 from .making import field, mail, refusal, with_file, written
+
+if TYPE_CHECKING:
+    from django.core.mail import EmailMessage
 
 
 def body(message: EmailMessage) -> bytes:

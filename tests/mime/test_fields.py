@@ -314,8 +314,8 @@ def test_a_name_beside_it_that_readers_would_change_is_encoded(name: str) -> Non
 # -- Free text ----------------------------------------------------------------------------
 
 SUBJECTS = [
-    "es votre n° über déjà – 30€ Größe »",
-    "bientôt, 12 es es où mañana où = ok – –",
+    "es votre n° über déjà \u2013 30€ Größe »",
+    "bientôt, 12 es es où mañana où = ok \u2013 \u2013",
     "Ваш заказ, который вы сделали вчера, уже отправлен",
     *(
         "caf\x8e menu",

@@ -18,6 +18,8 @@ from .conformance import check
 from .making import mail, with_file, written
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from django.core.mail import EmailMessage
 
 FOLDER = Path(__file__).parent / "golden"
@@ -47,13 +49,13 @@ def quoted() -> Charset:
     return charset
 
 
-MESSAGES = {
+MESSAGES: dict[str, Callable[[], EmailMessage]] = {
     "text": lambda: mail(body=LINES),
     "empty": lambda: mail(subject="", body=""),
     "text_8bit": lambda: mail(subject="größe", body="Grüße, Größe\n"),
     "long_lines": lambda: mail(body="é" * 520 + " \n" + "x" * 1000 + "=\n.\nFrom me"),
     "nul": lambda: mail(body="a\0b\r\r\n"),
-    "html": lambda: with_html(),
+    "html": with_html,
     "html_alone": lambda: mail(body="<p>", content_subtype="html"),
     "files": with_many_files,
     "related": lambda: with_file("a.png", b"1", "image/png", mixed_subtype="related"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.core.mail import EmailMessage
 from hypothesis import HealthCheck, given, settings
 
 from tests.preparing import envelope
@@ -15,6 +14,9 @@ from tests.preparing import envelope
 from .conformance import check, check_lines, check_parts
 from .messages import EXAMPLES, messages
 from .readers import Leaf, Mail, PerlReader, by_compat32, by_default
+
+if TYPE_CHECKING:
+    from django.core.mail import EmailMessage
 
 many = settings(
     max_examples=EXAMPLES,
