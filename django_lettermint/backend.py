@@ -31,6 +31,7 @@ from .delivery import (
     submissions,
 )
 from .exceptions import LettermintError, LettermintInvalidMessage
+from .extras import invalid_value
 from .outgoing import OutgoingMessage, notify
 from .payload import LettermintPayload
 from .results import Outcome, Phase, SendResult
@@ -261,6 +262,12 @@ class EmailBackend(AnymailBaseBackend):
         A subclass may change the message here, and call this.
         """
         outgoing = OutgoingMessage(message)
+        given: object = message
+        if not isinstance(given, mail.EmailMessage):
+            outgoing.error = invalid_value("a message", given, "give an EmailMessage")
+            outgoing.error.result = outgoing.result
+            outgoing.suppress_signals = True  # no receiver could do anything with it
+            return outgoing
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
@@ -273,18 +280,17 @@ class EmailBackend(AnymailBaseBackend):
                 return outgoing
             payload = LettermintPayload(message, self.send_defaults, self)
             prepared = payload.prepare()
+            outgoing.original_addresses = prepared.given
+            outgoing.has_caller_key = prepared.key_given
+            outgoing.submissions = submissions(prepared.envelopes, self.config)
         except AnymailError as error:
             outgoing.error = error
-        except (TypeError, ValueError, AttributeError, LookupError) as error:
+        except Exception as error:  # noqa: BLE001 - a message's own code raises any
             outgoing.error = LettermintInvalidMessage(
                 f"the message cannot be prepared: {error} ({type(error).__name__}); "
                 "check its addresses, headers, body and attachments"
             )
             outgoing.error.__cause__ = error
-        else:
-            outgoing.original_addresses = prepared.given
-            outgoing.has_caller_key = prepared.key_given
-            outgoing.submissions = submissions(prepared.envelopes, self.config)
         return outgoing
 
 
@@ -313,6 +319,9 @@ class _Finished:
         """End the messages that were not reached."""
         outgoing = [OutgoingMessage(message) for message in messages]
         for each in outgoing:
+            if not isinstance(each.message, mail.EmailMessage):
+                each.suppress_signals = True
+                continue
             each.message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
             each.interrupt()
         self.add(outgoing)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import uuid
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from . import headers
 from .exceptions import LettermintInvalidMessage
-from .extras import CONTROL, Extras
-from .transfer_encoding import encode_bodies, with_crlf
+from .extras import CONTROL, IDEMPOTENCY_KEY, Extras, idempotency_line
+from .mime import seven_bit, with_crlf
 
 #: Octets; Lettermint's documented limit for the whole message, read as MiB.
 MAX_SIZE = 25 * 1024 * 1024
@@ -38,18 +37,18 @@ class Envelope:
         """Return what goes between DATA and the final dot, dots not stuffed."""
         if self.idempotency_key is None:
             return self.content
-        return headers.idempotency_line(self.idempotency_key) + self.content
+        return idempotency_line(self.idempotency_key) + self.content
 
     @property
     def size(self) -> int:
         """Return the octets of `data`."""
         key = self.idempotency_key
-        line = 0 if key is None else len(f"{headers.IDEMPOTENCY_KEY}: {key}\r\n")
+        line = 0 if key is None else len(f"{IDEMPOTENCY_KEY}: {key}\r\n")
         return line + len(self.content)
 
     def seven_bit(self) -> Envelope:
         """Return the envelope with its bodies encoded for a relay without 8BITMIME."""
-        content = encode_bodies(self.content)
+        content = seven_bit(self.content)
         if not content.isascii():
             raise LettermintInvalidMessage(
                 "a header has raw 8-bit characters, which the relay does not take: "
@@ -58,14 +57,14 @@ class Envelope:
         return replace(self, content=content)
 
     def part(self, number: int, recipients: Sequence[str]) -> Envelope:
-        """Return the envelope for a further transaction with other recipients.
+        """Return the envelope for another transaction with some of the recipients.
 
-        Its key is its own: under the first one's, the relay would take the message as
-        delivered already.
+        Number 1 is the first one or its repeat and keeps the key; any other has a key of
+        its own, under which the relay cannot take it for the first.
         """
         key = self.idempotency_key
-        if key is not None:
-            key = numbered(key, number)
+        if key is not None and number > 1:
+            key = derived_key(key, *sorted(recipients))
         return replace(self, recipients=tuple(recipients), idempotency_key=key)
 
     def parts(self) -> list[Envelope]:
@@ -122,9 +121,14 @@ class Envelope:
         )
 
 
-def numbered(key: str, number: int) -> str:
-    """Return the idempotency key of a message's first, second, … transaction."""
-    if number == 1:
-        return key
-    text = f"{key}/{number}"
-    return text if len(text) <= 255 else str(uuid.uuid5(uuid.NAMESPACE_OID, text))
+def derived_key(key: str, *words: str) -> str:
+    """Return the idempotency key of a further transaction of a message.
+
+    It depends on the first one's key and on what sets the transaction apart: recipients,
+    or the copy that it carries. No count could tell them apart in two processes.
+    """
+    digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+    derived = f"{key}/{digest}"
+    if len(derived) > 255:
+        derived = hashlib.sha256(derived.encode()).hexdigest()
+    return derived

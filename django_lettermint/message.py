@@ -14,8 +14,16 @@ from anymail.utils import UNSET as ANYMAIL_UNSET
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils.functional import LazyObject, Promise
 
-from .extras import Layer, invalid, merge, resolve, shown
-from .headers import fields, render, split
+from .extras import (
+    Layer,
+    extract_extras,
+    fields,
+    invalid_value,
+    merge,
+    render,
+    resolve,
+    short_repr,
+)
 
 # For type checkers: "not given", of no type that a caller could mean.
 UNSET: Any = ANYMAIL_UNSET
@@ -109,8 +117,8 @@ def attribute_layer(
             if layer.get(name) is None:
                 layer[name] = value
             elif value not in (None, layer[name]):
-                rule = f"the message also says {shown(layer[name])}; say it once"
-                raise invalid(name, value, rule)
+                rule = f"the message also says {short_repr(layer[name])}; say it once"
+                raise invalid_value(name, value, rule)
     return layer
 
 
@@ -137,11 +145,13 @@ def freeze(message: _Message) -> _Message:
     for name in _NOT_HEADERS:
         if _attribute(message, name) not in (UNSET, None):
             _refuse(f"{name} in freeze(): freeze one message for each recipient")
-    found, headers = split(message.extra_headers or {})
+    found, headers = extract_extras(message.extra_headers or {})
     layer = merge(active_extras(), found, attribute_layer(message))
     frozen = resolve(layer)
     render(frozen)  # a line that cannot be folded fails now, not in the queue
     sender = _attribute(message, "envelope_sender")
+    if sender not in (UNSET, None) and str(sender).strip() in {"", "<>"}:
+        _refuse("an empty envelope_sender in freeze(): no header can hold it")
     if sender not in (UNSET, None):
         if not any(name.lower() == "from" for name in headers):
             headers["From"] = str(message.from_email)
@@ -195,9 +205,9 @@ def _from_tags(tags: Any, unsupported: Callable[[str], None]) -> dict[str, Any]:
     # Lazy text is a Collection too.
     is_text = isinstance(tags, str | bytes | Promise)
     if is_text or not isinstance(tags, Collection) or isinstance(tags, Mapping):
-        raise invalid("tags", tags, "use a list with one tag")
+        raise invalid_value("tags", tags, "use a list with one tag")
     if len(tags) > 1:
-        unsupported(f"multiple tags ({shown(tags)}): its SMTP relay reads one")
+        unsupported(f"multiple tags ({short_repr(tags)}): its SMTP relay reads one")
     return {"tag": _non_lazy(next(iter(tags)))} if tags else {}
 
 
@@ -205,8 +215,12 @@ def _from_esp_extra(extra: Any, unsupported: Callable[[str], None]) -> dict[str,
     if extra is None:
         return {}
     if not isinstance(extra, Mapping):
-        raise invalid("esp_extra", extra, f"use a mapping with any of {_ESP_EXTRA}")
+        raise invalid_value(
+            "esp_extra", extra, f"use a mapping with any of {_ESP_EXTRA}"
+        )
     for key in extra:
         if key not in _ESP_EXTRA:
-            unsupported(f"esp_extra[{shown(key)}]; it takes {', '.join(_ESP_EXTRA)}")
+            unsupported(
+                f"esp_extra[{short_repr(key)}]; it takes {', '.join(_ESP_EXTRA)}"
+            )
     return {key: _non_lazy(value) for key, value in extra.items() if key in _ESP_EXTRA}

@@ -1,42 +1,90 @@
-"""From a message's attributes to envelopes: Anymail's walk, with our own stations."""
+"""From a message's attributes to envelopes: Anymail's walk over its attributes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from anymail.backends.base import BasePayload
 from anymail.exceptions import AnymailUnsupportedFeature
-from anymail.utils import concat_lists, force_non_lazy, is_lazy, last
+from anymail.utils import (
+    UNSET,
+    concat_lists,
+    force_non_lazy,
+    is_lazy,
+    last,
+    merge_dicts_one_level,
+)
+from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage
 
-from . import headers, parts
-from .addresses import Mailbox, parse, parse_header, parse_one
-from .draft import Draft
-from .envelope import MAX_RECIPIENTS, Envelope, numbered
+from . import mime
+from .envelope import MAX_SIZE, Envelope, derived_key
 from .exceptions import LettermintInvalidMessage
-from .extras import Layer, invalid, merge, resolve
+from .extras import (
+    Extras,
+    Layer,
+    extract_extras,
+    header_text,
+    invalid_value,
+    merge,
+    metadata_line,
+    render,
+    resolve,
+    single_line,
+)
 from .message import SOURCES, active_extras, attribute_layer, default_layer
 
 if TYPE_CHECKING:
-    from django.core.mail import EmailMessage
-
     from .backend import EmailBackend
+    from .mime import Mailbox
 
 _ByRecipient: TypeAlias = Mapping[str, Mapping[str, object]]
+
+#: Under which an idempotency key gives the same message id in every process.
+_NAMESPACE = uuid.UUID("6c5f0e0c-9f0c-5d59-9d67-2f1f3a3b8a56")
+#: Headers that Django looks up under exactly these names.
+_LOOKED_UP = {name.lower(): name for name in ("From", "To", "Cc", "Reply-To")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """One message, ready for the network."""
 
-    envelopes: Sequence[Envelope]
+    #: With merge_*, all but the first are written when they are taken, once.
+    envelopes: Iterable[Envelope]
     #: The bare address as the caller wrote it, by its form on the wire.
     given: Mapping[str, str]
     #: The idempotency key is the caller's.
     key_given: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Copy:
+    """What a message is to its recipients: all of them, or with merge_* one."""
+
+    message: EmailMessage
+    extras: Extras
+    to: Sequence[Mailbox]
+
+
+def merge_per_recipient(field: str) -> Any:
+    """Return the function that merges mappings of recipients to what they alone have."""
+
+    def combine(*layers: Any) -> Any:
+        for layer in layers:
+            if layer is UNSET or layer is None:
+                continue
+            values = layer.values() if isinstance(layer, Mapping) else [layer]
+            if not all(isinstance(value, Mapping) for value in values):
+                rule = "use a mapping of addresses to mappings"
+                raise invalid_value(field, layer, rule)
+        return merge_dicts_one_level(*layers)
+
+    return combine
 
 
 class LettermintPayload(BasePayload):
@@ -61,7 +109,7 @@ class LettermintPayload(BasePayload):
     anymail_message_attrs = tuple(  # type: ignore[assignment]
         (
             name,
-            parts.for_each(name) if name in BasePayload.batch_attrs else combine,
+            merge_per_recipient(name) if name in BasePayload.batch_attrs else combine,
             None if name == "envelope_sender" else convert,
         )
         for name, combine, convert in BasePayload.anymail_message_attrs
@@ -75,37 +123,41 @@ class LettermintPayload(BasePayload):
         # None is how a message says that it has none.
         self.copy.subject = self.copy.body = ""
         self.sender: Mailbox | None = None
+        #: For MAIL; empty for automatic replies (RFC 5321 section 4.5.5).
+        self.mail_from: str | None = None
         self.recipients: dict[str, list[Mailbox]] = {"to": [], "cc": [], "bcc": []}
         self.merge_metadata: _ByRecipient = {}
         self.merge_headers: _ByRecipient = {}
-        #: Who is named in a header, apart from recipients.
-        self.named: list[Mailbox] = []
 
     def prepare(self) -> Prepared:
-        """Render the message into one envelope, or with merge_* into one per `to`."""
+        """Write the message into one envelope, or with merge_* into one per `to`.
+
+        Raises LettermintInvalidMessage for whatever is wrong with any of them.
+        """
         if self.sender is None:
             raise LettermintInvalidMessage("from_email: a message needs a sender")
         if not any(self.recipients.values()):
             raise LettermintInvalidMessage("to: a message needs to, cc or bcc")
         layers = self._layers()
-        envelopes: list[Envelope] = []
-        key_given = False
-        number = 1
-        for to in self._batches():
-            draft = self._draft(layers, self.sender, to, number)
-            envelope = draft.envelope(
-                correlation_key=self.backend.correlation_key,
-                idempotency=self.backend.config.idempotency,
+        batches = self._batches()
+        keys: list[str] = []
+        for number, to in enumerate(batches):
+            each = self._copy(layers, to, number)
+            if self.is_batch() and mime.is_stock(each.message):
+                mime.header(each.message, self.backend.idna_encode)
+            if each.extras.idempotency_key is not None:
+                keys.append(each.extras.idempotency_key)
+        if len(set(keys)) < len(keys):
+            raise LettermintInvalidMessage(
+                "idempotency_key: two recipients have the same in merge_headers; the "
+                "relay would drop the message to the second"
             )
-            envelopes.append(envelope)
-            key_given = key_given or draft.extras.idempotency_key is not None
-            # One with many recipients takes several transactions and their keys.
-            number += -(-len(envelope.recipients) // MAX_RECIPIENTS)
+        envelopes = self._envelopes(layers, batches)
         mailboxes = [each for kind in self.recipients.values() for each in kind]
         return Prepared(
-            envelopes=envelopes,
-            given={each.wire: each.given for each in mailboxes},
-            key_given=key_given,
+            envelopes=chain([next(envelopes)], envelopes),
+            given={each.address: each.given for each in reversed(mailboxes)},
+            key_given=bool(keys),
         )
 
     # -- Anymail calls these, in the order of the attributes ---------------------------
@@ -115,51 +167,60 @@ class LettermintPayload(BasePayload):
             return
         is_text = isinstance(value, str | bytes) or is_lazy(value)
         if is_text or not isinstance(value, Iterable):
-            raise invalid(attr, value, "use a list of addresses")
+            raise invalid_value(attr, value, "use a list of addresses")
 
     def set_from_email_list(self, value: object) -> None:
-        self.sender = parse_one("from_email", value, self.backend.idna_encode)
-        self.named.append(self.sender)
-        self.copy.from_email = self.sender.header
+        self.sender = mime.parse_one("from_email", value, self.backend.idna_encode)
+        self.copy.from_email = self.sender.text
 
     def set_envelope_sender(self, value: object) -> None:
-        self.sender = parse_one("envelope_sender", value, self.backend.idna_encode)
+        if value is None:
+            return
+        if str(value).strip() in {"", "<>"}:
+            self.mail_from = ""
+        else:
+            idna = self.backend.idna_encode
+            self.mail_from = mime.parse_one("envelope_sender", value, idna).address
 
     def set_recipients(self, recipient_type: str, emails: Sequence[object]) -> None:
-        mailboxes = parse(recipient_type, emails, self.backend.idna_encode)
+        mailboxes = mime.parse(recipient_type, emails, self.backend.idna_encode)
         self.recipients[recipient_type] = mailboxes
         if recipient_type != "bcc":
-            setattr(self.copy, recipient_type, [each.header for each in mailboxes])
+            setattr(self.copy, recipient_type, [each.text for each in mailboxes])
 
     def set_subject(self, subject: object) -> None:
-        self.copy.subject = parts.line_text("subject", subject)
+        self.copy.subject = single_line("subject", subject)
 
     def set_reply_to(self, emails: Sequence[object]) -> None:
-        mailboxes = parse("reply_to", emails, self.backend.idna_encode)
-        self.named += mailboxes
-        self.copy.reply_to = [each.header for each in mailboxes]
+        mailboxes = mime.parse("reply_to", emails, self.backend.idna_encode)
+        self.copy.reply_to = [each.text for each in mailboxes]
 
-    def process_extra_headers(self, headers_: Mapping[str, object]) -> None:
+    def process_extra_headers(self, headers: Mapping[str, object]) -> None:
         """Take our headers out, and spell those that Django looks up as it does."""
         default = cast("dict[str, object]", self.defaults.get("extra_headers") or {})
-        self.default_extras, below = headers.split(default)
-        self.raw_extras, own = headers.split(headers_ or {})
-        parse_named = partial(self._parse_header, self.named)
-        merged = parts.overlay({}, below, parse_named)
-        self.copy.extra_headers = parts.overlay(merged, own, parse_named)
+        self.default_extras, below = extract_extras(default)
+        self.raw_extras, own = extract_extras(headers or {})
+        self.copy.extra_headers = self._merged_headers(
+            self._merged_headers({}, below), own
+        )
 
     def set_body(self, body: object) -> None:
         self.copy.body = body
 
-    def set_alternatives(self, alternatives: Sequence[tuple[Any, str]]) -> None:
+    def set_alternatives(self, alternatives: Sequence[Any]) -> None:
         if not hasattr(self.message, "alternatives") and alternatives:
             self.unsupported_feature("alternatives of a message that cannot have any")
-        self.copy.alternatives = [parts.alternative(*each) for each in alternatives]
+        checked = [
+            EmailAlternative(*mime.check_alternative(each)) for each in alternatives
+        ]
+        self.copy.alternatives = checked
 
     def set_attachments(self, attachments: Sequence[Any]) -> None:
-        self.copy.attachments = []
-        for each in attachments:
-            parts.attach(self.copy, each)
+        checked = [mime.check_attachment(each) for each in attachments]
+        self.copy.attachments = [
+            EmailAttachment(*each) if isinstance(each, tuple) else each
+            for each in checked
+        ]
 
     def set_merge_metadata(self, merge_metadata: _ByRecipient) -> None:
         self.merge_metadata = merge_metadata
@@ -176,13 +237,6 @@ class LettermintPayload(BasePayload):
 
     # -- our own -----------------------------------------------------------------------
 
-    def _parse_header(
-        self, named: list[Mailbox], field: str, value: str
-    ) -> list[Mailbox]:
-        mailboxes = parse_header(field, value, self.backend.idna_encode)
-        named += mailboxes
-        return mailboxes
-
     def _layers(self) -> list[Layer]:
         """Return the sources of extras, lowest precedence first."""
         return [
@@ -197,41 +251,123 @@ class LettermintPayload(BasePayload):
         """Return who in `to` shares a copy of the message."""
         to = self.recipients["to"]
         if to and self.is_batch():
-            return [[each] for each in {each.wire: each for each in to}.values()]
+            return [[each] for each in _distinct(to)]
         return [to]
 
-    def _draft(
-        self, layers: list[Layer], sender: Mailbox, to: list[Mailbox], number: int
-    ) -> Draft:
-        message, named = self.copy, self.named
+    def _envelopes(
+        self, layers: list[Layer], batches: list[list[Mailbox]]
+    ) -> Iterator[Envelope]:
+        # Copies differ in their header only.
+        body = None
+        if mime.is_stock(self.copy):
+            body = mime.body(self.copy, self.backend.idna_encode)
+        for number, to in enumerate(batches):
+            yield self._envelope(self._copy(layers, to, number), body)
+
+    def _copy(self, layers: list[Layer], to: list[Mailbox], number: int) -> _Copy:
+        message = self.copy
         own: Layer = {}
         if self.is_batch():
-            message, own, named = self._merged(to)
+            message, own = self._merged(to)
         extras = resolve(*layers, own)
-        if extras.idempotency_key and not own.get("idempotency_key"):
-            key = numbered(extras.idempotency_key, number)
+        if extras.idempotency_key and number and not own.get("idempotency_key"):
+            # The copies of one message differ in content: no part of any of them may
+            # ever have the key of another.
+            key = derived_key(
+                extras.idempotency_key, "copy", *(each.key for each in to)
+            )
             extras = replace(extras, idempotency_key=key)
-        return Draft(
-            message=message,
-            extras=extras,
-            sender=sender,
-            recipients=[*to, *self.recipients["cc"], *self.recipients["bcc"]],
-            named=named,
-        )
+        return _Copy(message=message, extras=extras, to=to)
 
-    def _merged(
-        self, to: Sequence[Mailbox]
-    ) -> tuple[EmailMessage, Layer, list[Mailbox]]:
-        """Return one recipient's message, extras, and who is named in the headers."""
+    def _merged(self, to: Sequence[Mailbox]) -> tuple[EmailMessage, Layer]:
+        """Return one recipient's message and extras."""
         message = copy.copy(self.copy)
-        message.to = [each.header for each in to]
-        named = list(self.named)
+        message.to = [each.text for each in to]
         layers: list[Layer] = []
         for mailbox in to:
-            found, own = headers.split(self.merge_headers.get(mailbox.given, {}))
-            message.extra_headers = parts.overlay(
-                message.extra_headers, own, partial(self._parse_header, named)
-            )
+            found, own = extract_extras(self.merge_headers.get(mailbox.given, {}))
+            message.extra_headers = self._merged_headers(message.extra_headers, own)
             metadata = self.merge_metadata.get(mailbox.given, {})
             layers += [found, {"metadata": metadata}]
-        return message, merge(*layers), named
+        return message, merge(*layers)
+
+    def _merged_headers(
+        self, below: Mapping[str, str], own: Mapping[str, object]
+    ) -> dict[str, str]:
+        """Lay headers over others of the same names, in any letter case."""
+        names = {name.lower() for name in own}
+        kept = {
+            name: value for name, value in below.items() if name.lower() not in names
+        }
+        for name, value in own.items():
+            text = header_text(name, value)
+            if name.lower() in mime.ADDRESS_FIELDS and not text.isascii():
+                # An own message() would encode domains by IDNA 2003, which leads elsewhere.
+                text = mime.address_text(name, text, self.backend.idna_encode)
+            kept[_LOOKED_UP.get(name.lower(), name)] = text
+        return kept
+
+    def _envelope(self, each: _Copy, body: bytes | None) -> Envelope:
+        key = each.extras.idempotency_key
+        own_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
+        lines, message_id = self._lines(each.extras, own_id)
+        content = lines + self._written(each.message, body)
+        if len(content) > MAX_SIZE:
+            raise LettermintInvalidMessage(
+                f"the message has {len(content)} octets, Lettermint takes {MAX_SIZE} "
+                "(25 MB): send large files as links"
+            )
+        mail_from = cast("Mailbox", self.sender).address
+        if self.mail_from is not None:
+            mail_from = self.mail_from
+        mailboxes = _distinct(
+            [*each.to, *self.recipients["cc"], *self.recipients["bcc"]]
+        )
+        recipients = tuple(mailbox.address for mailbox in mailboxes)
+        head = content[: content.index(b"\r\n\r\n")]
+        return Envelope(
+            mail_from=mail_from,
+            recipients=recipients,
+            content=content,
+            message_id=message_id,
+            idempotency_key=key
+            or (own_id if self.backend.config.idempotency else None),
+            # Nothing but local parts is raw in a header.
+            smtputf8=not (
+                head.isascii() and all(map(str.isascii, (mail_from, *recipients)))
+            ),
+        )
+
+    def _written(self, message: EmailMessage, body: bytes | None) -> bytes:
+        idna = self.backend.idna_encode
+        if body is not None:
+            return mime.header(message, idna) + body
+        try:
+            return mime.render(message, idna)
+        except LettermintInvalidMessage:
+            raise
+        except Exception as error:
+            # Users' classes and parts raise anything.
+            raise LettermintInvalidMessage(
+                f"the message cannot be rendered: {error} ({type(error).__name__}); check "
+                "its subject, headers, addresses and attachments"
+            ) from error
+
+    def _lines(self, extras: Extras, own_id: str) -> tuple[bytes, str]:
+        """Return our header lines, and the message id that they carry."""
+        lines = render(extras)
+        correlation_key = self.backend.correlation_key
+        if correlation_key is None:
+            return lines, own_id
+        # An id that the caller gave as metadata is carried already.
+        if given := extras.metadata.get(correlation_key):
+            return lines, given
+        return lines + metadata_line(correlation_key, own_id), own_id
+
+
+def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
+    """Leave out addresses that are named twice."""
+    found: dict[str, Mailbox] = {}
+    for each in mailboxes:
+        found.setdefault(each.key, each)
+    return list(found.values())

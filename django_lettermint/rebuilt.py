@@ -15,8 +15,8 @@ from anymail.exceptions import AnymailInvalidAddress
 from anymail.message import AnymailStatus
 from anymail.utils import EmailAddress
 
-from . import headers
 from .exceptions import LettermintInvalidMessage
+from .extras import extract_extras
 from .message import LettermintMessage
 
 #: Headers that EmailMessage has attributes for, or makes itself.
@@ -58,7 +58,7 @@ def rebuild(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
 
 def _split(raw: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        return headers.split(raw)
+        return extract_extras(raw)
     except LettermintInvalidMessage:
         # A message class of the user's wrote them. The mail is out: the signal must be.
         return {}, raw

@@ -10,6 +10,7 @@ import threading
 import traceback
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from anymail.message import AnymailMessage
 from anymail.signals import pre_send
 from django.core.mail import EmailMessage
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ from django_lettermint.message import LettermintMessage, freeze
 from django_lettermint.results import Outcome, Phase
 from tests.faultserver import FEATURES, FaultServer, On, reply
 from tests.listening import listening, names, receiver
-from tests.reading import HOSTILE, assert_wire_safe, leaves, lines, text_lines
+from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 from tests.sending import message
 
 if TYPE_CHECKING:
@@ -651,3 +653,78 @@ def test_failures_go_on_with_the_others_but_are_counted(relay: Relay) -> None:
     relay.refuse("bob@example.com")
     mails = [message("bob@example.com"), message(), AnymailMessage()]
     assert backend(relay, fail_silently=True).send_messages(mails) == 1
+
+
+@pytest.mark.parametrize("other", [None, "text", {"to": ["a@b.example"]}, 5, object()])
+def test_what_is_no_message_ends_alone(relay: Relay, other: Any) -> None:
+    with pytest.raises(
+        exceptions.LettermintInvalidMessage, match=r"a message: .* give an EmailMessage"
+    ) as caught:
+        backend(relay).send_messages([message(), other, message()])
+    outcomes = [result.outcome for result in caught.value.results]
+    assert outcomes == [Outcome.SENT, Outcome.NOT_SENT, Outcome.SENT]
+    assert len(relay.messages) == 2
+
+
+class OperationalError(Exception):
+    """What a database raises."""
+
+
+class Broken(EmailMessage):
+    """A message whose own code raises."""
+
+    @property
+    def subject(self) -> Any:
+        raise OperationalError("no database today")
+
+    @subject.setter
+    def subject(self, _: Any) -> None:
+        """Take what Django sets."""
+
+
+class Text(str):
+    """Text of a template that is missing."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise OperationalError("no template today")
+
+
+def broken_messages() -> list[EmailMessage]:
+    lazy = message()
+    lazy.body = SimpleLazyObject(partial(str, Text()))
+    attached = message()
+    attached.attachments.append((Text("a.txt"), b"1", "x-a/b"))
+    recipients = message()
+    recipients.recipients = partial(str, Text())
+    return [Broken("", "", "a@b.example", ["c@d.example"]), lazy, attached, recipients]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_a_messages_own_code_raises_ends_that_message_alone(
+    relay: Relay, number: int
+) -> None:
+    mails = [message(), broken_messages()[number], message()]
+    with pytest.raises(exceptions.LettermintInvalidMessage) as caught:
+        backend(relay).send_messages(mails)
+    assert isinstance(caught.value.__cause__, OperationalError)
+    outcomes = [result.outcome for result in caught.value.results]
+    assert outcomes == [Outcome.SENT, Outcome.NOT_SENT, Outcome.SENT]
+
+
+def test_an_error_in_a_later_copy_ends_the_message_alone(relay: Relay) -> None:
+    class Often(EmailMessage):
+        times = 0
+
+        def message(self, **keywords: Any) -> Any:
+            type(self).times += 1
+            if self.times > 1:
+                raise OperationalError("no database any more")
+            return super().message(**keywords)
+
+    mail = Often("Hi", "Hello", "shop@example.com", ["a@b.example", "c@d.example"])
+    mail.merge_metadata = {}  # type: ignore[attr-defined]
+    with pytest.raises(exceptions.LettermintInvalidMessage, match="any more"):
+        backend(relay).send_messages([mail, message()])
+    assert len(relay.messages) == 1

@@ -20,8 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import Extras, resolve
-from django_lettermint.headers import split
+from django_lettermint.extras import Extras, extract_extras, resolve
 from django_lettermint.message import (
     LettermintMessage,
     active_extras,
@@ -51,7 +50,7 @@ def make_anymail(**attributes: Any) -> EmailMessage:
 
 def effective(message: EmailMessage) -> Extras:
     """Resolve as the payload does, without send defaults."""
-    layer, _ = split(message.extra_headers)
+    layer, _ = extract_extras(message.extra_headers)
     return resolve(active_extras(), layer, attribute_layer(message))
 
 
@@ -459,6 +458,14 @@ def test_freeze_expresses_an_envelope_sender_as_django_does() -> None:
     assert message.extra_headers == {"From": "from@x.test"}
     assert message.from_email == "bounces@x.test"
     assert "envelope_sender" not in vars(message)
+
+
+@pytest.mark.parametrize("sender", ["", "<>"])
+def test_freeze_refuses_an_empty_envelope_sender(sender: str) -> None:
+    message = LettermintMessage(to=["ann@example.com"])
+    message.envelope_sender = sender  # type: ignore[attr-defined]
+    with pytest.raises(AnymailUnsupportedFeature, match="envelope_sender"):
+        freeze(message)
 
 
 def test_freeze_keeps_a_from_header_beside_an_envelope_sender() -> None:

@@ -21,6 +21,7 @@ from django_lettermint.testing.parsed_headers import ParsedHeaders, parse_header
 from tests.preparing import envelope, header_lines, parsed, prepared
 
 TO = ["ann@example.com"]
+EXTRA = {"idempotency_key": "k"}
 
 
 def message(**keywords: Any) -> LettermintMessage:
@@ -240,6 +241,25 @@ def test_an_address_named_twice_is_sent_once() -> None:
     assert made.recipients == ("ann@example.com",)
 
 
+@pytest.mark.parametrize(
+    ("to", "cc"),
+    [
+        (["you@mail.example"], ["you@Mail.Example"]),
+        (["You <you@MAIL.example>", "you@mail.EXAMPLE"], []),
+        (["you@größe.example"], ["you@Größe.example"]),
+    ],
+)
+def test_addresses_that_differ_in_the_domains_case_are_sent_once(
+    to: list[str], cc: list[str]
+) -> None:
+    assert len(envelope(message(to=to, cc=cc)).recipients) == 1
+
+
+def test_local_parts_keep_their_case() -> None:
+    to = ["You@mail.example", "you@mail.example"]
+    assert envelope(message(to=to)).recipients == tuple(to)
+
+
 def test_what_the_caller_wrote_is_found_by_its_form_on_the_wire() -> None:
     made = prepared(message(to=["Ann <ann@straße.de>"]))
     assert made.given == {"ann@xn--strae-oqa.de": "ann@straße.de"}
@@ -271,10 +291,25 @@ def test_a_message_needs_one_sender(value: str | None) -> None:
         envelope(mail)
 
 
-@pytest.mark.parametrize("value", ["", "<>", "a@example.com\r\nX: y"])
-def test_an_envelope_sender_is_an_address(value: str) -> None:
+@pytest.mark.parametrize("value", ["shop", "a@example.com\r\nX: y", 5])
+def test_an_envelope_sender_is_an_address(value: object) -> None:
     with pytest.raises(LettermintInvalidMessage, match=r"^envelope_sender: "):
         envelope(anymail_message(envelope_sender=value))
+
+
+@pytest.mark.parametrize("value", ["", "<>", " <> "])
+def test_an_automatic_reply_has_an_empty_envelope_sender(value: str) -> None:
+    made = envelope(anymail_message(envelope_sender=value))
+    assert made.mail_from == ""
+    assert parsed(made.content)["From"] == "shop@example.com"
+
+
+def test_none_is_no_envelope_sender() -> None:
+    mail = message()
+    mail.envelope_sender = None  # type: ignore[attr-defined]
+    defaults = {"envelope_sender": "bounces@example.com"}
+    assert envelope(mail).mail_from == "shop@example.com"
+    assert envelope(mail, send_defaults=defaults).mail_from == "shop@example.com"
 
 
 @pytest.mark.parametrize("field", ["to", "cc", "bcc", "reply_to"])
@@ -286,9 +321,9 @@ def test_a_hostile_address_is_refused_by_the_name_of_its_field(field: str) -> No
 
 @pytest.mark.parametrize("field", ["from_email", "to", "cc", "reply_to"])
 def test_an_address_that_others_would_read_differently_is_refused(field: str) -> None:
-    address = "Acme: News <news@acme.example>"
+    address = "Acme, News <news@acme.example>"
     mail = message(**{field: address if field == "from_email" else [address]})
-    with pytest.raises(LettermintInvalidMessage, match=rf"^{field}: .* colon needs"):
+    with pytest.raises(LettermintInvalidMessage, match=rf"^{field}: .* double quotes"):
         envelope(mail)
 
 
@@ -501,11 +536,83 @@ def test_merge_headers_cannot_show_blind_recipients() -> None:
         batch(merge_headers={"ann@example.com": {"Bcc": "eve@example.com"}})
 
 
-def test_a_key_of_the_callers_is_numbered_over_all_transactions() -> None:
+def test_each_transaction_of_a_message_has_a_key_of_its_own() -> None:
     cc = [f"{n}@example.com" for n in range(60)]
     envelopes = batch(merge_metadata={}, cc=cc, esp_extra={"idempotency_key": "k"})
-    keys = [part.idempotency_key for each in envelopes for part in each.parts()]
-    assert keys == ["k", "k/2", "k/3", "k/3/2"]
+    parts = [part for each in envelopes for part in each.parts()]
+    keys = [part.idempotency_key for part in parts]
+    assert keys[0] == "k"
+    assert len(set(keys)) == len(keys) == 4
+
+
+def test_the_keys_of_copies_are_the_same_each_time() -> None:
+    first, second = (
+        [each.idempotency_key for each in batch(merge_metadata={}, esp_extra=EXTRA)]
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_part_of_one_copy_never_has_the_key_of_another_copy() -> None:
+    # Bob gets a copy of his own, and one of Ann's.
+    ann, bob = batch(
+        merge_metadata={}, cc=["bob@example.com", "eve@example.com"], esp_extra=EXTRA
+    )
+    keys = {
+        each.part(number, recipients).idempotency_key
+        for each in (ann, bob)
+        for number in (2, 3)
+        for recipients in (["bob@example.com"], ["bob@example.com", "eve@example.com"])
+    }
+    assert len(keys) == 4
+    assert keys.isdisjoint({ann.idempotency_key, bob.idempotency_key})
+
+
+@pytest.mark.parametrize("bobs", ["own", "k"])
+def test_recipients_with_the_same_key_are_refused(bobs: str) -> None:
+    own = {
+        "ann@example.com": {"Idempotency-Key": "own"} if bobs == "own" else {},
+        "bob@example.com": {"Idempotency-Key": bobs},
+    }
+    with pytest.raises(LettermintInvalidMessage, match="two recipients have the same"):
+        batch(merge_headers=own, esp_extra=EXTRA)
+
+
+def test_copies_are_written_as_they_are_taken() -> None:
+    mail = anymail_message(
+        to=[f"{n}@example.com" for n in range(5)],
+        headers={"X-A": Decimal(1)},
+        merge_metadata={},
+    )
+    envelopes = iter(prepared(mail).envelopes)
+    assert next(envelopes).recipients == ("0@example.com",)
+    assert [each.recipients for each in envelopes] == [
+        (f"{n}@example.com",) for n in range(1, 5)
+    ]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"X-LM-Tag": "a.b"},
+        {"X-A": "a\nb"},
+        {"Reply-To": "nobody"},
+        {"List-Unsubscribe": "<https://ä.example>"},
+        {"X-A": "a" * 1000},
+    ],
+)
+def test_what_is_wrong_for_the_last_recipient_is_found_before_the_first_is_sent(
+    own: dict[str, str],
+) -> None:
+    with pytest.raises(LettermintInvalidMessage):
+        batch(merge_headers={"bob@example.com": own})
+
+
+def test_copies_share_one_body() -> None:
+    ann, bob = batch(merge_metadata={}, attachments=[("a.bin", b"1" * 9, "x/y")])
+    assert (
+        ann.content.partition(b"\r\n\r\n")[2] == bob.content.partition(b"\r\n\r\n")[2]
+    )
 
 
 def test_the_same_recipient_twice_gets_one_message() -> None:
@@ -596,7 +703,7 @@ def test_merge_data_that_is_ignored_still_hides_recipients_from_each_other() -> 
         to=["ann@example.com", "bob@example.com"], merge_data={"ann@example.com": {}}
     )
     made = prepared(mail, ignore_unsupported_features=True)
-    assert len(made.envelopes) == 2
+    assert len(list(made.envelopes)) == 2
 
 
 # -- The message itself --------------------------------------------------------------------

@@ -12,10 +12,11 @@ from django.core.management import load_command_class
 from django.urls import reverse
 
 import django_lettermint.testing
-from django_lettermint import exceptions, headers
+from django_lettermint import exceptions
 from django_lettermint.backend import EmailBackend
 from django_lettermint.checks import Id
 from django_lettermint.conf import OPTIONS, POOL_OPTIONS, QUEUE_OPTIONS
+from django_lettermint.extras import extract_extras
 from django_lettermint.results import RecipientResult, SendResult
 
 from .snippets import DOCS
@@ -104,7 +105,7 @@ def test_every_field_of_a_result_is_listed(kind: type[object]) -> None:
 
 
 def test_every_header_is_listed() -> None:
-    extras = headers.split(dict.fromkeys(names("Headers"), "1"))
+    extras = extract_extras(dict.fromkeys(names("Headers"), "1"))
 
     # A metadata header's key is the star.
     assert extras == (

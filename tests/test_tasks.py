@@ -484,7 +484,7 @@ def test_a_recipient_put_off_is_tried_again_alone(
 
     assert server.delivered == {"a@x.test": 1, "b@x.test": 1}
     first, second = server.deliveries
-    assert second.key == f"{first.key}/2"
+    assert second.key != first.key
     [(message, result)] = heard.sent
     assert {who: at.status for who, at in result.recipients.items()} == {
         "a@x.test": "queued",
@@ -493,6 +493,24 @@ def test_a_recipient_put_off_is_tried_again_alone(
     }
     assert result.recipients["c@x.test"].enhanced_code == "5.1.1"
     assert message.to == ["a@x.test", "b@x.test", "c@x.test"]
+
+
+def test_no_two_transactions_of_one_message_have_the_same_key(
+    server: FaultServer, queue: Queue
+) -> None:
+    server.script.append(On("rcpt", reply(451, "4.2.1 later"), match="c@", times=2))
+    message = mail("a@x.test", "b@x.test")
+    message.cc = ["c@x.test"]
+    message.merge_metadata = {"a@x.test": {"n": 1}, "b@x.test": {"n": 2}}  # type: ignore[attr-defined]
+    message.idempotency_key = "order-1"  # type: ignore[attr-defined]
+    queueing().send_messages([message])
+
+    assert queue.run_to_the_end() == ["put back", "put back", "sent", "sent"]
+
+    assert len(server.deliveries) == 4
+    keys = {each.key for each in server.deliveries}
+    assert len(keys) == 4
+    assert "order-1" in keys
 
 
 def test_recipients_refused_for_good_are_not_asked_again(

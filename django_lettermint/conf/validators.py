@@ -27,9 +27,8 @@ from django.utils.functional import LazyObject, Promise
 from django.utils.module_loading import import_string
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import FIELD_NAME, Layer
+from django_lettermint.extras import FIELD_NAME, Layer, extract_extras, render
 from django_lettermint.extras import resolve as resolve_extras
-from django_lettermint.headers import render, split
 from django_lettermint.message import default_layer
 
 from .secret import Secret
@@ -353,7 +352,7 @@ def _check_extras(name: str, value: object) -> None:
         # Whether the unsupported is an error is another option's business.
         layer = default_layer({name: value}, lambda _: None)
     elif isinstance(value, Mapping) and name == "extra_headers":
-        layer, _ = split(value)
+        layer, _ = extract_extras(value)
     extras = resolve_extras(layer)
     render(extras)
     if extras.idempotency_key is not None:

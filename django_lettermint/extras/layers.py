@@ -8,27 +8,22 @@ that is present with the value None hides what lower layers say.
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
-from decimal import Decimal
 from typing import Any, TypeAlias
-from uuid import UUID
 
-from .exceptions import LettermintInvalidMessage
+from .text import (
+    CONTROL,
+    FIELD_NAME,
+    invalid_value,
+    plain_str,
+    short_repr,
+    value_text,
+)
 
 Layer: TypeAlias = Mapping[str, object]
 
-#: RFC 5322 section 3.6.8: ftext, printable ASCII without the colon.
-FIELD_NAME = re.compile(r"[!-9;-~]+")
-#: What splits lines or cannot be encoded: C0, DEL, C1, U+2028, U+2029, lone surrogates.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
 _MAX_LENGTH = 255
-#: Python refuses to print longer integers, and no header line could hold them.
-_MAX_INT_BITS = 4096
-
 # Lettermint publishes the tag's pattern with `\s`, which matches a newline too.
 _RULES = {
     "route": (
@@ -48,7 +43,6 @@ _KEY_RULE = (
     "a metadata key becomes part of a header name: one or more printable ASCII "
     "characters without space and colon"
 )
-_VALUE_TYPES = "use str, int, float, bool, Decimal, UUID, date or datetime"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +61,8 @@ class Extras:
                 _check(name, value, pattern, rule)
         for key, value in self.metadata.items():
             if not FIELD_NAME.fullmatch(key):
-                raise invalid("metadata key", key, _KEY_RULE)
-            _check_value(f"metadata[{shown(key)}]", value)
+                raise invalid_value("metadata key", key, _KEY_RULE)
+            _check_value(f"metadata[{short_repr(key)}]", value)
 
 
 _NONE = Extras()
@@ -97,33 +91,14 @@ def resolve(*layers: Layer) -> Extras:
     merged = merge(*layers)
     metadata = merged.get("metadata")
     entries = metadata.items() if isinstance(metadata, Mapping) else ()
-    texts: dict[str, Any] = {name: plain(merged.get(name)) for name in _RULES}
+    texts: dict[str, Any] = {name: plain_str(merged.get(name)) for name in _RULES}
     return Extras(
-        **texts, metadata={key: _value_text(key, value) for key, value in entries}
+        **texts,
+        metadata={
+            key: value_text(f"metadata[{short_repr(key)}]", value)
+            for key, value in entries
+        },
     )
-
-
-def invalid(what: str, value: object, rule: str) -> LettermintInvalidMessage:
-    """Make the error for a value that breaks a rule."""
-    return LettermintInvalidMessage(f"{what}: {shown(value)} cannot be sent: {rule}.")
-
-
-def shown(value: object) -> str:
-    """Make the bounded repr of a value for an error text."""
-    try:
-        return _REPR.repr(value)
-    except ValueError:  # an int beyond sys.get_int_max_str_digits()
-        return f"<{type(value).__name__}>"
-
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 80
-
-
-def plain(value: object) -> object:
-    """Turn a str subclass into the text it holds; leave other values alone."""
-    # str() of an Enum member that is a str gives its name; a slice is always its text.
-    return value[:] if isinstance(value, str) else value
 
 
 def _merge_metadata(
@@ -132,44 +107,31 @@ def _merge_metadata(
     if above is None:
         return None
     if not isinstance(above, Mapping):
-        raise invalid("metadata", above, "use a mapping of names to values, or None")
+        raise invalid_value(
+            "metadata", above, "use a mapping of names to values, or None"
+        )
     entries: dict[str, object] = {}
     for key, value in above.items():
         if not isinstance(key, str):
-            raise invalid("metadata key", key, f"{_KEY_RULE}, given as str")
+            raise invalid_value("metadata key", key, f"{_KEY_RULE}, given as str")
         entries[key[:]] = value
     if below is None or isinstance(above, _Only):
         return _Only(entries)
     return type(below)(below | entries)
 
 
-def _value_text(key: str, value: object) -> str:
-    match value:
-        case str():
-            return value[:]
-        case bool():
-            return "true" if value else "false"
-        case int() if value.bit_length() <= _MAX_INT_BITS:
-            return int.__repr__(value)
-        case float():
-            return float.__repr__(value)
-        case Decimal() | UUID():
-            return str(value)
-        case date():
-            return value.isoformat()
-    raise invalid(f"metadata[{shown(key)}]", value, _VALUE_TYPES)
-
-
 def _check(name: str, value: object, pattern: re.Pattern[str], rule: str) -> None:
     if not isinstance(value, str):
-        raise invalid(name, value, f"it must be a str, or None; {rule}")
+        raise invalid_value(name, value, f"it must be a str, or None; {rule}")
     if len(value) > _MAX_LENGTH or not pattern.fullmatch(value):
-        raise invalid(name, value, rule)
+        raise invalid_value(name, value, rule)
 
 
 def _check_value(name: str, value: str) -> None:
     if CONTROL.search(value):
         rule = "a value has no line breaks, control characters or lone surrogates"
-        raise invalid(name, value, rule)
+        raise invalid_value(name, value, rule)
     if not value or value != value.strip():
-        raise invalid(name, value, "a value is not empty and has no blanks at its ends")
+        raise invalid_value(
+            name, value, "a value is not empty and has no blanks at its ends"
+        )

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import functools
 import re
-from base64 import b64encode
-from collections.abc import Iterator, Mapping
-from email.errors import HeaderParseError
-from email.header import decode_header
+from collections.abc import Iterable, Mapping
 
-from .extras import CONTROL, FIELD_NAME, Extras, invalid, plain, shown
+from .encoded_words import decode, encode
+from .layers import Extras
+from .text import (
+    CONTROL,
+    FIELD_NAME,
+    FIELD_NAME_RULE,
+    LINE_BREAK,
+    invalid_value,
+    short_repr,
+    value_text,
+)
 
 ROUTE = "X-Lettermint-Route"
 TAG = "X-LM-Tag"
@@ -29,39 +36,37 @@ _CANONICAL = {name.lower(): name for name in _FIELDS}
 _ALIAS_TAG = "x-tag"
 _ALIAS_METADATA_PREFIX = "x-metadata-"
 
-# RFC 2047 section 2: =?charset?encoding?text?=, at most 75 characters. What is over
-# after `=?utf-8?b?` and `?=` holds 60 characters of base64, hence 45 octets.
-_WORD_OCTETS = 45
-_WORD = r"=\?[!->@-~]+\?[BbQq]\?[!->@-~]*\?="
-_ENCODED = re.compile(rf"(?<!\S){_WORD}(?: +{_WORD})*(?!\S)")
 
-
-def split(headers: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """Part raw headers into the layer of extras they hold and the other headers."""
+def extract_extras(
+    headers: Mapping[str, object],
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Divide raw headers into the layer of extras that they hold and the others."""
     if not isinstance(headers, Mapping):
-        raise invalid("extra_headers", headers, "use a mapping of names to values")
+        raise invalid_value(
+            "extra_headers", headers, "use a mapping of names to values"
+        )
     official: dict[str, tuple[str, object]] = {}
     aliases: dict[str, tuple[str, object]] = {}
     others: dict[str, object] = {}
     for name, given in headers.items():
-        value = _checked(name, given)
+        _check_name(name)
         canonical, is_alias = _canonical(name)
         if not canonical:
-            others[name] = value
+            others[name] = _checked(name, given, LINE_BREAK)
             continue
-        if value is None:
+        if given is None:
             rule = "give it as text; to hide what lower layers say, use the attribute"
-            raise invalid(f"header {shown(name)}", value, rule)
-        value = _decoded(name, value)
+            raise invalid_value(f"header {short_repr(name)}", given, rule)
+        value = _decoded(name, _checked(name, given, CONTROL))
         group = aliases if is_alias else official
         other_name, other_value = group.setdefault(canonical, (name, value))
         if other_value != value:
-            rule = f"{shown(other_name)} already says {shown(other_value)}; give one"
-            raise invalid(f"header {shown(name)}", value, rule)
+            rule = f"{short_repr(other_name)} already says {short_repr(other_value)}; give one"
+            raise invalid_value(f"header {short_repr(name)}", value, rule)
     return _layer(aliases | official), others
 
 
-def is_ours(name: str) -> bool:
+def is_lettermint_header(name: str) -> bool:
     """Return whether a header is read by Lettermint, under its own name or an alias."""
     return bool(_canonical(name)[0])
 
@@ -96,20 +101,22 @@ def idempotency_line(key: str) -> bytes:
     return f"{IDEMPOTENCY_KEY}: {key}\r\n".encode("ascii")
 
 
-def _checked(name: object, value: object) -> object:
+def _check_name(name: object) -> None:
     if not isinstance(name, str) or not FIELD_NAME.fullmatch(name):
-        rule = "it has one or more printable ASCII characters without space and colon"
-        raise invalid("header name", name, f"{rule}; a metadata key is part of it")
-    rule = "a value has no line breaks, control characters or lone surrogates"
-    try:
-        text = str(plain(value))
-    except ValueError as error:  # an int beyond sys.get_int_max_str_digits()
-        raise invalid(f"header {shown(name)}", value, "it is too long") from error
-    if CONTROL.search(text.replace("\t", " ")):
-        raise invalid(f"header {shown(name)}", value, rule)
-    # A lazy string of Django's is no str, but has all its methods.
+        rule = f"{FIELD_NAME_RULE}; a metadata key is part of it"
+        raise invalid_value("header name", name, rule)
+
+
+def _checked(name: str, value: object, refused: re.Pattern[str]) -> object:
+    """Return a value as text, if it is any; others are left to those who know them."""
     is_text = isinstance(value, str) or hasattr(value, "encode") or type(value) is int
-    return text if is_text else value
+    if not is_text:
+        return value
+    text = value_text(f"header {short_repr(name)}", value)
+    if refused.search(text):
+        rule = "a value has no line breaks, control characters or lone surrogates"
+        raise invalid_value(f"header {short_repr(name)}", value, rule)
+    return text
 
 
 def _canonical(name: str) -> tuple[str, bool]:
@@ -119,7 +126,9 @@ def _canonical(name: str) -> tuple[str, bool]:
         return TAG, True
     for prefix in (METADATA_PREFIX.lower(), _ALIAS_METADATA_PREFIX):
         if lower == prefix:
-            raise invalid("header name", name, "a metadata key must follow the hyphen")
+            raise invalid_value(
+                "header name", name, "a metadata key must follow the hyphen"
+            )
         if lower.startswith(prefix):
             key = name[len(prefix) :]  # its case is the key's case
             return METADATA_PREFIX + key, prefix == _ALIAS_METADATA_PREFIX
@@ -138,50 +147,44 @@ def _layer(found: Mapping[str, tuple[str, object]]) -> dict[str, object]:
 
 
 def _decoded(name: str, value: object) -> object:
-    """Decode RFC 2047 words; what is no text is left to the rules of `Extras`."""
-
-    def decode(match: re.Match[str]) -> str:
-        try:
-            parts = decode_header(match[0])
-            return "".join(octets.decode(charset) for octets, charset in parts)
-        except (HeaderParseError, LookupError, UnicodeError) as error:
-            rule = "its RFC 2047 encoded words cannot be decoded; give plain text"
-            raise invalid(f"header {shown(name)}", value, rule) from error
-
-    return _ENCODED.sub(decode, value) if isinstance(value, str) else value
+    try:
+        return decode(value) if isinstance(value, str) else value
+    except ValueError as error:
+        rule = f"{error}; give plain text"
+        raise invalid_value(f"header {short_repr(name)}", value, rule) from error
 
 
 def _encoded(value: str) -> str:
     # ASCII that looks like an encoded word would be decoded on the way.
-    if value.isascii() and "=?" not in value:
-        return value
-    return " ".join(
-        f"=?utf-8?b?{b64encode(chunk).decode()}?=" for chunk in _chunks(value)
-    )
-
-
-def _chunks(value: str) -> Iterator[bytes]:
-    chunk = b""
-    for character in value:
-        octets = character.encode()
-        if len(chunk) + len(octets) > _WORD_OCTETS:
-            yield chunk
-            chunk = b""
-        chunk += octets
-    yield chunk
+    return value if value.isascii() and "=?" not in value else " ".join(encode(value))
 
 
 def _line(name: str, text: str) -> bytes:
-    if len(name) + 2 + len(text) <= MAX_LINE:
-        return f"{name}: {text}\r\n".encode("ascii")
-    lines = [f"{name}: "]
-    # Each piece takes the spaces before its word along, so that no line ends in blanks
-    # or has nothing else, and unfolding (dropping the CRLF) gives the text back.
-    for piece in re.findall(" *[^ ]+", text):
-        if len(lines[-1]) + len(piece) > MAX_LINE and piece.startswith(" "):
+    return fold(name, pieces(f" {text}"))
+
+
+def pieces(text: str) -> list[str]:
+    """Divide a field's value where a line may end: each piece begins with its blanks."""
+    # Blanks at the end stay with the last word: no line may have nothing else.
+    return re.findall(r"[ \t]*[^ \t]+(?:[ \t]+$)?", text) or [text]
+
+
+def fold(name: str, value: Iterable[str], width: int = MAX_LINE) -> bytes:
+    """Write a field, CRLF included: lines end before pieces, unfolding gives all back.
+
+    No line ends behind the colon, and none that needs not. Raises
+    LettermintInvalidMessage for a line over 998 octets (RFC 5322 section 2.1.1).
+    """
+    first, *others = value
+    lines = [f"{name}:{first}"]
+    for piece in others:
+        if len(lines[-1]) + len(piece) > width and piece[0] in " \t":
             lines.append("")
         lines[-1] += piece
-    if max(map(len, lines)) > MAX_LINE:
-        rule = f"its line is over {MAX_LINE} octets and has no space to fold it at"
-        raise invalid(f"header {shown(name)}", text, rule)
-    return "\r\n".join([*lines, ""]).encode("ascii")
+    octets = "\r\n".join([*lines, ""]).encode()
+    if len(octets) > MAX_LINE and max(map(len, octets.split(b"\r\n"))) > MAX_LINE:
+        rule = f"a line of it is over {MAX_LINE} octets (RFC 5322) and has no space to fold it at"
+        raise invalid_value(
+            f"header {short_repr(name)}", "".join([first, *others]).lstrip(), rule
+        )
+    return octets

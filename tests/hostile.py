@@ -1,4 +1,4 @@
-"""Bodies that are hard to carry, and how another parser reads what arrived."""
+"""Text that could break a message apart, and what is found in what was sent."""
 
 from __future__ import annotations
 

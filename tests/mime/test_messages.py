@@ -17,10 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.rendering import render
-from django_lettermint.transfer_encoding import encode_bodies, with_crlf
+from django_lettermint.mime import seven_bit, with_crlf
+from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 from tests.preparing import envelope, header_lines, parsed
-from tests.reading import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,20 +88,6 @@ def test_an_attached_mail_makes_no_commands_of_its_own(inner: bytes) -> None:
         assert bodies[0] == b"Hello\r\n" or bodies[0] == b"Hello"
 
 
-def test_the_body_of_an_attached_mail_arrives() -> None:
-    inner = "Überraschung\r\n.\r\n" + "x" * 5000
-    mail = message()
-    source = b"Subject: inner\nContent-Type: text/plain; charset=utf-8\n"
-    source += b"Content-Transfer-Encoding: 8bit\n\n" + inner.encode()
-    mail.attach("mail.eml", source, "message/rfc822")
-    made = envelope(mail)
-    for each in (made, made.seven_bit()):
-        assert_wire_safe(each.content)
-        assert text_lines(leaves(each.content)[1]) == lines(inner)
-        attached = list(parsed(each.content).iter_attachments())
-        assert attached[0].get_content()["Subject"] == "inner"
-
-
 def test_an_attached_django_message_arrives() -> None:
     inner = message("Größe", to=["bob@example.com"], bcc=["hidden@example.com"])
     mail = message()
@@ -135,7 +120,7 @@ def test_composite_parts_lose_their_8bit_label_with_their_8_bits() -> None:
         b"--b\r\nContent-Type: text/plain; charset=utf-8\r\n"
         b"Content-Transfer-Encoding: 8bit\r\n\r\n\xc3\xbc\r\n--b--\r\n"
     )
-    content = encode_bodies(outer)
+    content = seven_bit(outer)
     assert b"8bit" not in content
     assert content.isascii()
     assert leaves(content) == ["ü".encode()]
@@ -147,7 +132,7 @@ def test_an_encoded_composite_part_keeps_its_label() -> None:
         b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n"
         b"U3ViamVjdDogeAoKYm9keQ==\r\n"
     )
-    assert b"base64" in encode_bodies(outer)
+    assert b"base64" in seven_bit(outer)
 
 
 def test_base64_in_one_endless_line_is_wrapped() -> None:
@@ -155,13 +140,13 @@ def test_base64_in_one_endless_line_is_wrapped() -> None:
     part.set_payload("QUJD" * 1000)
     part["Content-Transfer-Encoding"] = "base64"
     content = with_crlf(part.as_bytes())
-    assert leaves(encode_bodies(content)) == [b"ABC" * 1000]
-    assert_wire_safe(encode_bodies(content))
+    assert leaves(seven_bit(content)) == [b"ABC" * 1000]
+    assert_wire_safe(seven_bit(content))
 
 
 def test_a_body_in_a_charset_without_ascii_is_encoded() -> None:
     part = b"Content-Type: text/plain; charset=cp500\r\n\r\n" + "Hi".encode("cp500")
-    assert leaves(encode_bodies(part + b"\r\n")) == ["Hi".encode("cp500") + b"\r\n"]
+    assert leaves(seven_bit(part + b"\r\n")) == ["Hi".encode("cp500") + b"\r\n"]
 
 
 def long_values() -> list[tuple[str, str]]:
@@ -385,18 +370,15 @@ def test_a_header_injected_by_an_attached_part_is_refused(value: str) -> None:
         envelope(mail)
 
 
-@pytest.mark.parametrize("value", ["x" * 1100, "\0", "a\r\n " + "x" * 1100])
+@pytest.mark.parametrize("value", ["x" * 1100, "a\r\n " + "x" * 1100])
 def test_a_header_that_no_line_can_hold_is_refused_by_name(value: str) -> None:
     def make() -> MIMEText:
         made = MIMEText("Hi")
-        made._headers += [("X-Own", value), ("X-B", "b")]  # type: ignore[attr-defined]
+        made["X-Own"] = value
         return made
 
-    with pytest.raises(
-        LettermintInvalidMessage,
-        match="header 'X-Own': a line of it is longer than 998",
-    ):
-        render(returning(make))
+    with pytest.raises(LettermintInvalidMessage, match=r"header 'X-Own': .* over 998"):
+        envelope(returning(make))
 
 
 @pytest.mark.parametrize("name", ["Bcc", "bcc", "Resent-Bcc"])

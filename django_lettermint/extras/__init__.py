@@ -1,0 +1,36 @@
+"""Route, tag, metadata and idempotency key: rules, layers, precedence, header lines."""
+
+from __future__ import annotations
+
+from .encoded_words import MAX_WORD, SHORTEST_WORD, decode, encode
+from .layers import Extras, Layer, merge, resolve
+from .lines import (
+    IDEMPOTENCY_KEY,
+    MAX_LINE,
+    extract_extras,
+    fields,
+    fold,
+    idempotency_line,
+    is_lettermint_header,
+    metadata_line,
+    pieces,
+    render,
+)
+from .text import (
+    ATOMS,
+    CONTROL,
+    FIELD_NAME,
+    LINE_BREAK,
+    header_text,
+    invalid_value,
+    short_repr,
+    single_line,
+)
+
+__all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]
+__all__ += ["idempotency_line", "is_lettermint_header", "metadata_line", "render"]
+__all__ += ["resolve"]
+# Text of any header.
+__all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
+__all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
+__all__ += ["header_text", "invalid_value", "pieces", "short_repr", "single_line"]

@@ -1,0 +1,117 @@
+"""Checks of text, and the errors that show it."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from datetime import date, datetime
+from decimal import Decimal
+from email.utils import format_datetime, parsedate_to_datetime
+from uuid import UUID
+
+from django_lettermint.exceptions import LettermintInvalidMessage
+
+#: RFC 5322 section 3.6.8: ftext, printable ASCII without the colon.
+FIELD_NAME = re.compile(r"[!-9;-~]+")
+FIELD_NAME_RULE = (
+    "it has one or more printable ASCII characters without space and colon"
+)
+#: RFC 5322 section 3.2.5: a phrase that needs no quotes, one blank between its words.
+ATOMS = re.compile(r"[\w!#$%&'*+/=?^`{|}~-]+(?: [\w!#$%&'*+/=?^`{|}~-]+)*")
+#: What splits lines or cannot be encoded: C0, DEL, C1, U+2028, U+2029, lone surrogates.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+#: What no header field can hold, encoded or not.
+LINE_BREAK = re.compile("[\r\n\x00\ud800-\udfff]")
+
+_DATES = {"date", "orig-date", "resent-date"}
+_MESSAGE_IDS = {"message-id", "resent-message-id"}
+#: Fields that must not be given, and what does their job.
+_REFUSED = {
+    "bcc": "it would show the hidden recipients; use the message's `bcc`",
+    "resent-bcc": "it would show the hidden recipients; use the message's `bcc`",
+    "subject": "use the message's `subject`",
+    "mime-version": "the backend writes it",
+    "content-type": "use the message's `content_subtype` or attach_alternative()",
+    "content-transfer-encoding": "the backend chooses it",
+}
+#: Python refuses to print longer integers, and no header line could hold them.
+_MAX_INT_BITS = 4096
+_VALUE_TYPES = "use str, int, float, bool, Decimal, UUID, date or datetime"
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def invalid_value(field: str, value: object, rule: str) -> LettermintInvalidMessage:
+    """Make the error for a value that breaks a rule."""
+    return LettermintInvalidMessage(
+        f"{field}: {short_repr(value)} cannot be sent: {rule}."
+    )
+
+
+def short_repr(value: object) -> str:
+    """Return the repr of a value, shortened for an error text."""
+    # reprlib's way with an int beyond sys.get_int_max_str_digits() depends on Python.
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        return f"<{type(value).__name__}>"
+    return _REPR.repr(value)
+
+
+def plain_str(value: object) -> object:
+    """Turn a str subclass into the text it holds; leave other values alone."""
+    # str() of an Enum member that is a str gives its name; a slice is always its text.
+    return value[:] if isinstance(value, str) else value
+
+
+def value_text(field: str, value: object) -> str:
+    """Return a value as metadata and headers write it; refuse other types."""
+    match value:
+        case str():
+            return value[:]
+        case bool():
+            return "true" if value else "false"
+        case int() if value.bit_length() <= _MAX_INT_BITS:
+            return int.__repr__(value)
+        case float():
+            return float.__repr__(value)
+        case date():
+            return value.isoformat()
+    # Django's lazy text and email's Header are no str, but have its methods.
+    if isinstance(value, Decimal | UUID) or hasattr(value, "encode"):
+        return str(value)
+    raise invalid_value(field, value, _VALUE_TYPES)
+
+
+def header_text(name: str, value: object) -> str:
+    """Return the text of a header that a caller gave, checked; refuse what is none."""
+    field, lower = f"header {short_repr(name)}", name.lower()
+    if not FIELD_NAME.fullmatch(name):
+        raise invalid_value("header name", name, FIELD_NAME_RULE)
+    if rule := _REFUSED.get(lower, ""):
+        raise LettermintInvalidMessage(f"{field} is refused: {rule}.")
+    if lower in _DATES and isinstance(value, datetime):
+        return format_datetime(value)
+    text = single_line(field, value_text(field, value))
+    if lower in _DATES and not _is_date(text):
+        rule = "give a datetime, or write it as RFC 5322 does"
+        raise invalid_value(field, text, rule)
+    if lower in _MESSAGE_IDS and not re.fullmatch("<[!-;=?-~]+>", text):
+        rule = "write <left@right> in ASCII without blanks (RFC 5322)"
+        raise invalid_value(field, text, rule)
+    return text
+
+
+def single_line(field: str, value: object) -> str:
+    """Return the text of what stands in one field, however long that is."""
+    text = str(value)
+    if LINE_BREAK.search(text):
+        raise invalid_value(field, text, "it has a line break, NUL or lone surrogate")
+    return text
+
+
+def _is_date(text: str) -> bool:
+    try:
+        parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return False
+    return text.isascii()

@@ -1,0 +1,209 @@
+"""Leaves: text and octets, in the transfer encoding that carries them."""
+
+from __future__ import annotations
+
+import binascii
+import functools
+import random
+import re
+from collections.abc import Iterable
+from email import charset
+from email.message import Message
+from itertools import chain
+from struct import Struct
+from typing import NamedTuple
+
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.extras import MAX_LINE, short_repr
+
+from .fields import parameters
+
+#: RFC 2045 section 5.1: type/subtype; parameters may follow.
+_MIME_TYPE = re.compile(
+    "[!#-'*+.0-9A-Z^_`a-z{|}~-]+/[!#-'*+.0-9A-Z^_`a-z{|}~-]+(?: *;[ -~]*)?"
+)
+#: A full line whose last blank was encoded, which made it too long.
+_BLANK_TOO_MANY = re.compile(rb"^(.{74,75})(=20|=09)$", re.MULTILINE)
+#: Characters of a base64 line (RFC 2045 section 6.8).
+_BASE64_LINE = 76
+_BASE64_LINES = Struct(f"{_BASE64_LINE}s" * 256)
+
+
+class Part(NamedTuple):
+    """A MIME entity: its header fields, and its body as it stands on the wire."""
+
+    head: bytes
+    body: bytes
+
+
+class TextEncoding(NamedTuple):
+    """How text becomes octets: the charset for readers and for Python."""
+
+    charset: str
+    codec: str
+    #: quoted-printable or base64, if that is asked for; else what the octets need.
+    transfer_encoding: str = ""
+
+
+class ContentType(NamedTuple):
+    """A MIME type; that of text without its parameter `charset`."""
+
+    main: str
+    value: str
+    charset: str = ""
+
+
+def text_encoding(given: str | charset.Charset) -> TextEncoding:
+    """Read what a message's `encoding` says."""
+    if not isinstance(given, charset.Charset):
+        return _named_encoding(str(given))
+    name = given.get_output_charset() or "utf-8"
+    wanted = {charset.QP: "quoted-printable", charset.BASE64: "base64"}
+    codec = given.output_codec or name
+    return _encoding(name, codec, wanted.get(given.body_encoding, ""))
+
+
+@functools.lru_cache(maxsize=64)
+def _named_encoding(name: str) -> TextEncoding:
+    # Python's aliases are not readers'; email knows the names for mail.
+    known = charset.Charset(name).input_charset if name.isascii() else name
+    return _encoding("utf-8" if known == "utf8" else str(known), name)
+
+
+def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
+    try:
+        # The line ends of UTF-16 and EBCDIC are not those of SMTP.
+        wide = "\r\n".encode(codec)[-2:] != b"\r\n"
+    except (LookupError, ValueError) as error:
+        raise LettermintInvalidMessage(
+            f"encoding: {short_repr(name)} is refused: Python has no such charset"
+        ) from error
+    return TextEncoding(name, codec, "base64" if wide else wanted)
+
+
+@functools.lru_cache(maxsize=256)
+def content_type(field: str, value: str) -> ContentType:
+    """Parse a MIME type; raise LettermintInvalidMessage naming the field."""
+    if not _MIME_TYPE.fullmatch(value):
+        raise LettermintInvalidMessage(
+            f"{field}: {short_repr(value)} is refused: write type/subtype (RFC 2045)"
+        )
+    parsed = Message()
+    parsed["Content-Type"] = value
+    main = parsed.get_content_maintype()
+    name = parsed.get_content_charset("") if main == "text" else ""
+    if not name:
+        return ContentType(main, value)
+    parsed.del_param("charset")
+    return ContentType(main, parsed["Content-Type"], name)
+
+
+def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) -> Part:
+    """Write text; raise LettermintInvalidMessage naming the field if it does not fit."""
+    name, codec, wanted = _named_encoding(kind.charset) if kind.charset else encoding
+    try:
+        if wanted == "base64":
+            content = re.sub("\r\n|\r|\n", "\r\n", content)
+            body = base64(content.encode(codec))
+        else:
+            body, wanted = carried(content.encode(codec), quoted=bool(wanted))
+    except ValueError as error:
+        raise LettermintInvalidMessage(
+            f"{field}: it cannot be written in {name} ({error}); use UTF-8, and text "
+            "without lone surrogates"
+        ) from error
+    return Part(head(kind.value, wanted, name), body)
+
+
+def carried(
+    octets: bytes, *, quoted: bool = False, seven_bit: bool = False
+) -> tuple[bytes, str]:
+    """Return text as it stands on the wire, and its transfer encoding.
+
+    CR, LF and CRLF are line ends (RFC 5321 section 2.3.8); one is not added.
+    """
+    if b"\r" in octets:
+        octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    body = octets.replace(b"\n", b"\r\n")
+    plain = body.isascii()
+    if not quoted and (plain or not seven_bit) and _has_short_lines(body):
+        return body, "7bit" if plain else "8bit"
+    encoded = binascii.b2a_qp(octets, istext=True)
+    encoded = _BLANK_TOO_MANY.sub(rb"\1=\n\2", encoded)
+    return encoded.replace(b"\n", b"\r\n"), "quoted-printable"
+
+
+@functools.lru_cache(maxsize=256)
+def head(value: str, transfer_encoding: str, name: str = "") -> bytes:
+    """Write the fields that say what a body is."""
+    kind = parameters("Content-Type", value, {"charset": name} if name else {})
+    return kind + f"Content-Transfer-Encoding: {transfer_encoding}\r\n".encode()
+
+
+def octets(value: str, data: bytes) -> Part:
+    """Write octets of any type but text."""
+    return Part(head(value, "base64"), base64(data))
+
+
+def base64(data: bytes) -> bytes:
+    """Encode in lines of 76 characters, without a line end behind the last."""
+    encoded = binascii.b2a_base64(data, newline=False)
+    end = len(encoded) // _BASE64_LINES.size * _BASE64_LINES.size
+    bulk = chain.from_iterable(_BASE64_LINES.iter_unpack(memoryview(encoded)[:end]))
+    starts = range(end, len(encoded), _BASE64_LINE)
+    rest = [encoded[start : start + _BASE64_LINE] for start in starts]
+    return b"\r\n".join([*bulk, *rest])
+
+
+def new_boundary() -> str:
+    """Draw a boundary: nineteen random digits need no search through the parts."""
+    return f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311
+
+
+def joined(head: bytes, boundary: str, parts: Iterable[Part]) -> Part:
+    """Put parts together under the head of their multipart."""
+    between = f"--{boundary}\r\n".encode()
+    pieces: list[bytes] = []
+    for part in parts:
+        pieces += [between, part.head, b"\r\n", part.body, b"\r\n"]
+    body = b"".join([*pieces, f"--{boundary}--\r\n".encode()])
+    if not body.isascii():  # RFC 2045 section 6.4: it names what its parts need
+        head += b"Content-Transfer-Encoding: 8bit\r\n"
+    return Part(head, body)
+
+
+def attached_mail(data: bytes) -> bytes | None:
+    """Return mail as it stands on the wire, or None if its octets cannot travel.
+
+    Only its line ends change: it may be signed, and is never encoded (RFC 2046 5.2.1).
+    """
+    content = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return content if travels(content) else None
+
+
+def travels(content: bytes, *, seven_bit: bool = False) -> bool:
+    """Return whether content can go as it is."""
+    ends = content.count(b"\r\n")
+    if content.count(b"\n") != ends or content.count(b"\r") != ends:
+        return False
+    return _has_short_lines(content) and (content.isascii() or not seven_bit)
+
+
+def _has_short_lines(content: bytes) -> bool:
+    """Return whether no line is over MAX_LINE octets, and none holds a NUL."""
+    start, longest = 0, MAX_LINE + len(b"\r\n")
+    while start + longest < len(content) and start >= 0:
+        start = content.rfind(b"\n", start, start + longest) + 1 or -1
+    return start >= 0 and b"\0" not in content
+
+
+def with_crlf(content: bytes) -> bytes:
+    """Make every CR, LF and CRLF a CRLF, and end with one (RFC 5321 section 2.3.8).
+
+    A lone CR or LF could end the message early at one server and not at the next (SMTP
+    smuggling).
+    """
+    if not travels(content):
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        content = content.replace(b"\n", b"\r\n")
+    return content if content.endswith(b"\r\n") else content + b"\r\n"

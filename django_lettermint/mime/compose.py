@@ -1,0 +1,239 @@
+"""A message of Django's own classes, written whole: header, alternatives, attachments."""
+
+from __future__ import annotations
+
+import functools
+import mimetypes
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from email.message import Message
+from email.utils import make_msgid
+from socket import gethostname
+from typing import Any, TypeAlias
+
+from django.conf import settings
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.core.mail.utils import DNS_NAME
+from django.utils.functional import Promise
+from django.utils.timezone import get_current_timezone
+
+from django_lettermint import extras
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.extras import invalid_value, short_repr
+
+from . import bodies, fields, foreign
+from .addresses import IdnaEncode, Mailbox, parse, parse_one
+from .bodies import ContentType, Part, TextEncoding
+
+#: Name, content and MIME type of a file.
+Attachment: TypeAlias = tuple[str, str | bytes | Message | EmailMessage, str]
+
+_OCTET_STREAM = "application/octet-stream"
+_CONTENT_RULE = "give text or bytes; of a file, pass its .read()"
+#: The methods that build a message, in any version of Django.
+_BUILDERS = {"message"} | {
+    name
+    for each in (EmailMessage, EmailMultiAlternatives)
+    for name, value in vars(each).items()
+    if callable(value) and name.startswith("_") and not name.startswith("__")
+}
+
+
+def is_stock(message: EmailMessage) -> bool:
+    """Return whether nobody but Django builds a message."""
+    kind: Any = type(message)  # to mypy, classes are not hashable
+    return _is_stock_class(kind) and _BUILDERS.isdisjoint(vars(message))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_stock_class(kind: type[EmailMessage]) -> bool:
+    djangos = EmailMessage.__module__
+    others = (vars(each) for each in kind.__mro__ if each.__module__ != djangos)
+    return all(map(_BUILDERS.isdisjoint, others))
+
+
+def render(message: EmailMessage, idna: IdnaEncode) -> bytes:
+    """Write a message; what another class builds is left to it.
+
+    Raises LettermintInvalidMessage for what cannot be sent correctly.
+    """
+    if not is_stock(message):
+        return foreign.render(message, idna)
+    return header(message, idna) + body(message, idna)
+
+
+def header(message: EmailMessage, idna: IdnaEncode) -> bytes:
+    """Write the header, but for the fields of the body."""
+    own = {name.lower(): (name, value) for name, value in message.extra_headers.items()}
+    sender = parse_one("from_email", message.from_email, idna)
+    subject = extras.single_line("subject", message.subject or "")
+    written = [fields.free_text("Subject", subject)]
+    lists: dict[str, list[Mailbox]] = {
+        "From": [sender],
+        "To": parse("to", message.to, idna),
+        "Cc": parse("cc", message.cc, idna),
+        "Reply-To": parse("reply_to", message.reply_to, idna),
+    }
+    for name, mailboxes in lists.items():
+        if given := own.pop(name.lower(), None):
+            written.append(_field(name, given[1], idna))
+        elif mailboxes:
+            written.append(fields.addresses(name, mailboxes))
+    if "date" not in own:
+        local = settings.EMAIL_USE_LOCALTIME
+        now = datetime.now(get_current_timezone() if local else UTC)
+        written.append(f"Date: {fields.date(now)}\r\n".encode())
+    if "message-id" not in own:
+        written.append(f"Message-ID: {make_msgid(domain=_domain(sender))}\r\n".encode())
+    written += [_field(name, value, idna) for name, value in own.values()]
+    return b"".join(written)
+
+
+def _field(name: str, value: object, idna: IdnaEncode) -> bytes:
+    return fields.write(name, extras.header_text(name, value), idna)
+
+
+def _domain(sender: Mailbox) -> str:
+    """Return the sender's domain, or Django's DNS_NAME if somebody has set it."""
+    # Once anybody has asked for it, it holds the host's name: nothing in a container.
+    found = str(next(iter(vars(DNS_NAME).values()), ""))
+    host, dot, _ = found.partition(".")
+    if dot and host != gethostname().partition(".")[0]:
+        return found
+    return sender.address.rpartition("@")[2]
+
+
+def body(message: EmailMessage, idna: IdnaEncode) -> bytes:
+    """Write the fields of the body, and the body."""
+    part = _body(message, idna)
+    end = b"" if part.body.endswith(b"\r\n") else b"\r\n"
+    return b"".join([b"MIME-Version: 1.0\r\n", part.head, b"\r\n", part.body, end])
+
+
+def _body(message: EmailMessage, idna: IdnaEncode) -> Part:
+    encoding = bodies.text_encoding(message.encoding or settings.DEFAULT_CHARSET)
+    alternatives = getattr(message, "alternatives", None) or ()
+    parts: list[Part] = []
+    if message.body or not (alternatives or message.attachments):
+        kind = bodies.content_type("content_subtype", f"text/{message.content_subtype}")
+        text = _content("body", message.body or "")
+        if isinstance(text, bytes):
+            text = text.decode(encoding.codec, "surrogateescape")
+        parts.append(bodies.text("body", text, kind, encoding))
+    if alternatives:
+        parts += [_alternative(each, encoding) for each in alternatives]
+        parts = [_multipart(message, "alternative", parts)]
+    if message.attachments:
+        parts += [_attachment(each, encoding, idna) for each in message.attachments]
+        parts = [_multipart(message, "mixed", parts)]
+    return parts[0]
+
+
+def _multipart(message: EmailMessage, name: str, parts: Iterable[Part]) -> Part:
+    """Put parts together, under another subtype if the message says so."""
+    field, boundary = f"{name}_subtype", bodies.new_boundary()
+    kind = bodies.content_type(field, f"multipart/{getattr(message, field, name)}")
+    head = fields.parameters("Content-Type", kind.value, {"boundary": boundary})
+    return bodies.joined(head, boundary, parts)
+
+
+def check_alternative(each: object) -> tuple[str | bytes, str]:
+    """Return content and MIME type of an alternative body, checked."""
+    if not isinstance(each, tuple | list) or len(each) != 2:
+        raise invalid_value("alternative", each, "give (content, MIME type)")
+    bodies.content_type("alternative's type", str(each[1]))
+    return _content("alternative", each[0]), str(each[1])
+
+
+def _alternative(each: object, encoding: TextEncoding) -> Part:
+    content, value = check_alternative(each)
+    kind = bodies.content_type("alternative's type", value)
+    if kind.main != "text":
+        return bodies.octets(kind.value, _octets("alternative", content))
+    text = _decoded(content, kind)
+    if text is None:
+        raise invalid_value("alternative", content, "give it as text, or as UTF-8")
+    return bodies.text("alternative", text, kind, encoding)
+
+
+def check_attachment(each: object) -> Message | Attachment:
+    """Return an attachment as Django takes it, checked, its MIME type guessed."""
+    if isinstance(each, Message):
+        return each
+    if not isinstance(each, tuple | list) or len(each) not in {2, 3}:
+        rule = "give a MIME part or (name, content, type)"
+        raise invalid_value("attachment", each, rule)
+    given, content, value = (*each, None)[:3]
+    name = extras.single_line("attachment's name", "" if given is None else given)
+    is_mail = isinstance(content, Message | EmailMessage)
+    if not value:
+        guessed = mimetypes.guess_type(name)[0] if name else None
+        value = "message/rfc822" if is_mail else guessed or _OCTET_STREAM
+    kind = bodies.content_type("attachment's type", str(value))
+    if is_mail and kind.main == "message":
+        return name, content, str(value)
+    return name, _content(_label(name), content), str(value)
+
+
+def _attachment(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
+    checked = check_attachment(each)
+    if isinstance(checked, Message):
+        return foreign.part(checked)
+    name, content, value = checked
+    kind, field = bodies.content_type("attachment's type", value), _label(name)
+    given = {"filename": name} if name else {}
+    disposition = fields.parameters("Content-Disposition", "attachment", given)
+    if isinstance(content, Message | EmailMessage):
+        content = _flattened(field, content, idna)
+    if kind.main == "message" and (
+        mail := bodies.attached_mail(_octets(field, content))
+    ):
+        part = Part(bodies.head(kind.value, "7bit" if mail.isascii() else "8bit"), mail)
+    elif kind.main == "text" and (text := _decoded(content, kind)) is not None:
+        part = bodies.text(field, text, kind, encoding)
+    else:
+        # RFC 2045 section 6.4: composite types are never encoded; a file may be.
+        is_file = kind.main in {"message", "multipart", "text"}
+        value = _OCTET_STREAM if is_file else kind.value
+        part = bodies.octets(value, _octets(field, content))
+    return Part(part.head + disposition, part.body)
+
+
+def _label(name: str) -> str:
+    return f"attachment {short_repr(name)}" if name else "attachment"
+
+
+def _content(field: str, content: object) -> str | bytes:
+    if isinstance(content, str | Promise):
+        return str(content)
+    if isinstance(content, bytes | bytearray | memoryview):
+        return bytes(content)
+    raise invalid_value(field, content, _CONTENT_RULE)
+
+
+def _octets(field: str, content: str | bytes) -> bytes:
+    try:
+        return content.encode() if isinstance(content, str) else content
+    except ValueError as error:
+        raise invalid_value(field, content, "it has lone surrogates") from error
+
+
+def _decoded(content: str | bytes, kind: ContentType) -> str | None:
+    """Return the text of what has a type of text, or None if it is none."""
+    try:
+        return (
+            content
+            if isinstance(content, str)
+            else content.decode(kind.charset or "utf-8")
+        )
+    except (LookupError, ValueError):
+        return None
+
+
+def _flattened(field: str, content: Message | EmailMessage, idna: IdnaEncode) -> bytes:
+    try:
+        if isinstance(content, EmailMessage):
+            return render(content, idna)
+        return foreign.flatten(content)
+    except Exception as error:
+        raise LettermintInvalidMessage(f"{field}: {error}") from error

@@ -1,0 +1,172 @@
+"""Header fields: free text, addresses, verbatim ASCII and MIME parameters, folded."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from email.utils import format_datetime
+from urllib.parse import quote
+
+from django_lettermint import extras
+from django_lettermint.extras import ATOMS, fold, invalid_value, pieces, short_repr
+
+from .addresses import IdnaEncode, Mailbox, is_group, parse_list, parse_one
+
+#: Characters of a line, where there is a blank to fold it at (RFC 5322 section 2.1.1).
+WIDTH = 78
+#: The same for lines that hold encoded words (RFC 2047 section 2).
+_ENCODED_WIDTH = 76
+#: Longer words are divided where that is possible.
+_MAX_PIECE = 900
+
+#: Fields that hold addresses (RFC 5322, 8098; some by custom).
+ADDRESS_FIELDS = frozenset(
+    [
+        "from",
+        "to",
+        "cc",
+        "reply-to",
+        "sender",
+        "resent-from",
+        "resent-to",
+        "resent-cc",
+        "resent-sender",
+        "resent-reply-to",
+        "disposition-notification-to",
+        "return-receipt-to",
+        "errors-to",
+        "mail-followup-to",
+        "mail-reply-to",
+    ]
+)
+FREE_TEXT = frozenset({"subject", "comments", "keywords"})
+#: Fields that programs read, in which RFC 2047 section 5 allows no encoded words.
+_STRUCTURED = re.compile(
+    r"list-.*|arc-.*|bimi-.*|(?:.*-)?(?:signature|message-id)|references|in-reply-to"
+    r"|archived-at|authentication-results|autocrypt|auto-submitted|feedback-id"
+    r"|received(?:-spf)?|return-path|precedence|importance|(?:x-)?priority"
+)
+#: Text that any reader shows as it is: words, one blank between them.
+_WORDS = re.compile(r"[!-~]+(?: [!-~]+)*")
+#: The same without what needs a backslash in quotes, which not all readers undo.
+_QUOTABLE = re.compile(r"[!#-[\]-~]+(?: [!#-[\]-~]+)*")
+_RAW = r'[^\0-\x20"\\\x7f-\xa0\u2028\u2029]+'
+_RAW_QUOTABLE = re.compile(f"{_RAW}(?: {_RAW})*")
+_FILE_NAME = re.compile(r"[\w!#$&()+,.=@^`{}~-]+(?: [\w!#$&()+,.=@^`{}~-]+)*", re.ASCII)
+
+
+def address_text(name: str, text: str, idna: IdnaEncode) -> str:
+    """Return the value of a header of addresses with its domains in ASCII."""
+    mailboxes = parse_list(f"header {short_repr(name)}", text, idna)
+    return ", ".join(each.text for each in mailboxes)
+
+
+def write(name: str, text: str, idna: IdnaEncode) -> bytes:
+    """Write a header as its name asks for; CRLF included."""
+    field, lower = f"header {short_repr(name)}", name.lower()
+    if lower in ADDRESS_FIELDS:
+        mailboxes = parse_list(field, text, idna)
+        if not is_group(text):
+            return addresses(name, mailboxes) if mailboxes else b""
+    elif lower in FREE_TEXT:
+        return free_text(name, text)
+    if re.fullmatch(r"[\t -~]*", text):
+        return fold(name, pieces(f" {text}"), _ENCODED_WIDTH if "=?" in text else WIDTH)
+    found = re.fullmatch("([^<>]+) *(<[!-;=?-~]+>)", text)
+    if lower == "list-id" and found:
+        phrase = parse_one(field, f"{found[1]} <list@id.invalid>", idna).name
+        return fold(name, [*_words(name, phrase), f" {found[2]}"], _ENCODED_WIDTH)
+    if _STRUCTURED.fullmatch(lower):
+        rule = (
+            "programs read it, so that it cannot be encoded (RFC 2047 section 5): "
+            "percent-encode links, and write domains by IDNA (xn--)"
+        )
+        raise invalid_value(field, text, rule)
+    return free_text(name, text)
+
+
+def free_text(name: str, text: str) -> bytes:
+    """Write text for people: as it is if it is plain, else in encoded words."""
+    if _is_plain(text, _WORDS) or not text:
+        if len(name) + 2 + len(text) <= WIDTH:
+            return f"{name}: {text}\r\n".encode()
+        return fold(name, pieces(f" {text}"), WIDTH)
+    return fold(name, _words(name, text), _ENCODED_WIDTH)
+
+
+def _is_plain(text: str, form: re.Pattern[str]) -> bool:
+    """Return whether readers show text as it stands, and lines can be folded in it."""
+    if "=?" in text or not form.fullmatch(text):
+        return False
+    return len(text) <= _MAX_PIECE or max(map(len, text.split(" "))) <= _MAX_PIECE
+
+
+def _words(name: str, text: str) -> list[str]:
+    """Encode text for the beginning of a field, each word with its blank in front."""
+    # Beside a very long name the first one makes a line too long, since not all readers
+    # take a line that ends behind the colon as it is meant.
+    room = max(_ENCODED_WIDTH - len(f"{name}: "), extras.SHORTEST_WORD)
+    return [f" {word}" for word in extras.encode(text, min(room, extras.MAX_WORD))]
+
+
+def addresses(name: str, mailboxes: Sequence[Mailbox]) -> bytes:
+    """Write a list of addresses; what SMTPUTF8 is needed for is raw (RFC 6532)."""
+    parts: list[str] = []
+    for mailbox in mailboxes:
+        phrase = _phrase("" if parts else name, mailbox)
+        spec = f"<{mailbox.address}>" if phrase else mailbox.address
+        parts += [*phrase, f" {spec},"]
+    parts[-1] = parts[-1][:-1]
+    encoded = any("=?" in each for each in parts)
+    return fold(name, parts, _ENCODED_WIDTH if encoded else WIDTH)
+
+
+def _phrase(name: str, mailbox: Mailbox) -> list[str]:
+    """Write a display name: atoms, a quoted string or encoded words."""
+    text = mailbox.name
+    form = _QUOTABLE if mailbox.address.isascii() else _RAW_QUOTABLE
+    if text and not _is_plain(text, form):
+        return _words(name, text)
+    quoted = text if not text or ATOMS.fullmatch(text) else f'"{text}"'
+    return pieces(f" {quoted}") if text else []
+
+
+def parameters(name: str, value: str, given: Mapping[str, str]) -> bytes:
+    """Write a MIME field with parameters, encoded if need be (RFC 2231)."""
+    parts = [f" {value}"]
+    for key, text in given.items():
+        parts[-1] += ";"
+        parts += [f" {each}" for each in _parameter(key, text)]
+    return fold(name, parts, WIDTH)
+
+
+def _parameter(key: str, text: str) -> Iterator[str]:
+    if _FILE_NAME.fullmatch(text) and len(text) < WIDTH - len(f' {key}="";'):
+        yield f'{key}="{text}"'
+        return
+    section = f"{key}*=utf-8''{quote(text, safe='')}"
+    if len(section) < WIDTH - 2:
+        yield section
+        return
+    number, section = 0, f"{key}*0*=utf-8''"
+    for character in text:  # readers decode each section by itself
+        octets = quote(character, safe="")
+        if len(section) + len(octets) > WIDTH - 2:
+            yield f"{section};"
+            number += 1
+            section = f"{key}*{number}*="
+        section += octets
+    yield section
+
+
+def date(value: datetime) -> str:
+    """Write a date as mail does; the mails of a second share the work."""
+    # Equal dates of two zones are written differently.
+    return _date(value.replace(microsecond=0), value.utcoffset())
+
+
+@functools.lru_cache(maxsize=8)
+def _date(value: datetime, _: object) -> str:
+    return format_datetime(value)

@@ -1,0 +1,223 @@
+"""What others have built: the result of an own `message()`, MIME objects, written mail.
+
+Parts are encoded anew only if they cannot travel; what is signed or encrypted, never.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from email.encoders import encode_base64
+from email.generator import BytesGenerator
+from email.header import decode_header, make_header
+from email.headerregistry import BaseHeader
+from email.message import Message
+from email.parser import BytesHeaderParser, BytesParser
+from email.policy import Compat32, EmailPolicy
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from django_lettermint import extras
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.extras import MAX_LINE, invalid_value, short_repr
+
+from . import bodies, fields
+from .bodies import Part
+
+if TYPE_CHECKING:
+    from django.core.mail import EmailMessage
+
+    from .addresses import IdnaEncode
+
+_ENCODING, _TYPE = b"content-transfer-encoding", b"content-type"
+_ENCODINGS = {"quoted-printable", "base64", "x-uuencode", "uuencode", "uue", "x-uue"}
+#: Multiparts over whose octets others have computed something (RFC 1847).
+_SEALED = {"multipart/signed", "multipart/encrypted"}
+#: A line end that no blank follows: what comes behind it is another header.
+_HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
+#: One field of a header with the lines that continue it.
+_FIELD = re.compile(rb"([!-9;-~]+):[^\n]*\n(?:[ \t][^\n]*\n)*")
+#: What Django 5.2 makes of a local part that is not ASCII.
+_ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
+
+
+class _AsSet(Compat32):
+    """Writes fields as they were parsed or set; folds only what has no octets yet."""
+
+    def fold_binary(self, name: str, value: Any) -> bytes:
+        if isinstance(value, BaseHeader):
+            modern = EmailPolicy(linesep="\r\n", max_line_length=MAX_LINE)
+            return value.fold(policy=modern).encode("ascii", "surrogateescape")
+        if not isinstance(value, str) or re.search(r"[^\0-\x7f\udc80-\udcff]", value):
+            return super().fold_binary(name, value)
+        lines = re.split("\r\n|\r|\n", f"{name}: {value}")
+        return "\r\n".join([*lines, ""]).encode("ascii", "surrogateescape")
+
+
+def render(message: EmailMessage, idna: IdnaEncode) -> bytes:
+    """Write what the message's own class builds, its header by our rules."""
+    built = message.message()
+    if not isinstance(built, Message):
+        raise TypeError(f"message() returned {short_repr(built)}, not a MIME message")
+    head: list[bytes] = []
+    body = copy.copy(built)  # del gives it a list of fields of its own
+    _check_header(built)
+    for name, value in built.items():
+        if not name.lower().startswith("content-"):
+            del body[name]
+            if name.lower() not in {"bcc", "resent-bcc", "mime-version"}:
+                head.append(_field(name, value, idna))
+    made = part(body)
+    end = b"" if made.body.endswith(b"\r\n") else b"\r\n"
+    return b"".join(
+        [*head, b"MIME-Version: 1.0\r\n", made.head, b"\r\n", made.body, end]
+    )
+
+
+def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
+    """Write a header that a class has set; what it has encoded is decoded first."""
+    if extras.is_lettermint_header(name):
+        raise LettermintInvalidMessage(
+            f"header {short_repr(name)} of the class's own message() is refused: give it "
+            "in `headers`, or as the message's attribute"
+        )
+    text, lower = re.sub("[\r\n]", "", str(value)), name.lower()
+    if lower in fields.ADDRESS_FIELDS:
+        text = _ENCODED_LOCAL_PART.sub(lambda found: extras.decode(found[0]), text)
+    elif lower in fields.FREE_TEXT and not isinstance(value, BaseHeader):
+        text = str(make_header(decode_header(text)))
+    if lower == "subject":
+        return fields.free_text(name, extras.single_line("subject", text))
+    return fields.write(name, extras.header_text(name, text), idna)
+
+
+def part(mime: Message) -> Part:
+    """Write a MIME object; raise LettermintInvalidMessage for what cannot travel."""
+    return _fit(*_split(flatten(_with_octets(mime))))
+
+
+def flatten(mime: Message) -> bytes:
+    """Write a MIME object as it was parsed or made, lines ending in CRLF."""
+    for each in mime.walk():
+        _check_header(each)
+    buffer = BytesIO()
+    policy = _AsSet(linesep="\r\n")
+    BytesGenerator(buffer, mangle_from_=False, policy=policy).flatten(mime)
+    return buffer.getvalue()
+
+
+def _check_header(mime: Message) -> None:
+    """Look for what would end a header early: not every Python's generators do."""
+    for name, value in mime.raw_items():
+        if not extras.FIELD_NAME.fullmatch(name) or _HEADER_END.search(str(value)):
+            rule = "it has a line break that begins another header, or no proper name"
+            raise invalid_value(f"header {short_repr(name)}", value, rule)
+
+
+def _with_octets(mime: Message) -> Message:
+    """Return a copy that generators can write: octets encoded, text as text.
+
+    They write str only, and translate line ends, which octets do not have.
+    """
+    if mime.get_content_type() in _SEALED:
+        return mime
+    main, made = mime.get_content_maintype(), copy.copy(mime)
+    payload: Any = mime.get_payload()
+    if isinstance(payload, list) and main in {"multipart", "message"}:
+        if main == "multipart":
+            made.set_payload([_with_octets(each) for each in payload])
+        return made
+    if not isinstance(payload, str | bytes | bytearray | memoryview | None):
+        rule = "the payload of a MIME part is text or bytes, and a list for multipart"
+        raise invalid_value("attachment", payload, rule)
+    encoded = (
+        str(mime.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS
+    )
+    octets = payload if encoded else mime.get_payload(decode=True)
+    if isinstance(payload, str) and octets == payload.encode("raw-unicode-escape"):
+        # Python's guess about text beyond ASCII, of which it knows no charset.
+        octets = payload.encode(mime.get_content_charset("utf-8"))
+    if not isinstance(octets, str):
+        made.set_payload(bytes(octets or b"").decode("ascii", "surrogateescape"))
+    if not encoded and main not in {"text", "message", "multipart"}:
+        del made["Content-Transfer-Encoding"]
+        encode_base64(made)
+    return made
+
+
+def seven_bit(content: bytes) -> bytes:
+    """Encode what has 8 bits in a written message, for a relay without 8BITMIME."""
+    made = _fit(*_split(content), seven_bit=True)
+    return bodies.with_crlf(b"".join([made.head, b"\r\n", made.body]))
+
+
+def _split(entity: bytes) -> Part:
+    if entity.startswith(b"\r\n"):
+        return Part(b"", entity[2:])
+    head, _, body = entity.partition(b"\r\n\r\n")
+    return Part(head + b"\r\n", body)
+
+
+def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
+    """Encode the leaves of an entity that cannot travel as they are."""
+    _check_lines(head)
+    if bodies.travels(body, seven_bit=seven_bit):
+        return Part(head, body)
+    parsed = BytesHeaderParser().parsebytes(head)
+    main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
+    if main == "multipart":
+        if parsed.get_content_type() in _SEALED or boundary is None:
+            problem = "8 bits, which the relay does not take" if seven_bit else "a NUL"
+            raise LettermintInvalidMessage(
+                f"the part {parsed.get_content_type()} has a line over {MAX_LINE} octets "
+                f"or {problem}, and what is signed or encrypted cannot be encoded anew: "
+                "encode what is in it before (RFC 1847 section 2.1)"
+            )
+        mark = (
+            rb"(?:\A|\r\n)--"
+            + re.escape(boundary).encode()
+            + rb"(--)?[ \t]*(?=\r\n|\Z)"
+        )
+        _, *pieces = re.split(mark, body)
+        entities = [
+            each[2:]
+            for end, each in zip(pieces[::2], pieces[1::2], strict=True)
+            if not end
+        ]
+        children = [_fit(*_split(each), seven_bit=seven_bit) for each in entities]
+        return bodies.joined(_without(head, _ENCODING), boundary, children)
+    if main == "message":
+        return _as_file(head, parsed.get_filename(), body)
+    if str(parsed.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS:
+        whole = BytesParser().parsebytes(head + b"\r\n" + body)
+        body = bytes(whole.get_payload(decode=True))
+    if main == "text" and b"\0" not in body:
+        body, encoding = bodies.carried(body, seven_bit=seven_bit)
+    else:
+        body, encoding = bodies.base64(body), "base64"
+    field = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
+    return Part(_without(head, _ENCODING) + field, body)
+
+
+def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:
+    """Write attached mail that cannot travel as a file of the same name."""
+    made = bodies.octets("application/octet-stream", octets)
+    kept = _without(head, _ENCODING, _TYPE)
+    if b"content-disposition:" not in kept.lower():
+        given = {"filename": name} if name else {}
+        kept += fields.parameters("Content-Disposition", "attachment", given)
+    return Part(kept + made.head, made.body)
+
+
+def _without(head: bytes, *names: bytes) -> bytes:
+    found = _FIELD.finditer(head)
+    return b"".join(each[0] for each in found if each[1].lower() not in names)
+
+
+def _check_lines(head: bytes) -> None:
+    for found in _FIELD.finditer(head):
+        if not bodies.travels(found[0]):
+            rule = f"a line of it is over {MAX_LINE} octets or holds a NUL (RFC 5322)"
+            raise invalid_value(
+                f"header {short_repr(found[1].decode())}", found[0], rule
+            )

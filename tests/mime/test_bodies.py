@@ -1,0 +1,299 @@
+"""Text in any charset arrives, in the plainest transfer encoding that carries it."""
+
+from __future__ import annotations
+
+import email.charset
+from email import message_from_bytes
+from email.charset import Charset
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.test import override_settings
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_lettermint.mime import with_crlf
+from django_lettermint.mime.bodies import base64
+from tests.preparing import envelope
+
+from .conformance import check
+from .making import field, mail, refusal, with_file, written
+
+if TYPE_CHECKING:
+    from django.core.mail import EmailMessage
+
+
+def body(message: EmailMessage) -> bytes:
+    return written(message).partition(b"\r\n\r\n")[2]
+
+
+def decoded(message: EmailMessage) -> bytes:
+    found = message_from_bytes(written(message)).get_payload(decode=True)
+    assert isinstance(found, bytes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Text\n", "7bit"),
+        ("", "7bit"),
+        ("x" * 998 + "\n", "7bit"),
+        ("x" * 999 + "\n", "quoted-printable"),
+        ("Größe\n", "8bit"),
+        ("é" * 499 + "\n", "8bit"),
+        ("é" * 500 + "\n", "quoted-printable"),
+        ("a\0b\n", "quoted-printable"),
+    ],
+)
+def test_text_goes_as_it_is_unless_a_line_is_too_long(text: str, encoding: str) -> None:
+    message = mail(body=text)
+    check(written(message))
+    assert field(message, "Content-Transfer-Encoding") == encoding
+    assert decoded(message).decode().rstrip() == text.rstrip()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_line_end_is_crlf(end: str) -> None:
+    assert body(mail(body=f"a{end}{end}.{end}b{end}")) == b"a\r\n\r\n.\r\nb\r\n"
+
+
+def test_no_line_end_is_added_to_a_part() -> None:
+    content = written(with_file("a.txt", "no end", "text/plain", body="neither"))
+    assert b"\r\n\r\nneither\r\n--" in content
+    assert b"\r\n\r\nno end\r\n--" in content
+
+
+@pytest.mark.parametrize("size", range(70, 82))
+@pytest.mark.parametrize(
+    "end", ["", " ", "\t", "=", ".", "é", "\n", " \n", "\0", " \0"]
+)
+def test_quoted_printable_lines_are_short_and_end_in_no_blank(
+    size: int, end: str
+) -> None:
+    text = "x" * size + end + "\0\n"
+    message = mail(body=text)
+    check(written(message))
+    assert decoded(message).replace(b"\r\n", b"\n").decode() == text
+
+
+@pytest.mark.parametrize("size", [0, 1, 56, 57, 58, 57 * 256 - 1, 57 * 256, 57 * 300])
+def test_base64_lines_have_76_characters(size: int) -> None:
+    octets = (bytes(range(256)) * (size // 256 + 1))[:size]
+    lines = base64(octets).split(b"\r\n")
+    assert all(len(line) == 76 for line in lines[:-1])
+    assert 0 <= len(lines[-1]) <= 76
+    message = with_file("a.bin", octets, "x-a/b")
+    check(written(message))
+
+
+FINE = {"iso-8859-15": "10 € für Öl\n", "koi8-r": "Заказ\n", "shift_jis": "日本語\n"}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_other_charsets_arrive(name: str) -> None:
+    message = mail(body=FINE[name], encoding=name)
+    message.attach_alternative("<p>" + FINE[name], "text/html")
+    message.attach("a.csv", FINE[name], "text/csv")
+    made = envelope(message)
+    for each in (made.content, made.seven_bit().content):
+        leaves = [
+            part for part in message_from_bytes(each).walk() if not part.is_multipart()
+        ]
+        assert len(leaves) == 3
+        for leaf in leaves:
+            octets = leaf.get_payload(decode=True)
+            assert isinstance(octets, bytes)
+            assert leaf.get_content_charset() == name
+            assert FINE[name].strip() in octets.decode(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("utf8", "utf-8"),
+        ("UTF-8", "utf-8"),
+        ("latin_1", "iso-8859-1"),
+        ("Latin-1", "iso-8859-1"),
+        ("ISO-8859-15", "iso-8859-15"),
+        ("us-ascii", "us-ascii"),
+    ],
+)
+def test_charsets_have_the_names_that_readers_know(given: str, named: str) -> None:
+    message = mail(encoding=given)
+    assert message_from_bytes(written(message)).get_content_charset() == named
+
+
+@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-32", "cp500"])
+def test_charsets_with_other_line_ends_go_in_base64(name: str) -> None:
+    message = mail(body="Größe\nb\r", encoding=name)
+    check(written(message))
+    assert field(message, "Content-Transfer-Encoding") == "base64"
+    assert decoded(message).decode(name) == "Größe\r\nb\r\n"
+
+
+def charset(name: str, encoding: int | None) -> Charset:
+    made = Charset(name)
+    made.body_encoding = encoding  # type: ignore[assignment]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [
+        (email.charset.QP, "quoted-printable"),
+        (email.charset.BASE64, "base64"),
+        (None, "8bit"),
+    ],
+)
+@pytest.mark.parametrize("name", ["iso-8859-15", "utf-8"])
+def test_a_charset_object_decides_the_transfer_encoding(
+    name: str, encoding: int | None, named: str
+) -> None:
+    text = "10 € für Öl\nb"
+    message = mail(body=text, encoding=charset(name, encoding))
+    assert field(message, "Content-Transfer-Encoding") == named
+    assert message_from_bytes(written(message)).get_content_charset() == name
+    assert decoded(message).rstrip().decode(name) == text.replace("\n", "\r\n")
+    message.attach_alternative("<p>€", "text/html")
+    message.attach("a.txt", "€", "text/plain")
+    content = written(message)
+    check(content)
+    assert content.count(f"\r\nContent-Transfer-Encoding: {named}\r\n".encode()) == (
+        4 if named == "8bit" else 3
+    ) + (named == "8bit")
+
+
+def test_a_charset_object_may_convert() -> None:
+    message = mail(body="日本語\n", encoding=Charset("shift_jis"))
+    assert message_from_bytes(written(message)).get_content_charset() == "iso-2022-jp"
+    assert decoded(message).decode("iso-2022-jp") == "日本語\r\n"
+
+
+@pytest.mark.parametrize("name", ["iso-8859-1", "UTF-8"])
+def test_the_default_charset_holds(name: str) -> None:
+    with override_settings(DEFAULT_CHARSET=name):
+        message = mail(body="Größe")
+        assert (
+            message_from_bytes(written(message)).get_content_charset() == name.lower()
+        )
+
+
+@pytest.mark.parametrize("name", ["none", "rot13", "base64", "ü", "a b"])
+def test_what_is_no_charset_is_refused(name: str) -> None:
+    assert refusal(mail(encoding=name)).startswith(f"encoding: {name!r} is refused")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("odd \ud900\n", None), ("☃", "iso-8859-15")]
+)
+def test_text_that_does_not_fit_its_charset_is_refused_by_its_place(
+    text: str, name: str | None
+) -> None:
+    keywords: dict[str, Any] = {} if name is None else {"encoding": name}
+    assert refusal(mail(body=text, **keywords)).startswith("body: ")
+    message = mail(**keywords)
+    message.attach_alternative(text, "text/html")
+    assert refusal(message).startswith("alternative: ")
+    message = with_file("a.txt", text, "text/plain", **keywords)
+    assert refusal(message).startswith("attachment 'a.txt': ")
+
+
+def test_lone_surrogates_in_other_types_are_refused_by_name() -> None:
+    message = with_file("a.json", "\ud900", "application/json")
+    assert refusal(message).startswith("attachment 'a.json': ")
+    message = with_file("a.eml", "Subject: \ud900\n\n", "message/rfc822")
+    assert refusal(message).startswith("attachment 'a.eml': ")
+
+
+@pytest.mark.parametrize(
+    "text", [b"Gr\xc3\xb6\xc3\x9fe\n", gettext_lazy("Größe\n"), mark_safe("Größe\n")]
+)
+def test_a_body_may_be_bytes_or_lazy(text: Any) -> None:
+    assert body(mail(body=text)) == "Größe\r\n".encode()
+
+
+@pytest.mark.parametrize("subtype", ["plain", "html", "markdown"])
+def test_the_content_subtype_holds(subtype: str) -> None:
+    message = mail(content_subtype=subtype)
+    assert field(message, "Content-Type") == f'text/{subtype}; charset="utf-8"'
+
+
+@pytest.mark.parametrize("subtype", ["", "html\r\nX-Evil: 1", "a b"])
+def test_a_content_subtype_that_is_none_is_refused(subtype: str) -> None:
+    assert refusal(mail(content_subtype=subtype)).startswith("content_subtype: ")
+
+
+def kinds(message: EmailMessage) -> list[str]:
+    return [
+        part.get_content_type() for part in message_from_bytes(written(message)).walk()
+    ]
+
+
+def test_alternatives_stand_in_front_of_attachments() -> None:
+    message = mail()
+    message.attach_alternative("<p>", "text/html")
+    message.attach_alternative(b"BEGIN", "text/calendar")
+    message.attach_alternative(b"1", "application/x-own")
+    message.attach("a.txt", "a", "text/plain")
+    assert kinds(message) == [
+        "multipart/mixed",
+        "multipart/alternative",
+        "text/plain",
+        "text/html",
+        "text/calendar",
+        "application/x-own",
+        "text/plain",
+    ]
+
+
+def test_without_a_body_there_is_no_part_for_it() -> None:
+    message = mail(body="")
+    assert kinds(message) == ["text/plain"]
+    message.attach_alternative("<p>", "text/html")
+    assert kinds(message) == ["multipart/alternative", "text/html"]
+    message = with_file("a.pdf", b"1", "application/pdf", body="")
+    assert kinds(message) == ["multipart/mixed", "application/pdf"]
+
+
+def test_a_message_may_name_other_multiparts() -> None:
+    message = with_file("a.png", b"1", "image/png", mixed_subtype="related")
+    message.attach_alternative("<p>", "text/html")
+    message.alternative_subtype = "parallel"  # type: ignore[attr-defined]
+    assert kinds(message)[:2] == ["multipart/related", "multipart/parallel"]
+    message.mixed_subtype = "a b"  # type: ignore[attr-defined]
+    assert refusal(message).startswith("mixed_subtype: ")
+
+
+@pytest.mark.parametrize("each", ["<p>", ("<p>",), 5, None, ("a", "b", "c")])
+def test_what_is_no_alternative_is_refused(each: Any) -> None:
+    message = mail()
+    message.alternatives.append(each)
+    assert refusal(message).startswith("alternative: ")
+
+
+def test_an_alternative_that_is_not_text_in_utf_8_is_refused() -> None:
+    message = mail()
+    message.attach_alternative(b"\xff", "text/html")
+    assert refusal(message).startswith("alternative: ")
+
+
+def test_a_multipart_says_what_its_parts_need() -> None:
+    message = mail(body="Größe")
+    message.attach_alternative("<p>", "text/html")
+    message.attach("a.txt", "a", "text/plain")
+    made = envelope(message)
+    assert made.content.count(b"Content-Transfer-Encoding: 8bit\r\n") == 3
+    assert b"8bit" not in made.seven_bit().content
+
+
+@given(st.binary(max_size=3000))
+def test_every_line_end_becomes_crlf_and_nothing_else_changes(octets: bytes) -> None:
+    content = with_crlf(octets)
+    plain = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n")
+    assert content.replace(b"\r\n", b"\n").removesuffix(b"\n") == plain
+    assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
+    assert content.endswith(b"\r\n")
+    assert with_crlf(content) == content
