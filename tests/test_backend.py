@@ -28,8 +28,8 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.message import LettermintMessage, freeze
 from django_lettermint.results import Outcome, Phase
 from tests.faultserver import FEATURES, FaultServer, On, reply
-from tests.listening import listening, names, receiver
 from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
+from tests.listening import listening, names, receiver
 from tests.sending import message
 
 if TYPE_CHECKING:
