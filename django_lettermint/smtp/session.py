@@ -199,7 +199,8 @@ class Session:
 
         The caller's very next act is the write that completes the message.
         """
-        self.stream.check_time(self._until)
+        if time.monotonic() >= self._until:
+            raise TimeoutError("timed out")
         transaction.phase = Phase.COMMIT
 
     def may_follow(self, transaction: MailTransaction) -> bool:

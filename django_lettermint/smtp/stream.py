@@ -175,11 +175,6 @@ class SMTPStream:
                 self._ended = True
         return bool(self._received) or self._ended
 
-    def check_time(self, until: float) -> None:
-        """Raise TimeoutError beyond `until`."""
-        if time.monotonic() >= until:
-            raise TimeoutError("timed out")
-
     def close(self) -> None:
         """Close the descriptor without a further octet, TLS's close_notify included.
 

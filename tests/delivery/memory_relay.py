@@ -147,9 +147,6 @@ class MemoryStream:
     def has_input(self) -> bool:
         return bool(self._replies) or self._closed
 
-    def check_time(self, until: float) -> None:
-        pass
-
     def close(self) -> None:
         self._closed = True
 
