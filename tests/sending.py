@@ -129,8 +129,9 @@ def session(server: FaultServer, **options: Any) -> Iterator[HeldSession]:
     held = connect(
         config.endpoint,
         RelayState(),
-        until=time.monotonic() + 5,
-        timeout=config.timeout,
+        # A short `timeout` is for the message, not for a busy machine's TLS handshake.
+        until=time.monotonic() + 30,
+        timeout=30,
     )
     try:
         yield HeldSession(held, config)
