@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.faultserver import FaultServer
 
 #: Seconds that are long on loopback, and short in a test that waits for them to pass.
-SHORT = 0.3
+SHORT = 0.5
 
 
 def cases(**values: Any) -> list[Any]:
