@@ -162,7 +162,8 @@ class Delivery:
             f"the deadline of {self._config.deadline:g} s has passed: the message was "
             "not sent; send it again"
         )
-        submission.fail(None if submission.last else self._unreachable or late)
+        lost = submission.last and not submission.last.refused
+        submission.fail(None if lost else self._unreachable or late)
 
     def _send_over(
         self, connection: PooledConnection[Session], pairs: Sequence[_Pair]

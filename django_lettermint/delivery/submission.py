@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from django_lettermint.exceptions import ConnectionLost
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.smtp import MailTransaction, Reply
 
@@ -150,8 +151,11 @@ class Submission:
 
     def fail(self, error: Exception | None) -> None:
         """Give up; what may have been delivered stays unknown."""
+        if error is None and self.last and self.last.refused:
+            # It spoke of the session or of pipelining, or the message would be done.
+            error = ConnectionLost("interrupted before the message was sent")
         self.error = error
-        self._finish(Outcome.UNKNOWN if self.unconfirmed else Outcome.NOT_SENT)
+        self._give_up()
 
     def fail_to_connect(self, error: Exception) -> None:
         """Give up, unless a repeat may still settle what is unknown."""
@@ -171,7 +175,7 @@ class Submission:
             return
         if transaction.outcome is Outcome.UNKNOWN:
             self.unconfirmed = self.unconfirmed or transaction
-        self.fail(None)
+        self._give_up()
 
     def _failure(self, transaction: MailTransaction, *, may_retry: bool) -> Failure:
         return Failure(
@@ -223,6 +227,9 @@ class Submission:
                     message_submissions=self.message_submissions,
                 )
             )
+
+    def _give_up(self) -> None:
+        self._finish(Outcome.UNKNOWN if self.unconfirmed else Outcome.NOT_SENT)
 
     def _finish(self, outcome: Outcome) -> None:
         self.done = True

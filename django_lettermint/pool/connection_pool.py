@@ -40,8 +40,10 @@ PING_TIMEOUT = 5.0
 #: Seconds for the lock of the slots. Nothing waits while it is held, so a lock that cannot
 #: be had for so long is broken.
 LOCK_TIMEOUT = 1.0
-#: Seconds for which a relay's limit of connections is remembered.
+#: Seconds for which a relay's limit of connections is remembered, and for which it is
+#: assumed when the other connections were still being opened: they may be refused, too.
 RELAY_LIMIT_SECONDS = 180.0
+ASSUMED_LIMIT_SECONDS = 1.0
 
 #: Reasons that operators want to know of; the others are routine.
 _UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
@@ -131,8 +133,12 @@ class _Slots(Generic[C]):
         """Queue a request again that the relay refused, unless nothing else is open."""
         others = self.size - (request in self.busy)
         if not others:
+            # The relay refuses every connection now, which tells no limit.
+            self.relay_limit_until = now
             return False
-        self.relay_limit, self.relay_limit_until = others, now + RELAY_LIMIT_SECONDS
+        alive = self.idle or any(each.connection for each in self.busy)
+        seconds = RELAY_LIMIT_SECONDS if alive else ASSUMED_LIMIT_SECONDS
+        self.relay_limit, self.relay_limit_until = others, now + seconds
         self.stats["waits"] += 1
         request.force_new = request.ready = False
         self.busy.discard(request)

@@ -342,9 +342,9 @@ class Session:
         """Apply the reply to MAIL, RCPT, DATA or RSET."""
         first_after_idle, transaction.after_idle = transaction.after_idle, False
         if reply.closing or (first_after_idle and reply.bad_connection):
-            if command.phase is Phase.MAIL:
+            if transaction.phase is Phase.COMMIT and not transaction.accepted:
                 # With BDAT all of it is on the wire, but nothing of it is taken.
-                transaction.phase = Phase.MAIL
+                transaction.phase = command.phase
             raise ServerClosing(reply)
         positive = reply.code == 354 if command is DATA else reply.positive
         if not (positive or (reply.negative and command is not RSET)):

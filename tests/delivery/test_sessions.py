@@ -8,12 +8,14 @@ import pytest
 
 from django_lettermint import pool
 from django_lettermint.delivery import Delivery, submissions
-from django_lettermint.exceptions import ConnectionLost, SenderRefused
+from django_lettermint.exceptions import ConnectFailed, ConnectionLost, SenderRefused
 from django_lettermint.results import Outcome
-from tests.faultserver import FaultServer, On, reply
+from tests.faultserver import FaultServer, On, hang, reply
 from tests.sending import (
+    SHORT,
     backend,
     envelope,
+    interruptible,
     listening,
     mail,
     mails,
@@ -21,6 +23,7 @@ from tests.sending import (
     result,
     spoken,
     status,
+    strike_and_wait,
 )
 
 if TYPE_CHECKING:
@@ -90,6 +93,39 @@ def test_a_refusal_of_a_recipient_or_of_the_content_costs_no_connection(
         sender = backend(server, fail_silently=True, pipelining=False)
         assert sender.send_messages(mails(3)) == 2
         assert server.connections == 1
+
+
+def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_when_interrupted() -> (
+    None
+):
+    with interruptible() as strike, FaultServer() as server:
+        sender = backend(server)
+        assert sender.send_messages([mail()]) == 1
+        server.script = [
+            On("mail", do=reply(530, "5.7.0 Authentication required")),
+            On("banner", do=strike_and_wait(strike)),
+        ]
+        message = mail()
+        with listening() as heard, pytest.raises(KeyboardInterrupt):
+            sender.send_messages([message])
+        ((_, ended, error),) = heard.failed
+    assert isinstance(error, ConnectionLost)
+    assert error.transient
+    assert ended.code is None
+
+
+def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_at_the_deadline() -> (
+    None
+):
+    with FaultServer() as server:
+        assert backend(server).send_messages([mail()]) == 1
+        server.script = [
+            On("mail", do=reply(530, "5.7.0 Authentication required")),
+            On("banner", do=hang()),
+        ]
+        with pytest.raises(ConnectFailed, match="greeting") as raised:
+            backend(server, deadline=SHORT).send_messages([mail()])
+    assert raised.value.transient
 
 
 # -- X.4.2 -----------------------------------------------------------------------------------

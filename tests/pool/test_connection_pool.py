@@ -12,7 +12,11 @@ import pytest
 from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
 from django_lettermint.pool import CloseReason
 from django_lettermint.pool.connection import LIFETIME_JITTER
-from django_lettermint.pool.connection_pool import PING_TIMEOUT, RELAY_LIMIT_SECONDS
+from django_lettermint.pool.connection_pool import (
+    ASSUMED_LIMIT_SECONDS,
+    PING_TIMEOUT,
+    RELAY_LIMIT_SECONDS,
+)
 from tests.pool.fakes import (
     Caller,
     FakePool,
@@ -374,6 +378,54 @@ def test_connections_that_are_all_refused_while_they_are_opened_all_fail() -> No
 
     assert [type(thread.error) for thread in threads] == [ConnectFailed] * 4
     assert pool.empty
+
+
+def test_a_relay_that_refused_all_for_a_moment_has_told_no_limit() -> None:
+    pool = FakePool(max_size=4)
+    together = threading.Barrier(2)
+
+    def refuse() -> NoReturn:
+        if len(pool.calls) <= 2:
+            together.wait(30)
+        raise too_many_connections()
+
+    pool.before_connect = refuse
+    threads = [Caller(pool) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    pool.before_connect = lambda: None
+
+    with callers(pool, 4):
+        assert len(pool.alive) == 4
+
+
+def test_a_refusal_while_others_are_being_opened_is_soon_forgotten() -> None:
+    pool = FakePool(max_size=4)
+    opening, go_on = threading.Event(), threading.Event()
+
+    def greet() -> None:
+        if len(pool.calls) > 1:
+            raise too_many_connections()
+        opening.set()
+        go_on.wait(30)
+
+    pool.before_connect = greet
+    first, second = Caller(pool), Caller(pool)
+    first.start()
+    assert opening.wait(30)
+    second.ask()
+    go_on.set()
+    assert first.session
+    pool.before_connect = lambda: None
+    pool.now += ASSUMED_LIMIT_SECONDS
+
+    with pool.hold():
+        assert second.session is not first.session
+        assert len(pool.alive) == 3
+    first.end()
+    second.end()
 
 
 def test_a_refused_connection_is_tried_again_when_the_others_are_gone() -> None:

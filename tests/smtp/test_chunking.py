@@ -18,6 +18,7 @@ from tests.faultserver import (
     normal,
     raw,
     reply,
+    stall,
 )
 from tests.sending import (
     SHORT,
@@ -182,6 +183,16 @@ def test_421_to_mail_means_that_the_chunk_is_not_sent() -> None:
             assert outcomes(several)[:2] == [SENT, NOT_SENT]
             assert several[2].outcome is not SENT
         assert server.delivered == {"1@x.test": 1}
+
+
+@pytest.mark.parametrize("phase", ["mail", "rcpt"])
+def test_a_chunk_without_an_accepted_recipient_is_not_sent(phase: Phase) -> None:
+    late = stall(SHORT, reply(421, "4.7.0 limit reached", close=True))
+    script = [On(phase, do=late)]
+    with FaultServer(script, features=CHUNKING) as server:
+        one = send_one(server, transaction(), chunking=True)
+        assert (one.outcome, one.phase) == (NOT_SENT, phase)
+        assert server.deliveries == []
 
 
 def test_a_message_without_a_key_waits_for_the_chunks_before_it() -> None:
