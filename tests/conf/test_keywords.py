@@ -347,3 +347,16 @@ def test_a_lazy_value_that_fails_is_named_by_its_option(name: str) -> None:
         text = f"the constructor keyword {name} cannot be read (OSError)."
         assert str(raised.value) == text
         assert str(raised.value.__cause__) == "the vault is sealed"
+
+
+def test_a_lazy_keyword_that_fails_is_named_above_a_mailer_too() -> None:
+    def fail() -> int:
+        raise OSError("the vault is sealed")
+
+    options = {"api_token": TOKEN, "port": 587}
+    merged = {**options, "port": SimpleLazyObject(fail), "alias": "default"}
+    with (
+        override_settings(MAILERS={"default": {"OPTIONS": options}}),
+        pytest.raises(AnymailConfigurationError, match="keyword port cannot be read"),
+    ):
+        backend_config({**merged, "_ignore_unknown_kwargs": {"port"}})
