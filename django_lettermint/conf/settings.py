@@ -49,15 +49,11 @@ _DJANGO_KEYWORDS = (
 )
 #: The defaults of messages for all of Anymail's backends.
 _GENERAL_DEFAULTS: Final = "anymail_send_defaults"
-_OPTIONS = {
-    **OPTIONS,
-    **QUEUE_OPTIONS,
-    **ANYMAIL_OPTIONS,
-    _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes),
-}
 _BACKEND_OPTIONS = {**OPTIONS, **ANYMAIL_OPTIONS}
 _QUEUE_OPTIONS = {**QUEUE_OPTIONS, "fail_silently": OPTIONS["fail_silently"]}
-_KEYWORDS = {*_BACKEND_OPTIONS, *QUEUE_OPTIONS, *_DJANGO_KEYWORDS}
+_SETTABLE = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
+_OPTIONS = {**_SETTABLE, _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes)}
+_KEYWORDS = {*_SETTABLE, *_DJANGO_KEYWORDS}
 _MAY_BE_NONE = _KEYWORDS - {"api_token"}
 
 _OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
@@ -97,7 +93,7 @@ _PLACES_IN_ANYMAIL = {
 _NAMES = frozenset({"ANYMAIL", "MAILERS"}).union(*_PLACES.values()) - frozenset(
     _PLACES_IN_ANYMAIL.values()
 )
-_KNOWN_SETTINGS = frozenset(map(setting_name, {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}))
+_KNOWN_SETTINGS = frozenset(map(setting_name, _SETTABLE))
 
 _UNSET: Any = object()
 
@@ -131,9 +127,10 @@ def webhook_config(kwargs: dict[str, Any] | None = None) -> WebhookConfig:
 
 def unknown_settings(names: Iterable[object]) -> dict[str, str]:
     """Return those of `names` that look like ours but are not, with a suggestion each."""
-    known = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
     return {
-        name: suggestion(name.removeprefix(_PREFIX).lower(), known, spell=setting_name)
+        name: suggestion(
+            name.removeprefix(_PREFIX).lower(), _SETTABLE, spell=setting_name
+        )
         for name in names
         if isinstance(name, str)
         and name.startswith(_PREFIX)
