@@ -122,6 +122,8 @@ def webhook_config(kwargs: dict[str, Any] | None = None) -> WebhookConfig:
     given = {}
     if kwargs is not None and "signing_secret" in kwargs:
         given["signing_secret"] = kwargs.pop("signing_secret")
+        if given["signing_secret"] is None:  # which a URL may have for "none"
+            given["signing_secret"] = ()
     return _configure(given, OPTIONS, _webhook_config)
 
 
@@ -240,12 +242,10 @@ class SettingsReader:
 
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
-        value = self._settings.reveal()
-        for name in ("MAILERS", self.alias, "OPTIONS"):
-            value = resolve(value.get(name))
-            if not isinstance(value, Mapping):  # Django's to refuse
-                return {}
-        return value
+        with suppress(Exception):  # Django refuses what is wrong with them
+            mailer = resolve(resolve(self._settings.reveal()["MAILERS"])[self.alias])
+            return dict(resolve(mailer["OPTIONS"]))
+        return {}
 
     def _differs(self, name: str) -> bool:
         """Tell whether an option is not what the mailer has in the settings."""
@@ -306,7 +306,8 @@ class SettingsReader:
     def refuse_unknown(self) -> None:
         """Raise for a keyword or an ANYMAIL setting that would have no effect."""
         for name in self.given:
-            if name not in self._options and name != self._token:
+            known_as = "api_token" if name == "password" else name
+            if known_as not in self._options:
                 problem = f"is not an option. {suggestion(name, self._options)}"
                 raise self.error(name, problem)
         names = {

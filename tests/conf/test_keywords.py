@@ -136,6 +136,14 @@ def test_a_keyword_of_none_leaves_what_is_configured_for_the_queue(name: str) ->
         assert queue_config({name: None}) is queue_config({})
 
 
+@pytest.mark.parametrize(
+    "name", ["password", "username", "api_token", "host", "use_tls"]
+)
+def test_the_queue_refuses_what_belongs_to_the_backend_that_sends(name: str) -> None:
+    with pytest.raises(AnymailConfigurationError, match=f"{name} is not an option"):
+        queue_config({name: "lm_other"})
+
+
 def test_a_subclass_may_repeat_the_signature_of_djangos_backend() -> None:
     class Repeating(EmailBackend):
         def __init__(  # noqa: PLR0917
