@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -53,17 +53,34 @@ SECURITY_BY_PORT = {
 WEBHOOK_OPTIONS = ("signing_secret", "webhook_dedupe")
 
 
+def _option(default: object, validate: Callable[[Any], Any], doc: str) -> Any:
+    """Make a field of a dataclass whose fields are options."""
+    return field(default=default, metadata={"validate": validate, "doc": doc})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
     """How connections are shared and kept; times are seconds."""
 
-    max_size: int = 4
-    timeout: float = 10.0
-    max_waiting: int = 0
-    max_idle: float = 45.0
-    max_lifetime: float = 300.0
-    max_messages: int = 100
-    ping_after: float | None = 20.0
+    max_size: int = _option(4, whole_number(1), "Connections at once, in this process.")
+    timeout: float = _option(10.0, seconds, "Seconds to wait for a free connection.")
+    max_waiting: int = _option(
+        0, whole_number(0), "Callers that may wait for one; 0: any number."
+    )
+    max_idle: float = _option(
+        45.0, seconds, "Seconds after which an unused connection is closed."
+    )
+    max_lifetime: float = _option(
+        300.0, seconds, "Seconds after which any connection is closed."
+    )
+    max_messages: int = _option(
+        100, whole_number(0), "Messages on one connection; 0: any number."
+    )
+    ping_after: float | None = _option(
+        20.0,
+        optional(seconds_or_zero),
+        "Idle seconds until a connection is tested; 0: always, `None`: never.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +137,33 @@ class BackendConfig:
 class QueueConfig:
     """What the queueing backend works with; times are seconds, sizes octets."""
 
-    using: str | None
-    task_backend: str
-    queue_name: str
-    priority: int
-    max_bytes: int
-    give_up_after: float
-    on_commit: bool
+    using: str | None = _option(
+        None,
+        optional(word),
+        "The mailer that sends, by its alias in `MAILERS`; `None`: the backend made from "
+        "the settings.",
+    )
+    task_backend: str = _option(
+        "default", word, "The task backend, by its alias in `TASKS`."
+    )
+    queue_name: str = _option("default", word, "The queue of the task backend.")
+    priority: int = _option(
+        0,
+        whole_number(-100, 100),
+        "-100 to 100; higher values are processed first. Not every task backend has "
+        "priorities.",
+    )
+    max_bytes: int = _option(
+        10 * 1024 * 1024,
+        whole_number(1),
+        "Octets of a rendered message; a larger one is refused.",
+    )
+    give_up_after: float = _option(
+        IDEMPOTENCY_KEY_TTL,
+        seconds_up_to(IDEMPOTENCY_KEY_TTL),
+        "Seconds after which a message is not tried again; at most a day.",
+    )
+    on_commit: bool = _option(False, flag, "Enqueue with `transaction.on_commit()`.")
     fail_silently: bool
     #: The names of the options that code has given, besides the settings.
     keywords: tuple[str, ...]
@@ -183,6 +220,16 @@ def _pool(value: object) -> PoolConfig | None:
 
 def _table(*options: Option) -> Mapping[str, Option]:
     return MappingProxyType({option.name: option for option in options})
+
+
+def _fields(kind: type[PoolConfig | QueueConfig]) -> Mapping[str, Option]:
+    return _table(
+        *(
+            Option(each.name, each.default, **each.metadata)
+            for each in fields(kind)
+            if each.metadata
+        )
+    )
 
 
 OPTIONS = _table(
@@ -286,81 +333,8 @@ OPTIONS = _table(
     ),
 )
 
-_POOL = PoolConfig()  # each default is written once, there
-
-POOL_OPTIONS = _table(
-    Option(
-        "max_size",
-        _POOL.max_size,
-        whole_number(1),
-        "Connections at once, in this process.",
-    ),
-    Option("timeout", _POOL.timeout, seconds, "Seconds to wait for a free connection."),
-    Option(
-        "max_waiting",
-        _POOL.max_waiting,
-        whole_number(0),
-        "Callers that may wait for one; 0: any number.",
-    ),
-    Option(
-        "max_idle",
-        _POOL.max_idle,
-        seconds,
-        "Seconds after which an unused connection is closed.",
-    ),
-    Option(
-        "max_lifetime",
-        _POOL.max_lifetime,
-        seconds,
-        "Seconds after which any connection is closed.",
-    ),
-    Option(
-        "max_messages",
-        _POOL.max_messages,
-        whole_number(0),
-        "Messages on one connection; 0: any number.",
-    ),
-    Option(
-        "ping_after",
-        _POOL.ping_after,
-        optional(seconds_or_zero),
-        "Idle seconds until a connection is tested; 0: always, `None`: never.",
-    ),
-)
-
-QUEUE_OPTIONS = _table(
-    Option(
-        "using",
-        None,
-        optional(word),
-        "The mailer that sends, by its alias in `MAILERS`; `None`: the backend made from "
-        "the settings.",
-    ),
-    Option(
-        "task_backend", "default", word, "The task backend, by its alias in `TASKS`."
-    ),
-    Option("queue_name", "default", word, "The queue of the task backend."),
-    Option(
-        "priority",
-        0,
-        whole_number(-100, 100),
-        "-100 to 100; higher values are processed first. Not every task backend has "
-        "priorities.",
-    ),
-    Option(
-        "max_bytes",
-        10 * 1024 * 1024,
-        whole_number(1),
-        "Octets of a rendered message; a larger one is refused.",
-    ),
-    Option(
-        "give_up_after",
-        IDEMPOTENCY_KEY_TTL,
-        seconds_up_to(IDEMPOTENCY_KEY_TTL),
-        "Seconds after which a message is not tried again; at most a day.",
-    ),
-    Option("on_commit", False, flag, "Enqueue with `transaction.on_commit()`."),
-)
+POOL_OPTIONS = _fields(PoolConfig)
+QUEUE_OPTIONS = _fields(QueueConfig)
 
 #: Options of Anymail's own backend class. They can be set for all of Anymail's backends.
 ANYMAIL_OPTIONS = _table(

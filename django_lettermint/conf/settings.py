@@ -49,15 +49,11 @@ _DJANGO_KEYWORDS = (
 )
 #: The defaults of messages for all of Anymail's backends.
 _GENERAL_DEFAULTS: Final = "anymail_send_defaults"
-_OPTIONS = {
-    **OPTIONS,
-    **QUEUE_OPTIONS,
-    **ANYMAIL_OPTIONS,
-    _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes),
-}
 _BACKEND_OPTIONS = {**OPTIONS, **ANYMAIL_OPTIONS}
 _QUEUE_OPTIONS = {**QUEUE_OPTIONS, "fail_silently": OPTIONS["fail_silently"]}
-_KEYWORDS = {*_BACKEND_OPTIONS, *QUEUE_OPTIONS, *_DJANGO_KEYWORDS}
+_SETTABLE = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
+_OPTIONS = {**_SETTABLE, _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes)}
+_KEYWORDS = {*_SETTABLE, *_DJANGO_KEYWORDS}
 _MAY_BE_NONE = _KEYWORDS - {"api_token"}
 
 _OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
@@ -97,7 +93,7 @@ _PLACES_IN_ANYMAIL = {
 _NAMES = frozenset({"ANYMAIL", "MAILERS"}).union(*_PLACES.values()) - frozenset(
     _PLACES_IN_ANYMAIL.values()
 )
-_KNOWN_SETTINGS = frozenset(map(setting_name, {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}))
+_KNOWN_SETTINGS = frozenset(map(setting_name, _SETTABLE))
 
 _UNSET: Any = object()
 
@@ -126,14 +122,17 @@ def webhook_config(kwargs: dict[str, Any] | None = None) -> WebhookConfig:
     given = {}
     if kwargs is not None and "signing_secret" in kwargs:
         given["signing_secret"] = kwargs.pop("signing_secret")
+        if given["signing_secret"] is None:  # which a URL may have for "none"
+            given["signing_secret"] = ()
     return _configure(given, OPTIONS, _webhook_config)
 
 
 def unknown_settings(names: Iterable[object]) -> dict[str, str]:
     """Return those of `names` that look like ours but are not, with a suggestion each."""
-    known = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
     return {
-        name: suggestion(name.removeprefix(_PREFIX).lower(), known, spell=setting_name)
+        name: suggestion(
+            name.removeprefix(_PREFIX).lower(), _SETTABLE, spell=setting_name
+        )
         for name in names
         if isinstance(name, str)
         and name.startswith(_PREFIX)
@@ -243,12 +242,10 @@ class SettingsReader:
 
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
-        value = self._settings.reveal()
-        for name in ("MAILERS", self.alias, "OPTIONS"):
-            value = resolve(value.get(name))
-            if not isinstance(value, Mapping):  # Django's to refuse
-                return {}
-        return value
+        with suppress(Exception):  # Django refuses what is wrong with them
+            mailer = resolve(resolve(self._settings.reveal()["MAILERS"])[self.alias])
+            return dict(resolve(mailer["OPTIONS"]))
+        return {}
 
     def _differs(self, name: str) -> bool:
         """Tell whether an option is not what the mailer has in the settings."""
@@ -309,7 +306,8 @@ class SettingsReader:
     def refuse_unknown(self) -> None:
         """Raise for a keyword or an ANYMAIL setting that would have no effect."""
         for name in self.given:
-            if name not in self._options and name != self._token:
+            known_as = "api_token" if name == "password" else name
+            if known_as not in self._options:
                 problem = f"is not an option. {suggestion(name, self._options)}"
                 raise self.error(name, problem)
         names = {

@@ -7,6 +7,7 @@ import os
 import re
 import reprlib
 import ssl
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from ipaddress import (
     IPv6Network,
     ip_address,
 )
-from typing import Any, TypeAlias, TypeGuard, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import idna
 from anymail.backends.base import BasePayload
@@ -41,7 +42,6 @@ _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 _PRINTABLE = re.compile(r"[!-~]+")  # ASCII without the space
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")  # container names have underscores
 _EHLO_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-
 
 #: What people write who come from Django's SMTP backend or another package.
 _SYNONYMS = {
@@ -125,88 +125,77 @@ def secrets(value: object) -> tuple[Secret, ...]:
     return () if value is None or value == "" else (secret(value),)
 
 
-def flag(value: object) -> bool:
-    """Accept True and False, and no stand-in such as "false" from the environment."""
-    if isinstance(value, bool):
-        return value
-    raise invalid_value("True or False", value)
+def checked(
+    rule: str, holds: Callable[[Any], object], convert: Callable[[Any], T] | None = None
+) -> Callable[[object], Any]:
+    """Make a validator that accepts what `holds` is true for."""
+
+    def validate(value: object) -> Any:
+        if holds(value):
+            return convert(value) if convert else value
+        raise invalid_value(rule, value)
+
+    return validate
 
 
-def word(value: object) -> str:
-    """Accept a text that can stand in an SMTP line as one word."""
-    if isinstance(value, str) and _PRINTABLE.fullmatch(value):
-        return value
-    raise invalid_value("a non-empty string of printable ASCII without spaces", value)
+#: True and False, and no stand-in such as "false" from the environment.
+flag = checked("True or False", lambda value: isinstance(value, bool))
+
+#: A text that can stand in an SMTP line as one word.
+word = checked(
+    "a non-empty string of printable ASCII without spaces",
+    lambda value: isinstance(value, str) and _PRINTABLE.fullmatch(value),
+)
+
+#: What RFC 5322 section 3.6.8 allows in the name of a header.
+field_name = checked(
+    "a metadata key: printable ASCII without spaces and colons",
+    lambda value: isinstance(value, str) and FIELD_NAME.fullmatch(value),
+)
 
 
-def field_name(value: object) -> str:
-    """Accept what RFC 5322 section 3.6.8 allows in the name of a header."""
-    if isinstance(value, str) and FIELD_NAME.fullmatch(value):
-        return value
-    raise invalid_value(
-        "a metadata key: printable ASCII without spaces and colons", value
-    )
-
-
-def one_of(*choices: str) -> Callable[[object], str]:
+def one_of(*choices: str) -> Callable[[object], Any]:
     """Accept one of `choices` in any letter case; return it as spelled there."""
     folded = {choice.casefold(): choice for choice in choices}
-
-    def validate(value: object) -> str:
-        if isinstance(value, str) and value.casefold() in folded:
-            return folded[value.casefold()]
-        raise invalid_value(f"one of {', '.join(map(repr, choices))}", value)
-
-    return validate
-
-
-def whole_number(lowest: int, highest: int | None = None) -> Callable[[object], int]:
-    """Accept a whole number in the range."""
-    span = f"{lowest} or more" if highest is None else f"from {lowest} to {highest}"
-
-    def validate(value: object) -> int:
-        # To Python a bool is an int, but `retries=True` is a mistake.
-        if (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and lowest <= value <= (highest or value)
-        ):
-            return value
-        raise invalid_value(f"a whole number, {span}", value)
-
-    return validate
-
-
-def seconds(value: object) -> float:
-    """Accept a time above 0: nothing here may wait for ever."""
-    if _is_number(value) and 0 < value <= _MAX_SECONDS:
-        return float(value)
-    raise invalid_value(
-        f"a number of seconds above 0 and at most {_MAX_SECONDS} (it cannot be off)",
-        value,
+    return checked(
+        f"one of {', '.join(map(repr, choices))}",
+        lambda value: isinstance(value, str) and value.casefold() in folded,
+        lambda value: folded[value.casefold()],
     )
 
 
-def seconds_up_to(highest: int) -> Callable[[object], float]:
+def whole_number(lowest: int, highest: int = sys.maxsize) -> Callable[[object], Any]:
+    """Accept a whole number in the range."""
+    limited = highest < sys.maxsize
+    span = f"from {lowest} to {highest}" if limited else f"{lowest} or more"
+    return checked(
+        f"a whole number, {span}",
+        lambda value: _is_number(value, int) and lowest <= value <= highest,
+    )
+
+
+def seconds_up_to(highest: int, remark: str = "") -> Callable[[object], Any]:
     """Accept a time above 0 and not above `highest`."""
-
-    def validate(value: object) -> float:
-        if _is_number(value) and 0 < value <= highest:
-            return float(value)
-        raise invalid_value(f"a number of seconds above 0 and at most {highest}", value)
-
-    return validate
+    return checked(
+        f"a number of seconds above 0 and at most {highest}{remark}",
+        lambda value: _is_number(value, int, float) and 0 < value <= highest,
+        float,
+    )
 
 
-def seconds_or_zero(value: object) -> float:
-    """Accept a time that may be 0."""
-    if _is_number(value) and 0 <= value <= _MAX_SECONDS:
-        return float(value)
-    raise invalid_value(f"a number of seconds from 0 to {_MAX_SECONDS}, or None", value)
+#: A time above 0: nothing here may wait for ever.
+seconds = seconds_up_to(_MAX_SECONDS, " (it cannot be off)")
+
+seconds_or_zero = checked(
+    f"a number of seconds from 0 to {_MAX_SECONDS}, or None",
+    lambda value: _is_number(value, int, float) and 0 <= value <= _MAX_SECONDS,
+    float,
+)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: object, *types: type) -> bool:
+    # To Python a bool is an int, but `retries=True` is a mistake.
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 def is_loopback(name: str) -> bool:

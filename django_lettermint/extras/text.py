@@ -9,7 +9,7 @@ from decimal import Decimal
 from email.utils import format_datetime, parsedate_to_datetime
 from uuid import UUID
 
-from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.exceptions import LettermintInvalidMessage, invalid_message
 
 #: RFC 5322 section 3.6.8: ftext, printable ASCII without the colon.
 FIELD_NAME = re.compile(r"[!-9;-~]+")
@@ -44,8 +44,8 @@ _REPR.maxstring = _REPR.maxother = 80
 
 def invalid_value(field: str, value: object, rule: str) -> LettermintInvalidMessage:
     """Make the error for a value that breaks a rule."""
-    return LettermintInvalidMessage(
-        f"{field}: {short_repr(value)} cannot be sent: {rule}."
+    return invalid_message(
+        f"{field}: {short_repr(value)} cannot be sent: {rule}.", value
     )
 
 

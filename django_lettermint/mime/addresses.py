@@ -11,7 +11,7 @@ from email.headerregistry import Address
 
 from django.utils.functional import Promise
 
-from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.exceptions import LettermintInvalidMessage, invalid_message
 from django_lettermint.extras import ATOMS, LINE_BREAK, decode, short_repr
 
 #: Octets of a path without its angle brackets (RFC 5321 section 4.5.3.1.3).
@@ -74,6 +74,7 @@ def parse(field: str, values: Iterable[object], idna: IdnaEncode) -> list[Mailbo
 
 def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
     """Parse one address; raise LettermintInvalidMessage naming the field."""
+    text = ""
     try:
         if not isinstance(value, str | Address | Promise):
             raise ValueError("give it as text")
@@ -85,9 +86,8 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
         if len(address.encode()) > MAX_LENGTH:
             raise ValueError(f"{_FORM} with at most {MAX_LENGTH} octets (RFC 5321)")
     except ValueError as error:
-        raise LettermintInvalidMessage(
-            f"{field}: {short_repr(value)} is refused: {error}"
-        ) from error
+        problem = f"{field}: {short_repr(value)} is refused: {error}"
+        raise invalid_message(problem, text) from error
     return Mailbox(given=f"{local_part}@{domain}", address=address, name=name)
 
 

@@ -136,6 +136,14 @@ def test_a_keyword_of_none_leaves_what_is_configured_for_the_queue(name: str) ->
         assert queue_config({name: None}) is queue_config({})
 
 
+@pytest.mark.parametrize(
+    "name", ["password", "username", "api_token", "host", "use_tls"]
+)
+def test_the_queue_refuses_what_belongs_to_the_backend_that_sends(name: str) -> None:
+    with pytest.raises(AnymailConfigurationError, match=f"{name} is not an option"):
+        queue_config({name: "lm_other"})
+
+
 def test_a_subclass_may_repeat_the_signature_of_djangos_backend() -> None:
     class Repeating(EmailBackend):
         def __init__(  # noqa: PLR0917
@@ -347,3 +355,16 @@ def test_a_lazy_value_that_fails_is_named_by_its_option(name: str) -> None:
         text = f"the constructor keyword {name} cannot be read (OSError)."
         assert str(raised.value) == text
         assert str(raised.value.__cause__) == "the vault is sealed"
+
+
+def test_a_lazy_keyword_that_fails_is_named_above_a_mailer_too() -> None:
+    def fail() -> int:
+        raise OSError("the vault is sealed")
+
+    options = {"api_token": TOKEN, "port": 587}
+    merged = {**options, "port": SimpleLazyObject(fail), "alias": "default"}
+    with (
+        override_settings(MAILERS={"default": {"OPTIONS": options}}),
+        pytest.raises(AnymailConfigurationError, match="keyword port cannot be read"),
+    ):
+        backend_config({**merged, "_ignore_unknown_kwargs": {"port"}})

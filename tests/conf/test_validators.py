@@ -21,6 +21,7 @@ from django_lettermint.conf import (
     PoolConfig,
     RelayConfig,
     backend_config,
+    queue_config,
 )
 from django_lettermint.conf.validators import InvalidOption, host
 from tests.certificates import ca_file as pem_file
@@ -88,6 +89,14 @@ def test_a_time_of_the_pool_is_a_finite_number_above_0(
     problem = refusal(pool={name: value})
 
     assert f"pool['{name}'] must be a number of seconds above 0" in problem
+
+
+@pytest.mark.parametrize("value", [0, 24 * 3600 + 1, True, "60"])
+def test_a_queue_gives_up_within_a_day(value: object) -> None:
+    with pytest.raises(
+        AnymailConfigurationError, match="above 0 and at most 86400, not"
+    ):
+        queue_config({"give_up_after": value})
 
 
 def test_the_refusal_of_0_tells_that_a_timeout_cannot_be_off() -> None:
