@@ -19,7 +19,6 @@ ORDER = (
     "signals",
     "secret",
     "extras",
-    "headers",
     "message",
     "rules",
     "suggestions",
@@ -28,15 +27,8 @@ ORDER = (
     "queue_options",
     "lookup",
     "conf",
-    "addresses",
-    "header_policy",
-    "parts",
     "mime",
-    "plain_text",
-    "transfer_encoding",
-    "rendering",
     "envelope",
-    "draft",
     "replies",
     "wire",
     "resolver",
@@ -79,11 +71,8 @@ FREE_OF = {
         "connect",
         "connection_pool",
         "delivery",
-        "draft",
         "envelope",
         "extras",
-        "header_policy",
-        "headers",
         "lease",
         "mime",
         "pool",
@@ -95,30 +84,25 @@ FREE_OF = {
         "talk",
         "transaction",
         "transfer",
-        "transfer_encoding",
         "verdict",
         "wire",
     },
     "django": {
         "envelope",
         "extras",
-        "header_policy",
-        "headers",
         "lease",
-        "mime",
         "pool_stats",
         "replies",
         "resolver",
         "slots",
-        "transfer_encoding",
         "wire",
     },
 }
 
 
 #: Options are found in one place; the system checks look at Django's mail settings too,
-#: and text is rendered by those that Django renders by.
-READERS_OF_SETTINGS = {"lookup", "checks", "plain_text"}
+#: and messages are written by those that Django writes by.
+READERS_OF_SETTINGS = {"lookup", "checks", "mime"}
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -213,8 +197,9 @@ def test_importing_the_package_imports_nothing_else() -> None:
 def test_a_module_and_its_functions_can_be_taken_in_at_a_glance(
     module: str, package: str, source: str
 ) -> None:
-    # The pool's life of a connection reads best in one piece.
-    assert source.count("\n") <= (300 if module == "connection_pool" else 250)
+    # What can only be explained together stands together.
+    long = {"connection_pool", "payload", "mime", "extras"}
+    assert source.count("\n") <= (400 if module in long else 250)
     functions = (
         node
         for node in ast.walk(ast.parse(source))
