@@ -139,25 +139,20 @@ class LettermintPayload(BasePayload):
         if not any(self.recipients.values()):
             raise LettermintInvalidMessage("to: a message needs to, cc or bcc")
         layers = self._layers()
-        batches = self._batches()
-        keys: list[str] = []
-        for number, to in enumerate(batches):
-            each = self._copy(layers, to, number)
-            if self.is_batch() and mime.is_stock(each.message):
-                mime.header(each.message, self.backend.idna_encode)
-            if each.extras.idempotency_key is not None:
-                keys.append(each.extras.idempotency_key)
-        if len(set(keys)) < len(keys):
-            raise LettermintInvalidMessage(
-                "idempotency_key: two recipients have the same in merge_headers; the "
-                "relay would drop the message to the second"
-            )
-        envelopes = self._envelopes(layers, batches)
+        copies: Iterable[_Copy] = self._copies(layers)
+        if self.is_batch():
+            keys = self._checked_keys(copies)
+            copies = self._copies(layers)
+        else:
+            copies = list(copies)
+            keys = {each.extras.idempotency_key for each in copies}
+        envelopes = self._envelopes(copies)
         mailboxes = [each for kind in self.recipients.values() for each in kind]
         return Prepared(
+            # What is wrong with the body is found now.
             envelopes=chain([next(envelopes)], envelopes),
             given={each.address: each.given for each in reversed(mailboxes)},
-            key_given=bool(keys),
+            key_given=keys != {None},
         )
 
     # -- Anymail calls these, in the order of the attributes ---------------------------
@@ -247,49 +242,53 @@ class LettermintPayload(BasePayload):
             attribute_layer(self.message, self.unsupported_feature),
         ]
 
-    def _batches(self) -> list[list[Mailbox]]:
-        """Return who in `to` shares a copy of the message."""
+    def _copies(self, layers: list[Layer]) -> Iterator[_Copy]:
+        """Make what goes to each recipient, with merge_*, or to all."""
         to = self.recipients["to"]
-        if to and self.is_batch():
-            return [[each] for each in _distinct(to)]
-        return [to]
+        if not (to and self.is_batch()):
+            yield _Copy(message=self.copy, extras=resolve(*layers), to=to)
+            return
+        for number, mailbox in enumerate(_distinct(to)):
+            message, own = self._merged(mailbox)
+            extras = resolve(*layers, own)
+            if extras.idempotency_key and number and not own.get("idempotency_key"):
+                # The copies of one message differ in content: no part of any of them
+                # may ever have the key of another.
+                key = derived_key(extras.idempotency_key, "copy", mailbox.key)
+                extras = replace(extras, idempotency_key=key)
+            yield _Copy(message=message, extras=extras, to=[mailbox])
 
-    def _envelopes(
-        self, layers: list[Layer], batches: list[list[Mailbox]]
-    ) -> Iterator[Envelope]:
-        # Copies differ in their header only.
+    def _checked_keys(self, copies: Iterable[_Copy]) -> set[str | None]:
+        """Look for what is wrong with any copy, before the first is sent."""
+        keys: set[str | None] = set()
+        for each in copies:
+            key = each.extras.idempotency_key
+            if key is not None and key in keys:
+                raise LettermintInvalidMessage(
+                    "idempotency_key: two recipients have the same in merge_headers; "
+                    "the relay would drop the message to the second"
+                )
+            keys.add(key)
+            render(each.extras)
+            if mime.is_stock(each.message):
+                mime.header(each.message, self.backend.idna_encode)
+        return keys
+
+    def _envelopes(self, copies: Iterable[_Copy]) -> Iterator[Envelope]:
         body = None
-        if mime.is_stock(self.copy):
+        if mime.is_stock(self.copy):  # copies differ in their header only
             body = mime.body(self.copy, self.backend.idna_encode)
-        for number, to in enumerate(batches):
-            yield self._envelope(self._copy(layers, to, number), body)
+        for each in copies:
+            yield self._envelope(each, body)
 
-    def _copy(self, layers: list[Layer], to: list[Mailbox], number: int) -> _Copy:
-        message = self.copy
-        own: Layer = {}
-        if self.is_batch():
-            message, own = self._merged(to)
-        extras = resolve(*layers, own)
-        if extras.idempotency_key and number and not own.get("idempotency_key"):
-            # The copies of one message differ in content: no part of any of them may
-            # ever have the key of another.
-            key = derived_key(
-                extras.idempotency_key, "copy", *(each.key for each in to)
-            )
-            extras = replace(extras, idempotency_key=key)
-        return _Copy(message=message, extras=extras, to=to)
-
-    def _merged(self, to: Sequence[Mailbox]) -> tuple[EmailMessage, Layer]:
+    def _merged(self, to: Mailbox) -> tuple[EmailMessage, Layer]:
         """Return one recipient's message and extras."""
         message = copy.copy(self.copy)
-        message.to = [each.text for each in to]
-        layers: list[Layer] = []
-        for mailbox in to:
-            found, own = extract_extras(self.merge_headers.get(mailbox.given, {}))
-            message.extra_headers = self._merged_headers(message.extra_headers, own)
-            metadata = self.merge_metadata.get(mailbox.given, {})
-            layers += [found, {"metadata": metadata}]
-        return message, merge(*layers)
+        message.to = [to.text]
+        found, own = extract_extras(self.merge_headers.get(to.given, {}))
+        message.extra_headers = self._merged_headers(message.extra_headers, own)
+        metadata = self.merge_metadata.get(to.given, {})
+        return message, merge(found, {"metadata": metadata})
 
     def _merged_headers(
         self, below: Mapping[str, str], own: Mapping[str, object]

@@ -30,6 +30,8 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 #: RFC 5322 section 2.1.1: octets in a line, CRLF not counted.
 MAX_LINE = 998
 
+_ONE_SPACE = re.compile(" [^ \t]")
+
 _FIELDS = {ROUTE: "route", TAG: "tag", IDEMPOTENCY_KEY: "idempotency_key"}
 _CANONICAL = {name.lower(): name for name in _FIELDS}
 #: At the relay, X-LM-Tag and X-LM-Metadata-k win over these (they are Symfony Mailer's).
@@ -176,12 +178,18 @@ def fold(name: str, value: Iterable[str], width: int = MAX_LINE) -> bytes:
     LettermintInvalidMessage for a line over 998 octets (RFC 5322 section 2.1.1).
     """
     first, *others = value
-    lines = [f"{name}:{first}"]
+    lines, line = [], [f"{name}:{first}"]
     for piece in others:
-        if len(lines[-1]) + len(piece) > width and piece[0] in " \t":
-            lines.append("")
-        lines[-1] += piece
-    octets = "\r\n".join([*lines, ""]).encode()
+        line.append(piece)
+        if sum(map(len, line)) > width:
+            # Some readers make one space of a fold and all blanks around it.
+            positions = range(len(line) - 1, 0, -1)
+            end = next((at for at in positions if _ONE_SPACE.match(line[at])), 0)
+            if not end or sum(map(len, line[end:])) > width:
+                end = len(line) - 1
+            lines.append("".join(line[:end]))
+            line = line[end:]
+    octets = "\r\n".join([*lines, "".join(line), ""]).encode()
     if len(octets) > MAX_LINE and max(map(len, octets.split(b"\r\n"))) > MAX_LINE:
         rule = f"a line of it is over {MAX_LINE} octets (RFC 5322) and has no space to fold it at"
         raise invalid_value(

@@ -167,25 +167,9 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
     main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
     if main == "multipart":
         if parsed.get_content_type() in _SEALED or boundary is None:
-            problem = "8 bits, which the relay does not take" if seven_bit else "a NUL"
-            raise LettermintInvalidMessage(
-                f"the part {parsed.get_content_type()} has a line over {MAX_LINE} octets "
-                f"or {problem}, and what is signed or encrypted cannot be encoded anew: "
-                "encode what is in it before (RFC 1847 section 2.1)"
-            )
-        mark = (
-            rb"(?:\A|\r\n)--"
-            + re.escape(boundary).encode()
-            + rb"(--)?[ \t]*(?=\r\n|\Z)"
-        )
-        _, *pieces = re.split(mark, body)
-        entities = [
-            each[2:]
-            for end, each in zip(pieces[::2], pieces[1::2], strict=True)
-            if not end
-        ]
-        children = [_fit(*_split(each), seven_bit=seven_bit) for each in entities]
-        return bodies.joined(_without(head, _ENCODING), boundary, children)
+            raise _sealed(parsed, seven_bit=seven_bit)
+        parts = [_fit(*each, seven_bit=seven_bit) for each in _children(boundary, body)]
+        return bodies.joined(_without(head, _ENCODING), boundary, parts)
     if main == "message":
         return _as_file(head, parsed.get_filename(), body)
     if str(parsed.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS:
@@ -197,6 +181,22 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         body, encoding = bodies.base64(body), "base64"
     field = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
     return Part(_without(head, _ENCODING) + field, body)
+
+
+def _children(boundary: str, body: bytes) -> list[Part]:
+    mark = re.escape(f"--{boundary}").encode()
+    _, *pieces = re.split(rb"(?:\A|\r\n)" + mark + rb"(--)?[ \t]*(?=\r\n|\Z)", body)
+    pairs = zip(pieces[::2], pieces[1::2], strict=True)
+    return [_split(entity[2:]) for end, entity in pairs if not end]
+
+
+def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
+    problem = "8 bits, which the relay does not take" if seven_bit else "a NUL"
+    return LettermintInvalidMessage(
+        f"the part {parsed.get_content_type()} has a line over {MAX_LINE} octets or "
+        f"{problem}, and what is signed or encrypted cannot be encoded anew: encode what "
+        "is in it before (RFC 1847 section 2.1)"
+    )
 
 
 def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:

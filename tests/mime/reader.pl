@@ -3,6 +3,7 @@ use strict;
 use warnings;
 use Email::Address::XS;
 use Email::MIME;
+use Email::MIME::ContentType;
 use JSON::PP;
 use MIME::Base64 qw(encode_base64);
 
@@ -28,7 +29,10 @@ sub part {
     my ($part) = @_;
     my ($type) = split /;/, ($part->content_type // 'text/plain');
     my ($charset) = ($part->content_type // '') =~ /charset="?([^";]+)/i;
-    my %found = (type => lc $type, name => $part->filename, charset => $charset);
+    # filename() takes a file of the name 0 for one without a name.
+    my $disposition = parse_content_disposition($part->header('Content-Disposition') // '');
+    my $name = $disposition->{attributes}{filename};
+    my %found = (type => lc $type, name => $name, charset => $charset);
     my @parts = $part->subparts;
     if (@parts && $type =~ m{^multipart/}i) {
         $found{parts} = [ map { part($_) } @parts ];

@@ -102,9 +102,12 @@ def by_default(octets: bytes) -> Mail:
 
 
 def file_name(part: Message) -> str | None:
-    """Return a file's name; get_filename() takes the blanks at its ends away."""
+    """Return a file's name; get_filename() takes blanks and quotes at its ends away."""
+    disposition: Any = part["Content-Disposition"]
+    if hasattr(disposition, "params"):
+        return disposition.params.get("filename")  # type: ignore[no-any-return]
     value = part.get_param("filename", header="content-disposition")
-    return None if value is None else collapse_rfc2231_value(value)
+    return collapse_rfc2231_value(value) if isinstance(value, tuple) else value
 
 
 def _leaves(part: Message) -> Iterator[Leaf]:
