@@ -186,7 +186,7 @@ def test_421_to_mail_means_that_the_chunk_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("phase", ["mail", "rcpt"])
-def test_a_chunk_without_an_accepted_recipient_is_not_sent(phase: Phase) -> None:
+def test_a_chunk_without_an_accepted_recipient_is_not_sent(phase: Any) -> None:
     late = stall(SHORT, reply(421, "4.7.0 limit reached", close=True))
     script = [On(phase, do=late)]
     with FaultServer(script, features=CHUNKING) as server:
