@@ -319,11 +319,6 @@ class _Finished:
         """End the messages that were not reached."""
         outgoing = [OutgoingMessage(message) for message in messages]
         for each in outgoing:
-            given: object = each.message
-            if not isinstance(given, mail.EmailMessage):
-                each.suppress_signals = True
-                continue
-            each.message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
             each.interrupt()
         self.add(outgoing)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from anymail.message import AnymailRecipientStatus, AnymailStatus
 from anymail.signals import post_send
+from django.core.mail import EmailMessage
 
 from .delivery import build_error, build_result, recipients_of
 from .exceptions import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anymail.backends.base import AnymailBaseBackend
-    from django.core.mail import EmailMessage
 
     from .conf import Endpoint
     from .delivery import Submission
@@ -81,8 +81,14 @@ class OutgoingMessage:
         """End before anything was sent."""
         for submission in self.submissions:
             submission.fail(None)
-        if not self.prepared:
-            self.error = ConnectionLost("interrupted before the message was sent")
+        if self.prepared:
+            return
+        self.error = ConnectionLost("interrupted before the message was sent")
+        given: object = self.message
+        if isinstance(given, EmailMessage):
+            self.message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
+        else:
+            self.suppress_signals = True
 
     def end_silently(self, phase: Phase) -> None:
         """End before the start, for a reason that is no failure."""

@@ -35,6 +35,7 @@ from tests.sending import message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from django_lettermint.outgoing import OutgoingMessage
     from django_lettermint.testing import Relay
 
 TOKEN = "lm_test_token"
@@ -728,3 +729,18 @@ def test_an_error_in_a_later_copy_ends_the_message_alone(relay: Relay) -> None:
     with pytest.raises(exceptions.LettermintInvalidMessage, match="any more"):
         backend(relay).send_messages([mail, message()])
     assert len(relay.messages) == 1
+
+
+def test_an_interrupt_before_the_preparation_ends_the_message(relay: Relay) -> None:
+    class Interrupted(EmailBackend):
+        def prepare(self, message: EmailMessage) -> OutgoingMessage:
+            raise KeyboardInterrupt
+
+    messages: list[Any] = [message(), "no message", message()]
+    with listening() as heard, pytest.raises(KeyboardInterrupt):
+        Interrupted(**relay.options()).send_messages(messages)
+
+    assert names(heard) == ["message_failed", "message_failed"]
+    ended = [each.anymail_status.esp_response.outcome for each in messages[::2]]
+    assert ended == [Outcome.NOT_SENT] * 2
+    assert relay.messages == []
