@@ -290,7 +290,7 @@ def test_a_part_without_a_header_is_written() -> None:
     part.attach(bare)
     part.attach(MIMEText("x" * 1200))
     parts: Any = attached(written(with_entry(part))).get_payload()
-    assert [each.get_payload() for each in parts][0] == "no header"
+    assert parts[0].get_payload() == "no header"
     assert parts[1].get_payload(decode=True) == b"x" * 1200
 
 
