@@ -169,8 +169,6 @@ class LettermintPayload(BasePayload):
         self.copy.from_email = self.sender.text
 
     def set_envelope_sender(self, value: object) -> None:
-        if value is None:
-            return
         if str(value).strip() in {"", "<>"}:
             self.mail_from = ""
         else:

@@ -11,7 +11,7 @@ from string import ascii_letters, digits
 #: Characters of an encoded word.
 MAX_WORD = 75
 #: The fewest that hold any character.
-SHORTEST_WORD = len("=?utf-8?b?8J+YgA==?=")
+SHORTEST_WORD = len("=?utf-8?q?=F0=9F=98=80?=")
 _FRAME = len("=?utf-8?q??=")
 
 # Section 5 (3): all that a word in a phrase may hold, so that one form does everywhere.

@@ -49,7 +49,7 @@ def check_header(head: bytes) -> None:
                 r"\S[ \t]+\S", line.partition(": ")[2] or line.lstrip()
             )
             # Beside a name this long, no encoded word fits.
-            fits = len(name) <= 54 or line is not lines[0]
+            fits = len(name) <= 50 or line is not lines[0]
             assert len(line) <= (76 if words else 78) or not (foldable and fits), line
             assert len(line) <= 76 or not words or not fits, line
         check_words(name.lower(), value)

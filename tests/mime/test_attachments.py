@@ -5,7 +5,8 @@ from __future__ import annotations
 import email
 import io
 from email import policy
-from email.message import MIMEPart
+from email.header import Header
+from email.message import Message, MIMEPart
 from email.mime.base import MIMEBase
 from email.mime.message import MIMEMessage
 from email.mime.multipart import MIMEMultipart
@@ -23,6 +24,7 @@ from tests.preparing import envelope
 
 from .conformance import check
 from .making import attached, found_in, mail, refusal, with_entry, with_file, written
+from .readers import decoded
 
 OCTET_STREAM = "application/octet-stream"
 SIGNED_MAIL = (
@@ -257,6 +259,39 @@ def test_a_part_of_the_newer_kind_is_written() -> None:
     check(content)
     assert found_in(content) == ("image/png", "größe.png", b"\x89PNG\n")
     assert attached(content)["Content-ID"] == "<logo>"
+
+
+@pytest.mark.parametrize("value", ["größe", Header("größe", "utf-8")])
+def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any) -> None:
+    part = MIMEText("text")
+    part["Content-Description"] = value
+    content = written(with_entry(part))
+    check(content)
+    assert decoded(str(attached(content)["Content-Description"])) == "größe"
+
+
+def test_folded_fields_of_a_part_stay_as_they_are() -> None:
+    part = MIMEText("text")
+    part["X-Folded"] = "one\n two\r\n\tthree"
+    assert b"X-Folded: one\r\n two\r\n\tthree\r\n" in written(with_entry(part))
+
+
+@pytest.mark.parametrize("value", ["x" * 1100, "a\0b"])
+def test_a_field_of_a_part_that_no_line_can_hold_is_refused(value: str) -> None:
+    part = MIMEText("text")
+    part["X-Long"] = value
+    assert refusal(with_entry(part)).startswith("header 'X-Long': ")
+
+
+def test_a_part_without_a_header_is_written() -> None:
+    part = MIMEMultipart()
+    bare: Any = Message()
+    bare.set_payload("no header")
+    part.attach(bare)
+    part.attach(MIMEText("x" * 1200))
+    parts: Any = attached(written(with_entry(part))).get_payload()
+    assert parts[0].get_payload() == "no header"
+    assert parts[1].get_payload(decode=True) == b"x" * 1200
 
 
 def test_a_payload_that_is_neither_text_nor_octets_is_refused() -> None:
