@@ -125,7 +125,8 @@ class ConnectFailed(LettermintError, smtplib.SMTPConnectError, ConnectionError):
     @property
     def limits_connections(self) -> bool:
         """Return whether the relay may accept this connection once another has ended."""
-        return self.step == "greeting" and 400 <= self.smtp_code < 500
+        greeting = self.step == "greeting" and 400 <= self.smtp_code < 500
+        return greeting or self.smtp_code == 421
 
 
 class TLSFailed(LettermintError, smtplib.SMTPConnectError):

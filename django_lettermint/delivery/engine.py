@@ -252,8 +252,22 @@ class Delivery:
         if decision is Decision.RETRY:
             self._log(decision, phase, error)
             self._plan_retry(first)
+        elif self._may_wait_for_others(error) and self._connections.limit_to_open():
+            # The relay serves those: it accepts no further connection, whatever it says.
+            self._force_new = False
         else:
             self._fail_all(error)
+
+    def _may_wait_for_others(self, error: LettermintError) -> bool:
+        """Return whether an open connection would do after this error.
+
+        One of several threads of a list waits for another's in any case: with one
+        connection, none would have been refused.
+        """
+        if not isinstance(error, ConnectFailed):
+            return False
+        answered = error.step not in ("DNS", "TCP") and error.smtp_code < 500
+        return self._ignore_pool_timeout or answered
 
     def _count_failure(self, patience: float) -> bool:
         """Count a connection that failed; return whether one more may be tried."""

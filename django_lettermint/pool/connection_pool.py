@@ -145,6 +145,13 @@ class _Slots(Generic[C]):
         self.acquire(request, now)
         return True
 
+    def limit_to_open(self, now: float) -> bool:
+        """Have no further connection opened for now; return False if none is open."""
+        held = sum(request.connection is not None for request in self.busy)
+        if count := len(self.idle) + held:
+            self.relay_limit, self.relay_limit_until = count, now + RELAY_LIMIT_SECONDS
+        return bool(count)
+
     def release(self, request: PoolRequest[C], now: float) -> None:
         """Take back a slot, or a place in the queue; what is in the slot is kept idle."""
         if request in self.waiting:  # both at once, if acquire() was interrupted
@@ -431,6 +438,14 @@ class ConnectionPool(Generic[C]):
     def count(self, event: Event) -> None:
         """Add one to a statistic; `retries` are counted by the sender."""
         self._locked(lambda slots: slots.count(event))
+
+    def limit_to_open(self) -> bool:
+        """Let senders wait for the connections that are open, for some minutes.
+
+        For a relay that accepts no other one. Return False if none is open.
+        """
+        now = self._clock()
+        return self._locked(lambda slots: slots.limit_to_open(now))
 
     def absorb(self, other: PoolStats) -> None:
         """Add what has happened in a pool that ends to this one's statistics."""

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from django_lettermint.testing import Relay
+    from tests.faults import Action, Answer, Phase
 
 
 def ended(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -261,6 +262,45 @@ def test_an_interrupt_stops_all_threads_and_every_message_has_an_outcome(
     assert sent <= delivered <= sent | unknown
     assert len(unknown) == 1
     assert len(delivered) < 150
+
+
+@pytest.mark.parametrize(
+    ("phase", "refuse"),
+    [
+        ("banner", drop()),
+        ("banner", reply(554, "5.7.0 too many connections", close=True)),
+        ("tls", drop(rst=True)),
+        ("auth", reply(454, "4.7.0 too many sessions", close=True)),
+    ],
+)
+def test_a_thread_that_gets_no_connection_waits_for_that_of_another(
+    phase: Phase, refuse: Action
+) -> None:
+    refused = threading.Event()
+    with FaultServer() as server:
+
+        def allow_one(answer: Answer) -> Answer:
+            if server.connections == 1:
+                return answer
+            refused.set()
+            return refuse(answer)
+
+        server.script = [
+            On(phase, do=allow_one),
+            On("dot", message=2, do=gate(refused)),
+        ]
+        sender = backend(server, batch_connections=2, retries=0)
+        assert sender.send_messages([mail()]) == 1
+        assert sender.send_messages(mails(50)) == 50
+        assert server.connections == 2
+
+
+def test_a_thread_that_gets_no_connection_fails_if_no_other_has_one() -> None:
+    with FaultServer([On("banner", do=drop())]) as server:
+        messages = mails(50)
+        with pytest.raises(ConnectFailed):
+            backend(server, batch_connections=2, retries=0).send_messages(messages)
+        assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
 
 
 def test_a_single_batch_takes_no_thread() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ from django_lettermint import pool
 from django_lettermint.delivery import Delivery, submissions
 from django_lettermint.exceptions import ConnectFailed, ConnectionLost, SenderRefused
 from django_lettermint.results import Outcome
-from tests.faultserver import FaultServer, On, hang, reply
+from tests.faultserver import FaultServer, On, drop, gate, hang, reply
 from tests.sending import (
     SHORT,
     backend,
@@ -27,7 +28,7 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from tests.faults import Action, Phase
+    from tests.faults import Action, Answer, Phase
 
 GOING = reply(421, "4.7.0 Try again later, closing connection", close=True)
 
@@ -126,6 +127,41 @@ def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_at_the_deadli
         with pytest.raises(ConnectFailed, match="greeting") as raised:
             backend(server, deadline=SHORT).send_messages([mail()])
     assert raised.value.transient
+
+
+def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others() -> (
+    None
+):
+    release, refused = threading.Event(), threading.Event()
+
+    def hang_up(answer: Answer) -> Answer:
+        refused.set()
+        return drop()(answer)
+
+    with FaultServer([On("dot", message=1, do=gate(release))]) as server:
+        sender = backend(server, retries=0)
+        first = threading.Thread(target=sender.send_messages, args=([mail()],))
+        first.start()
+        assert server.wait_for(lambda: server.messages == 1)
+        server.script.append(On("banner", do=hang_up))
+        threading.Thread(target=lambda: refused.wait(30) and release.set()).start()
+        assert sender.send_messages([mail()]) == 1
+        first.join(30)
+        assert server.connections == 2
+
+
+def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() -> None:
+    release = threading.Event()
+    with FaultServer([On("dot", message=1, do=gate(release))]) as server:
+        sender = backend(server, retries=0)
+        first = threading.Thread(target=sender.send_messages, args=([mail()],))
+        first.start()
+        assert server.wait_for(lambda: server.messages == 1)
+        server.close_door()
+        with pytest.raises(ConnectFailed, match="TCP"):
+            sender.send_messages([mail()])
+        release.set()
+        first.join(30)
 
 
 # -- X.4.2 -----------------------------------------------------------------------------------
