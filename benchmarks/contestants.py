@@ -252,6 +252,7 @@ def our_backend(target: Target, **options: Any) -> EmailBackend:
         security=target.security,
         ca_file=target.ca_file,
         pool={"max_size": THREADS, "max_messages": 0},
+        idempotency=True,  # as at lettermint.co
         **options,
     )
 

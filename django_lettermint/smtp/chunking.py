@@ -56,10 +56,10 @@ def _start_chunk(session: Session, transaction: MailTransaction) -> bool:
         # Should the message before it be refused, its transaction may still be open.
         session.needs_rset = True
     bdat = Command(Phase.COMMIT, b"BDAT %d LAST\r\n" % transaction.envelope.size)
-    # After a pause the connection may be dead without a sign: let the replies to MAIL
-    # and RCPT come before the end goes out. They share no write with BDAT, as Exim then
-    # answers nothing until the chunk is complete.
-    if transaction.after_idle:
+    # After a pause the connection may be dead without a sign. A message that cannot be
+    # repeated waits for the replies to MAIL and RCPT before its end goes out. They share
+    # no write with BDAT, as Exim then answers nothing until the chunk is complete.
+    if transaction.after_idle and not transaction.repeatable:
         groups = [*session.groups(transaction), [bdat]]
     else:
         groups = session.groups(transaction, bdat)

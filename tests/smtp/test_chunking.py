@@ -383,6 +383,22 @@ def test_after_idling_mail_and_rcpt_are_written_before_the_chunk() -> None:
         assert server.violations == []
 
 
+def test_a_message_that_can_be_repeated_waits_for_no_reply_after_idling() -> None:
+    with FaultServer(features=CHUNKING) as server:
+        release, reached = threading.Event(), threading.Event()
+        server.script.append(On("mail", times=1, do=gate(release, reached)))
+        one = transaction(repeatable=True)
+        one.after_idle = True
+        with session(server, chunking=True) as held:
+            sender = threading.Thread(target=held.send, args=(one,))
+            sender.start()
+            assert reached.wait(5)
+            assert b"BDAT" in server.received[1]
+            release.set()
+            sender.join(5)
+        assert one.outcome is SENT
+
+
 @pytest.mark.parametrize("phase", ["mail", "rcpt"])
 def test_a_message_refused_after_idling_sends_no_chunk(phase: Any) -> None:
     with FaultServer([On(phase, times=1, do=reply(550))], features=CHUNKING) as server:
