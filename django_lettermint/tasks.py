@@ -135,7 +135,7 @@ class EmailBackend(BaseEmailBackend):
             transaction.on_commit(partial(self.enqueue, queued.to_json()))
 
     def _enqueue_after_commit(self, outgoing: OutgoingMessage, queued: Queued) -> None:
-        """Queue a message, or report that it failed: nobody is left to raise it to."""
+        """Queue a message, or report that it failed: there is no caller to raise it to."""
         try:
             self.enqueue(queued.to_json())
         except Exception as error:  # noqa: BLE001 - the task backend's, any kind

@@ -163,7 +163,7 @@ def _configure(
 
 
 def _look_up() -> tuple[Hidden, bool]:
-    """Return the settings of our names, and whether nobody computes them."""
+    """Return our settings, and whether they are plain values that can be kept."""
     # Asked directly: LazySettings keeps what it has once seen, for all threads.
     holder: Any = resolve(settings) if type(settings) is LazySettings else settings
     names: set[str] = set()

@@ -40,7 +40,7 @@ _BUILDERS = {"message"} | {
 
 
 def is_stock(message: EmailMessage) -> bool:
-    """Return whether nobody but Django builds a message."""
+    """Return whether only Django's own code builds the message."""
     kind: Any = type(message)  # to mypy, classes are not hashable
     return _is_stock_class(kind) and _BUILDERS.isdisjoint(vars(message))
 
@@ -94,7 +94,7 @@ def _field(name: str, value: object, idna: IdnaEncode) -> bytes:
 
 
 def _domain(sender: Mailbox) -> str:
-    """Return the sender's domain, or Django's DNS_NAME if somebody has set it."""
+    """Return the sender's domain, or Django's DNS_NAME if it was set."""
     # Once anybody has asked for it, it holds the host's name: nothing in a container.
     found = str(next(iter(vars(DNS_NAME).values()), ""))
     host, dot, _ = found.partition(".")

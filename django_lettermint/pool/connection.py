@@ -104,7 +104,7 @@ class PooledConnection(Generic[C]):
     """A session of a pool, and what the pool knows about it.
 
     Used by one thread at a time: by the lease that holds it or, while it is idle, by
-    whoever holds the pool's lock.
+    the thread that holds the pool's lock.
     """
 
     session: C

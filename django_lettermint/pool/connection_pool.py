@@ -68,7 +68,7 @@ class _Slots(Generic[C]):
         self.max_size = max_size
         #: Counters of the pool; what `report()` fills in is out of date.
         self.stats = stats
-        #: Connections that nobody holds, the one kept last at the end.
+        #: Connections that are not leased, the one kept last at the end.
         self.idle: list[PooledConnection[C]] = []
         #: Requests that hold a slot.
         self.busy: set[PoolRequest[C]] = set()
@@ -624,7 +624,7 @@ class ConnectionPool(Generic[C]):
             connection = PooledConnection.begin(session, self.config, now)
             self._locked(lambda slots: slots.note_opened(request, connection, now))
         except BaseException:
-            session.close()  # nobody holds it yet
+            session.close()  # no request holds it yet
             raise
         return connection
 

@@ -16,7 +16,7 @@ class PoolStats(TypedDict):
 
     #: `idle` and `in_use` together; at most max_size.
     size: int
-    #: Connections that nobody uses now.
+    #: Connections that are not leased.
     idle: int
     #: Connections that are leased, being opened or closed.
     in_use: int

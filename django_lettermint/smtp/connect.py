@@ -289,7 +289,7 @@ class Handshake:
         raise self.steps.no_tls(
             "STARTTLS",
             what,
-            "is somebody between this machine and the relay? Port 465 with "
+            "does a proxy intercept the connection? Port 465 with "
             "security='tls' is safer",
         )
 

@@ -245,7 +245,7 @@ class Session:
         if transaction.accepted:
             # Only MAIL was refused, and whatever ends the content might be delivered.
             raise ProtocolError("the server awaits a message that it has refused")
-        # A lone dot, which sends an empty message to nobody (RFC 2920 section 3.1).
+        # A lone dot ends the empty message, which has no recipients (RFC 2920 section 3.1).
         self.write(transaction, [DOT])
         self.read_replies(transaction)
 

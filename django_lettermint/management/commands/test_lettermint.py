@@ -27,7 +27,7 @@ _PLAIN = str.maketrans({"✓": "+", "✗": "x", "→": ":", "…": "..."})
 
 
 class Command(BaseCommand):
-    """Sends a test mail and shows each step with its time, or says what to mend."""
+    """Sends a test mail and shows each step with its time, or says what to correct."""
 
     help = (
         "Test the way to Lettermint: send a mail (to Lettermint's own test address, "
