@@ -385,7 +385,7 @@ def test_a_scan_without_any_good_port_blames_the_network_or_the_name() -> None:
         with pytest.raises(Failed) as failed:
             ports.require(closed, ports.scan(config, {closed: "tls"}))
 
-    assert "let port 465 or 587 out" in failed.value.next_step
+    assert "allow port 465 or 587" in failed.value.next_step
 
 
 def test_a_scan_is_bounded_by_the_timeout() -> None:

@@ -100,7 +100,7 @@ class LettermintWebhookView(AnymailBaseWebhookView):
             _refuse(str(error))
 
     def parse_events(self, request: HttpRequest) -> list[AnymailEvent]:
-        """Return the event in Anymail's terms, or an empty list for an event type that Anymail does not know."""
+        """Return the Anymail event, or an empty list for a test event."""
         try:
             event = read_event(self.payload)
             return [] if event.type == TEST else self.to_anymail(event)
