@@ -370,6 +370,29 @@ def test_batches_are_delivered_though_the_report_of_one_is_interrupted() -> None
     assert reported == batches
 
 
+def test_an_interrupt_at_any_moment_denies_no_message_that_was_sent() -> None:
+    def send(messages: list[EmailMessage], seconds: float) -> None:
+        threading.Timer(seconds, strike).start()
+        sender.send_messages(messages)
+        threading.Event().wait(30)
+
+    denied = []
+    with interruptible() as strike, FaultServer(tls=None) as server:
+        sender = backend(server, batch_connections=3)
+        for number in range(1, 60):
+            messages = [mail(f"{number}.{each}@example.org") for each in range(12)]
+            with pytest.raises(KeyboardInterrupt):
+                send(messages, number / 2000)
+            denied += [
+                each.to[0]
+                for each in messages
+                if hasattr(each, "anymail_status")
+                and result(each).outcome is Outcome.NOT_SENT
+                and each.to[0] in server.delivered
+            ]
+    assert denied == []
+
+
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("given", [list, iter])
 def test_an_interrupt_ends_every_message_of_a_list_with_status_and_signal(
