@@ -48,10 +48,10 @@ class BatchSender(Generic[M]):
         self._on_finished = on_finished
         self._width = width
         self._executor: ThreadPoolExecutor | None = None
-        #: Batches that are not finished, oldest first; None: delivered in this thread.
-        self._pending: deque[tuple[Sequence[M], Future[None] | None]] = deque()
-        #: The latest batch. It may be the only one, which takes no thread.
-        self._latest: Sequence[M] = ()
+        #: Batches that are not finished, oldest first. The latest is not yet submitted, as
+        #: it may be the only one, which takes no thread. A future that is cancelled has its
+        #: batch delivered in the caller's thread.
+        self._pending: deque[tuple[Sequence[M], Future[None]]] = deque()
         #: What any further message would meet as well: no TLS, no login, no connection.
         self._fatal: LettermintError | None = None
         #: Set by an interrupt: nothing new is begun.
@@ -69,12 +69,12 @@ class BatchSender(Generic[M]):
         if kind and not issubclass(kind, Exception):
             self._stop.set()
         try:
-            self._wait_for_all_but(self._width - 1)
-            self._deliver_latest()
+            self._wait_for_all_but(self._width)
+            if self._pending:
+                self._deliver_here(*self._pending[-1])
             self._wait_for_all_but(0)
         except BaseException:
             self._stop.set()
-            self._deliver_latest()
             self._wait_for_all_but(0)
             raise
         finally:
@@ -83,34 +83,46 @@ class BatchSender(Generic[M]):
 
     def send(self, batch: Sequence[M]) -> None:
         """Take a batch, to be delivered by a thread."""
-        if self._latest:
-            self._pending.append((self._latest, self._submit(self._latest)))
-        self._latest = batch
-        self._wait_for_all_but(self._width)
+        self._pending.append((batch, Future()))
+        if len(self._pending) > 1:
+            self._submit(*self._pending[-2])
+        self._wait_for_all_but(self._width + 1)
 
-    def _submit(self, batch: Sequence[M]) -> Future[None] | None:
+    def _submit(self, batch: Sequence[M], future: Future[None]) -> None:
         self._executor = self._executor or ThreadPoolExecutor(self._width)
         try:
-            return self._executor.submit(self._deliver, batch)
+            self._executor.submit(self._deliver_in_thread, batch, future)
         except RuntimeError:  # no new threads while Python exits
-            self._deliver(batch)
-            return None
+            self._deliver_here(batch, future)
 
-    def _deliver_latest(self) -> None:
-        """Deliver the latest batch in this thread."""
-        batch, self._latest = self._latest, ()
-        if batch:
-            self._pending.append((batch, None))
+    def _deliver_in_thread(self, batch: Sequence[M], future: Future[None]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            self._deliver(batch)
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    def _deliver_here(self, batch: Sequence[M], future: Future[None]) -> None:
+        """Deliver a batch in this thread, unless another has begun to.
+
+        An interrupt of `submit()` does not tell whether a thread has the batch.
+        """
+        if future.cancel():
             self._deliver(batch)
 
     def _wait_for_all_but(self, number: int) -> None:
         while len(self._pending) > number:
             batch, future = self._pending[0]
-            if future:
+            if self._stop.is_set():
+                self._deliver_here(batch, future)
+            if not future.cancelled():
                 wait([future])
             self._pending.popleft()
             self._on_finished(batch)
-            if future:
+            if not future.cancelled():
                 future.result()
 
     def _deliver(self, batch: Sequence[M]) -> None:

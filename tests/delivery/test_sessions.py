@@ -144,9 +144,13 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others(
         first.start()
         assert server.wait_for(lambda: server.messages == 1)
         server.script.append(On("banner", do=hang_up))
-        threading.Thread(target=lambda: refused.wait(30) and release.set()).start()
-        assert sender.send_messages([mail()]) == 1
+        second = threading.Thread(target=sender.send_messages, args=([mail()],))
+        second.start()
+        assert refused.wait(30)
+        release.set()
+        second.join(30)
         first.join(30)
+        assert server.delivered == {"bob@example.org": 2}
         assert server.connections == 2
 
 

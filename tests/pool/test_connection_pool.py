@@ -417,7 +417,7 @@ def test_a_refusal_while_others_are_being_opened_is_soon_forgotten() -> None:
     assert opening.wait(30)
     second.ask()
     go_on.set()
-    assert first.session is not None
+    assert first.arrived.wait(30)
     pool.before_connect = lambda: None
     pool.now += ASSUMED_LIMIT_SECONDS
 

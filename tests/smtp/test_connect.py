@@ -270,6 +270,16 @@ def test_a_greeting_may_be_a_refusal(code: int) -> None:
     assert error.limits_connections is (code < 500)
 
 
+@pytest.mark.parametrize("phase", ["ehlo", "auth"])
+@pytest.mark.parametrize("code", [421, 451])
+def test_421_before_the_login_is_done_may_be_a_limit_of_connections(
+    phase: Any, code: int
+) -> None:
+    with FaultServer([On(phase, do=reply(code, "4.7.0 too many"))]) as server:
+        error = failure(server)
+    assert error.limits_connections is (code == 421)
+
+
 @pytest.mark.parametrize(
     "do",
     cases(
