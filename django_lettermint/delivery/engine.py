@@ -234,7 +234,7 @@ class Delivery:
             self._plan_retry(submission)
         elif decision is Decision.GIVE_UP and lost and not used:
             self._give_up(lost)
-        elif not used:
+        elif decision in (Decision.FINAL, Decision.UNKNOWN) and not used:
             # A new connection that carried one message: do not log in at full speed.
             self._not_before = time.monotonic() + policy.PAUSE
         return decision

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from django_lettermint import pool
-from django_lettermint.delivery import Delivery, Submission, submissions
+from django_lettermint.delivery import Delivery, Submission, policy, submissions
 from django_lettermint.exceptions import AuthenticationFailed, ConnectionLost
 from django_lettermint.results import Outcome
-from tests.faultserver import FEATURES, Answer, FaultServer, On, drop, hang
+from tests.faultserver import FEATURES, Answer, FaultServer, On, drop, hang, reply
 from tests.sending import cases, envelope, relay
 
 if TYPE_CHECKING:
@@ -61,6 +61,18 @@ def test_quick_retries_pause_though_the_patience_is_over() -> None:
         assert server.connections == 3
     first, second = pauses
     assert 0 < first < second
+
+
+def test_a_relay_that_closes_each_new_connection_is_not_dialled_at_full_speed() -> None:
+    pauses: list[float] = []
+    with FaultServer([On("dot", do=reply(421, close=True))]) as server:
+        config = relay(server)
+        sent = messages(3, config)
+        deliver(server, sent, config, sleep=pauses.append)
+        assert outcomes(sent) == [NOT_SENT] * 3
+        assert server.connections == 3
+    assert len(pauses) == 2
+    assert all(0 < pause <= policy.PAUSE for pause in pauses)
 
 
 def test_a_connection_lost_after_its_first_message_costs_no_retry() -> None:
