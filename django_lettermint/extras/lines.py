@@ -167,8 +167,11 @@ def _line(name: str, text: str) -> bytes:
 
 def pieces(text: str) -> list[str]:
     """Divide a field's value where a line may end: each piece begins with its blanks."""
-    # Blanks at the end stay with the last word: no line may have nothing else.
-    return re.findall(r"[ \t]*[^ \t]+(?:[ \t]+$)?", text) or [text]
+    found = re.findall(r"[ \t]*[^ \t]+|[ \t]+", text)
+    if len(found) > 1 and not found[-1].strip(" \t"):
+        # No line may have nothing but blanks.
+        found[-2:] = ["".join(found[-2:])]
+    return found
 
 
 def fold(name: str, value: Iterable[str], width: int = MAX_LINE) -> bytes:

@@ -28,7 +28,10 @@ _PLAIN = re.compile(
 )
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")')
 _COMMENT = r"\((?:[^()\\]|\\.|\((?:[^()\\]|\\.)*\))*\)"
-_QUOTED_OR_COMMENT = re.compile(f"{_QUOTED.pattern}|{_COMMENT}")
+# What is not closed is found as well, or each of its characters would be tried in turn.
+_QUOTED_OR_COMMENT = re.compile(
+    rf'({_QUOTED.pattern[1:-1]}|{_COMMENT})|"(?:[^"\\]|\\.)*|\((?:[^()\\]|\\.)*'
+)
 # Servers that end a quoted part at the next angle bracket exist.
 _LOCAL_PART = re.compile(r'"((?:[^"\\<>]|\\[^<>])+)"|([^"(),:;<>@\[\\\] ]+)')
 
@@ -122,7 +125,9 @@ def is_group(text: str) -> bool:
 
 def _masked(text: str) -> str:
     """Hide quoted strings and comments behind text of the same length."""
-    return _QUOTED_OR_COMMENT.sub(lambda found: "x" * len(found[0]), text)
+    return _QUOTED_OR_COMMENT.sub(
+        lambda found: "x" * len(found[0]) if found[1] else found[0], text
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -137,7 +142,7 @@ def _parsed(text: str) -> tuple[str, str, str]:
         raise ValueError(_NO_BREAKS)
     text, comment = text.strip(" \t"), ""
     for found in _QUOTED_OR_COMMENT.finditer(text):
-        if found.end() == len(text) and found[0].startswith("("):
+        if found.end() == len(text) and (found[1] or "").startswith("("):
             comment, text = found[0], text[: found.start()].rstrip(" \t")
     masked, phrase, spec = _masked(text), "", text
     if masked.endswith(">") and "<" in masked:

@@ -410,7 +410,10 @@ def test_the_header_names_the_mailbox_of_the_command(text: str) -> None:
     assert address == mailbox.address
 
 
-@pytest.mark.parametrize("mark", ['"', "(", "<", " ", "a,", "(a)", '"a"', "a."])
+@pytest.mark.parametrize(
+    "mark",
+    ['"', "(", "<", " ", "a,", "(a)", '"a"', "a.", r"\"", "(\\", "(a(b", "=?", "@,"],
+)
 def test_hostile_addresses_take_no_long_time(mark: str) -> None:
     with pytest.raises(LettermintInvalidMessage):
         parse_one("to", mark * 50_000 + "\\", encode)
