@@ -134,9 +134,10 @@ def _with_octets(mime: Message) -> Message:
         str(mime.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS
     )
     octets = payload if encoded else mime.get_payload(decode=True)
-    if isinstance(payload, str) and octets == payload.encode("raw-unicode-escape"):
+    given = payload if isinstance(payload, str) else ""
+    if not given.isascii() and octets == given.encode("raw-unicode-escape"):
         # Python's guess about text beyond ASCII, of which it knows no charset.
-        octets = payload.encode(mime.get_content_charset("utf-8"))
+        octets = given.encode(mime.get_content_charset("utf-8"))
     if not isinstance(octets, str):
         made.set_payload(bytes(octets or b"").decode("ascii", "surrogateescape"))
     if not encoded and main not in {"text", "message", "multipart"}:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.preparing import envelope
+from tests.snippets import DOCS
+
 from .conformance import check
 from .making import mail, with_file, written
 
@@ -119,3 +122,17 @@ def test_the_octets_are_the_same_everywhere(name: str) -> None:
 
 def test_there_is_no_file_without_a_message() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(MESSAGES)
+
+
+def test_the_page_about_the_wire_shows_what_is_written() -> None:
+    page = (DOCS / "wire.md").read_text("utf-8")
+    [code] = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    [shown] = re.findall("```text\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    found = envelope(names["message"]).data.decode().splitlines()
+    lines = [re.sub(r" {2,}\d+$", "", line) for line in shown.splitlines()]
+    assert len(found) == len(lines)
+    for is_, told in zip(found, lines, strict=True):
+        pattern = ".*".join(map(re.escape, told.split("\u2026")))
+        assert re.fullmatch(pattern, is_), told
