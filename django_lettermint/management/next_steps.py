@@ -138,8 +138,6 @@ def _login(error: Exception, step: str) -> str:
 
 
 def _lost(error: Exception, step: str) -> str:
-    if "the server is closing" in str(error):
-        return _LATER
     advice = "Nothing was sent: run it again."
     if "timed out" in str(error):
         return f"{advice} If it keeps failing, raise `timeout`, or try another port: {_SCAN}."

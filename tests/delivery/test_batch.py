@@ -15,6 +15,7 @@ from django.core.mail import EmailMessage
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
+from django_lettermint.conf import backend_config
 from django_lettermint.delivery import BatchSender
 from django_lettermint.exceptions import (
     AuthenticationFailed,
@@ -41,6 +42,7 @@ from tests.sending import relay as relay_config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from django_lettermint.delivery import Submission
     from django_lettermint.testing import Relay
     from tests.faults import Action, Answer, Phase
 
@@ -368,6 +370,47 @@ def test_batches_are_delivered_though_the_report_of_one_is_interrupted() -> None
         with pytest.raises(KeyboardInterrupt):
             sender.__exit__(None, None, None)
     assert reported == batches
+
+
+def test_a_batch_is_delivered_once_if_no_thread_could_be_started_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    class Message:
+        reads = 0
+
+        @property
+        def submissions(self) -> list[Submission]:
+            self.reads += 1
+            return []
+
+    class Waiting(Message):
+        @property
+        def submissions(self) -> list[Submission]:
+            begun.set()
+            assert release.wait(30)
+            return []
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    config = backend_config({"api_token": "t"}).relay
+    batches: list[list[Any]] = [[Waiting()], [Message()], [Message()]]
+    finished: list[Any] = []
+    with BatchSender[Any](
+        config, pool.get_pool(config.endpoint), finished.append, width=2
+    ) as sender:
+        sender.send(batches[0])
+        sender.send(batches[1])
+        assert begun.wait(30)
+        # The executor has queued the batch by then, and its one thread will find it.
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        sender.send(batches[2])
+        monkeypatch.undo()
+        release.set()
+    assert finished == batches
+    assert [batch[0].reads for batch in batches[1:]] == [1, 1]
 
 
 @pytest.mark.parametrize("width", [1, 4])

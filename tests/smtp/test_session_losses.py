@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from django_lettermint.conf import backend_config
 from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp import RelayState
 from django_lettermint.smtp.replies import ProtocolError
+from tests.delivery.memory_relay import MemoryRelay, Script
 from tests.faultserver import (
     Answer,
     FaultServer,
@@ -381,3 +384,14 @@ def test_an_interrupt_propagates_and_leaves_a_certain_outcome(
             assert one.outcome is outcome
             assert two.outcome is NOT_SENT
         assert server.wait_for(lambda: server.open_connections == 0)
+
+
+def test_a_message_whose_time_has_passed_is_not_committed() -> None:
+    relay = MemoryRelay(Script(), knows_keys=False)
+    one = transaction(seconds=-1.0)
+    config = backend_config({"api_token": "t"}).relay
+    # The stream in memory takes no time, so the commit point is the first to look.
+    relay.connect(RelayState()).send(one, config=config)
+    assert (one.outcome, one.phase) == (NOT_SENT, Phase.CONTENT)
+    assert isinstance(one.failure, TimeoutError)
+    assert not relay.delivered
