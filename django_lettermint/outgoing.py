@@ -117,8 +117,8 @@ def notify(
     if outgoing.error:
         outgoing.error.result = outgoing.result  # type: ignore[attr-defined]
     depth = _depth.get()
-    token = _depth.set(depth + 1)
     try:
+        _depth.set(depth + 1)
         status = _status(outgoing)
         # Handlers may mail ADMINS, and raise when that fails as well.
         with suppress(Exception):
@@ -126,7 +126,7 @@ def notify(
         if depth < 2:
             _send_signals(sender, outgoing, status)
     finally:
-        _depth.reset(token)
+        _depth.set(depth)
 
 
 def _status(outgoing: OutgoingMessage) -> AnymailStatus:

@@ -152,7 +152,7 @@ class Delivery:
                 self._send_over(connection, pairs)
             except BaseException:
                 for submission, transaction in pairs:
-                    if transaction.started and submission.last is not transaction:
+                    if transaction.started and not submission.done:
                         submission.interrupt(transaction)
                 raise
 

@@ -167,15 +167,20 @@ class Submission:
             self._finish(Outcome.UNKNOWN)
 
     def interrupt(self, transaction: MailTransaction) -> None:
-        """End with what is certain at this moment."""
-        self.attempts += 1
-        self.last = transaction
+        """End with what is certain at this moment, also within `record()`."""
+        recorded = self.last is transaction
+        if not recorded:
+            self.attempts += 1
+            self.last = transaction
         if transaction.outcome is Outcome.SENT:
             self._finish(Outcome.SENT)
             return
         if transaction.outcome is Outcome.UNKNOWN:
             self.unconfirmed = self.unconfirmed or transaction
-        self._give_up()
+        if recorded:
+            self.fail(None)
+        else:
+            self._give_up()
 
     def _failure(self, transaction: MailTransaction, *, may_retry: bool) -> Failure:
         return Failure(
@@ -232,9 +237,9 @@ class Submission:
         self._finish(Outcome.UNKNOWN if self.unconfirmed else Outcome.NOT_SENT)
 
     def _finish(self, outcome: Outcome) -> None:
-        self.done = True
         self.outcome = outcome
         self.ended = time.monotonic()
+        self.done = True  # last: an interrupt may come between
 
 
 def submissions(envelopes: Iterable[Envelope], config: RelayConfig) -> list[Submission]:

@@ -295,3 +295,14 @@ def test_an_error_ends_a_message_that_was_never_begun() -> None:
     error = ConnectionLost("x")
     submission.fail(error)
     assert (submission.error, submission.outcome) == (error, NOT_SENT)
+
+
+def test_an_interrupt_while_an_end_is_recorded_denies_no_sent_message() -> None:
+    submission = one(A)
+    transaction = submission.begin()
+    transaction.replies = {A: OK}
+    transaction.phase, transaction.reply = Phase.DONE, OK
+    submission.attempts, submission.last = 1, transaction
+    submission.interrupt(transaction)
+    assert (submission.done, submission.outcome) == (True, SENT)
+    assert submission.attempts == 1
