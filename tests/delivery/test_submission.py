@@ -306,3 +306,14 @@ def test_an_interrupt_while_an_end_is_recorded_denies_no_sent_message() -> None:
     submission.interrupt(transaction)
     assert (submission.done, submission.outcome) == (True, SENT)
     assert submission.attempts == 1
+
+
+def test_an_interrupt_before_the_next_try_reports_no_refusal_of_pipelining() -> None:
+    submission = one(A)
+    transaction = submission.begin()
+    transaction.pipelined = True
+    transaction.refuse(Phase.MAIL, Reply(503))
+    assert submission.record(transaction) is Decision.ALONE
+    submission.interrupt(transaction)
+    assert (submission.done, submission.outcome) == (True, NOT_SENT)
+    assert isinstance(submission.error, ConnectionLost)
