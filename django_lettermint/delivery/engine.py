@@ -256,7 +256,7 @@ class Delivery:
             self._log(decision, phase, error)
             self._plan_retry(first)
         elif self._may_wait_for_others(error) and self._connections.limit_to_open():
-            # The relay serves those: it accepts no further connection, whatever it says.
+            # The relay serves the open connections, but accepts no further one.
             self._force_new = False
         else:
             self._fail_all(error)

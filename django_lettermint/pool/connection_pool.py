@@ -74,7 +74,7 @@ class _Slots(Generic[C]):
         self.busy: set[PoolRequest[C]] = set()
         #: Requests without a slot, by `number`. Empty while a slot is free.
         self.waiting: list[PoolRequest[C]] = []
-        #: How many connections the relay allowed when it refused another one; at least 1.
+        #: How many connections were open when the relay refused another one; at least 1.
         self.relay_limit: int | None = None
         #: The pool's clock from when on one more is tried. Set with `relay_limit`.
         self.relay_limit_until = 0.0
@@ -172,7 +172,7 @@ class _Slots(Generic[C]):
         request.connection = connection
         self.stats["opened"] += 1
         if self.relay_limit is not None and self.size > self.relay_limit:
-            # The relay has just allowed more.
+            # The relay accepted one more than the limit that was assumed.
             self.relay_limit = None
             self._serve(now)
 
