@@ -34,9 +34,9 @@ from django_lettermint.exceptions import (
     SenderRefused,
 )
 from django_lettermint.message import LettermintMessage, extras
-from django_lettermint.queued import Queued
-from django_lettermint.rebuilt import rebuild
 from django_lettermint.results import Outcome
+from django_lettermint.tasks.queued import Queued
+from django_lettermint.tasks.rebuild import rebuild
 from tests.faultserver import TOKEN, FaultServer, On, drop, reply
 from tests.queueing import BrokenBackend, Queue, queueing, settings_for
 from tests.sending import Heard, backend, listening, mail

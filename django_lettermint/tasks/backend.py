@@ -19,20 +19,21 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.db import transaction
 from django.utils.module_loading import import_string
 
-from .backend import EmailBackend as SendingBackend
-from .backend import attributes_since, refuse_unused_hooks
-from .conf import IDEMPOTENCY_KEY_TTL, queue_config
-from .exceptions import EnqueueFailed, LettermintInvalidMessage
-from .outgoing import OutgoingMessage, notify
+from django_lettermint.backend import EmailBackend as SendingBackend
+from django_lettermint.backend import attributes_since, refuse_unused_hooks
+from django_lettermint.conf import IDEMPOTENCY_KEY_TTL, queue_config
+from django_lettermint.exceptions import EnqueueFailed, LettermintInvalidMessage
+from django_lettermint.outgoing import OutgoingMessage, notify
+from django_lettermint.results import Outcome, RecipientResult, SendResult
+
 from .queued import Queued
-from .results import Outcome, RecipientResult, SendResult
 from .worker import sending_backend
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
     from django.tasks import Task
 
-    from .delivery import Submission
+    from django_lettermint.delivery import Submission
 
 
 class EmailBackend(BaseEmailBackend):
@@ -185,7 +186,7 @@ class EmailBackend(BaseEmailBackend):
         config = self._config
         try:
             # Late: Django judges it by TASKS as it is imported.
-            from .send_task import send
+            from .task import send
 
             return send.using(
                 backend=config.task_backend,
