@@ -35,8 +35,8 @@ from django_lettermint.exceptions import (
 )
 from django_lettermint.message import LettermintMessage, extras
 from django_lettermint.results import Outcome
-from django_lettermint.tasks.queued import Queued
-from django_lettermint.tasks.rebuild import rebuild
+from django_lettermint.tasks.queued import QueuedMessage
+from django_lettermint.tasks.rebuild import message_from_bytes
 from tests.faultserver import TOKEN, FaultServer, On, drop, reply
 from tests.queueing import BrokenBackend, Queue, queueing, settings_for
 from tests.sending import Heard, backend, listening, mail
@@ -565,11 +565,11 @@ def test_contents_that_differ_travel_both(server: FaultServer, queue: Queue) -> 
     people = [f"{number}@example.org" for number in range(60)]
     queueing().send_messages([mail(bcc=people)])
     config = sending.EmailBackend().config
-    message = Queued.from_json(queue.form, config)
+    message = QueuedMessage.from_json(queue.form, config)
     second = message.submissions[1]
     second.envelope = replace(second.envelope, content=b"Subject: 7 bit\r\n\r\n")
 
-    again = Queued.from_json(json.loads(json.dumps(message.to_json())), config)
+    again = QueuedMessage.from_json(json.loads(json.dumps(message.to_json())), config)
 
     assert [each.envelope for each in again.submissions] == [
         each.envelope for each in message.submissions
@@ -778,7 +778,7 @@ def test_a_form_written_by_the_first_release_is_read(server: FaultServer) -> Non
             }
         ],
     }
-    message = Queued.from_json(form, sending.EmailBackend().config)
+    message = QueuedMessage.from_json(form, sending.EmailBackend().config)
 
     assert message.to_json() == form
     assert message.submissions[0].envelope.content == b"Subject: hi\r\n\r\nhi\r\n"
@@ -927,14 +927,16 @@ def test_receivers_get_the_message_as_its_bytes_tell_it(
 
 
 def test_a_message_without_text_or_subject_has_an_empty_body() -> None:
-    found = rebuild(b"Content-Type: text/html\r\n\r\n<p>Hi</p>\r\n", ["a@x.test"])
+    found = message_from_bytes(
+        b"Content-Type: text/html\r\n\r\n<p>Hi</p>\r\n", ["a@x.test"]
+    )
 
     assert (found.subject, found.body, found.bcc) == ("", "", ["a@x.test"])
     assert found.alternatives[0][0] == "<p>Hi</p>\n"
 
 
 def test_words_in_an_unknown_charset_stay_as_they_are() -> None:
-    found = rebuild(
+    found = message_from_bytes(
         b"Subject: =?x-klingon?q?hi?=\r\n"
         b"Content-Type: text/plain; charset=x-klingon\r\n\r\nh\xc3\xa9\r\n",
         [],
@@ -947,14 +949,14 @@ def test_words_in_an_unknown_charset_stay_as_they_are() -> None:
 @pytest.mark.parametrize("charset", ["idna", "undefined", "\x00a"])
 def test_a_body_in_what_is_no_charset_is_read_as_utf8(charset: str) -> None:
     head = f"Content-Type: text/plain; charset={charset}\r\n\r\n"
-    found = rebuild(head.encode() + b"h\xc3\xa9\r\n", [])
+    found = message_from_bytes(head.encode() + b"h\xc3\xa9\r\n", [])
 
     assert found.body == "hé\n"
 
 
 def test_an_attached_message_is_not_taken_for_the_body() -> None:
     attached = "Subject: Forwarded\r\n\r\nnot the body\r\n"
-    found = rebuild(
+    found = message_from_bytes(
         (
             'Content-Type: multipart/mixed; boundary="-"\r\n\r\n'
             "---\r\nContent-Type: message/rfc822\r\n\r\n" + attached + "\r\n"
@@ -981,7 +983,9 @@ def test_an_attached_message_is_not_taken_for_the_body() -> None:
     ],
 )
 def test_the_sender_keeps_its_name(written: str, sender: str) -> None:
-    assert rebuild(f"From: {written}\r\n\r\n".encode(), []).from_email == sender
+    assert (
+        message_from_bytes(f"From: {written}\r\n\r\n".encode(), []).from_email == sender
+    )
 
 
 def test_the_message_of_a_signal_can_be_sent_again(
@@ -995,13 +999,13 @@ def test_the_message_of_a_signal_can_be_sent_again(
 
 
 def test_raw_utf8_and_controls_in_headers_are_made_readable() -> None:
-    found = rebuild("Subject: Grüße,\r\n\tBob\x07\r\n\r\n".encode(), [])
+    found = message_from_bytes("Subject: Grüße,\r\n\tBob\x07\r\n\r\n".encode(), [])
 
     assert found.subject == "Grüße, Bob "
 
 
 def test_headers_that_we_would_not_write_do_not_stop_a_signal() -> None:
-    found = rebuild(b"Subject: Hi\r\nX-LM-Metadata-: x\r\n\r\nHi\r\n", [])
+    found = message_from_bytes(b"Subject: Hi\r\nX-LM-Metadata-: x\r\n\r\nHi\r\n", [])
 
     assert found.subject == "Hi"
     assert found.extra_headers == {"X-LM-Metadata-": "x"}

@@ -26,7 +26,7 @@ from django_lettermint.exceptions import EnqueueFailed, LettermintInvalidMessage
 from django_lettermint.outgoing import OutgoingMessage, notify
 from django_lettermint.results import Outcome, RecipientResult, SendResult
 
-from .queued import Queued
+from .queued import QueuedMessage
 from .worker import sending_backend
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class EmailBackend(BaseEmailBackend):
     def _hand_over(
         self, outgoing: OutgoingMessage, submissions: list[Submission]
     ) -> None:
-        queued = Queued(
+        queued = QueuedMessage(
             submissions=submissions,
             using=self._config.using,
             give_up_at=time.time() + self._give_up_after,
@@ -135,7 +135,9 @@ class EmailBackend(BaseEmailBackend):
         else:
             transaction.on_commit(partial(self.enqueue, queued.to_json()))
 
-    def _enqueue_after_commit(self, outgoing: OutgoingMessage, queued: Queued) -> None:
+    def _enqueue_after_commit(
+        self, outgoing: OutgoingMessage, queued: QueuedMessage
+    ) -> None:
         """Queue a message, or report that it failed: there is no caller to raise it to."""
         try:
             self.enqueue(queued.to_json())

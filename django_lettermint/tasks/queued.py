@@ -40,7 +40,7 @@ def check_version(form: object) -> None:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Queued:
+class QueuedMessage:
     """One message with all its submissions, those that have ended included."""
 
     submissions: list[Submission]

@@ -23,7 +23,7 @@ from django_lettermint.message import LettermintMessage
 _NOT_EXTRA = ("from", "to", "cc", "reply-to", "subject", "mime-version")
 
 
-def rebuild(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
+def message_from_bytes(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
     """Return the message as far as its bytes tell it.
 
     Addresses are bare. Recipients whom no header names stand in `bcc`; attachments are

@@ -17,8 +17,8 @@ from django_lettermint.delivery import Delivery, recipients_of
 from django_lettermint.outgoing import OutgoingMessage, notify
 from django_lettermint.results import Outcome
 
-from .queued import Queued, check_version
-from .rebuild import rebuild
+from .queued import QueuedMessage, check_version
+from .rebuild import message_from_bytes
 
 logger = logging.getLogger("django_lettermint")
 
@@ -42,7 +42,7 @@ def run(
     """
     check_version(form)
     sender = sending_backend(form.get("using"))
-    queued = Queued.from_json(form, sender.config)
+    queued = QueuedMessage.from_json(form, sender.config)
     submissions = queued.submissions
     first = submissions[0].envelope
     if time.time() >= queued.give_up_at:
@@ -54,7 +54,7 @@ def run(
             return {"message_id": first.message_id, "outcome": "put back"}
     recipients = [who for each in submissions for who in recipients_of(each)]
     outgoing = OutgoingMessage(
-        rebuild(first.content, recipients),
+        message_from_bytes(first.content, recipients),
         submissions=submissions,
         has_caller_key=queued.has_caller_key,
     )
@@ -77,7 +77,7 @@ def sending_backend(using: str | None) -> EmailBackend:
 
 
 def _put_back(
-    queued: Queued, later: Callable[[dict[str, Any], float], object] | None
+    queued: QueuedMessage, later: Callable[[dict[str, Any], float], object] | None
 ) -> bool:
     """Have what is undone tried once more, if that makes sense."""
     if not queued.may_change:
