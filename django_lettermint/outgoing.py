@@ -17,6 +17,7 @@ from .exceptions import (
     AuthenticationFailed,
     ConnectFailed,
     ConnectionLost,
+    EnqueueFailed,
     PoolClosed,
     PoolTimeout,
     RecipientsRefused,
@@ -38,6 +39,7 @@ logger = logging.getLogger("django_lettermint")
 _WITHOUT_ADDRESSES = (
     AuthenticationFailed,
     ConnectFailed,
+    EnqueueFailed,
     PoolClosed,
     PoolTimeout,
     TLSFailed,
@@ -192,9 +194,12 @@ def _send_signals(
     # would make the caller send it again.
     message = outgoing.message
     # As other Anymail backends do: when the provider has answered for the recipients.
-    if outgoing.result.outcome is not Outcome.NOT_SENT or isinstance(
-        outgoing.error, RecipientsRefused
-    ):
+    answered = outgoing.result.outcome is not Outcome.NOT_SENT
+    if isinstance(outgoing.error, RecipientsRefused):
+        answered = True
+    elif isinstance(outgoing.error, EnqueueFailed):
+        answered = False
+    if answered:
         post_send.send_robust(
             sender,
             message=message,
