@@ -116,12 +116,12 @@ class PooledConnection(Generic[C]):
     max_idle: float
     #: The pool's clock when it was opened or, later, came back. Never decreases.
     idle_since: float
+    #: The pool's clock from when on it is not leased again, if it stays idle till then.
+    idle_until: float = float("inf")
     #: It was idle before this lease: the server may have closed it unnoticed.
     reused: bool = False
     #: Why it is closed when it comes back, if it is. Set once by the lease.
     discard_reason: CloseReason | None = None
-    #: How many of its messages the pool's statistics contain. At most `messages`.
-    counted: int = 0
 
     @classmethod
     def begin(cls, session: C, config: PoolConfig, now: float) -> Self:
@@ -140,6 +140,14 @@ class PooledConnection(Generic[C]):
         """Have the connection closed when it comes back."""
         self.discard_reason = reason
 
+    def end_lease(self, now: float) -> CloseReason | None:
+        """Note that it came back; return why it is to be closed, or None."""
+        self.reused, self.idle_since = True, now
+        self.idle_until = min(self.expires_at, now + self.max_idle)
+        if self.discard_reason:
+            return self.discard_reason
+        return self.limit_reached(now) if self.session.reusable else CloseReason.ERROR
+
     def limit_reached(self, now: float) -> CloseReason | None:
         """Return the limit after which it is not leased again, or None."""
         if now >= self.expires_at:
@@ -149,11 +157,6 @@ class PooledConnection(Generic[C]):
         if now - self.idle_since >= self.max_idle:
             return CloseReason.IDLE
         return None
-
-    def count_messages(self) -> int:
-        """Return how many messages it carried since the last call."""
-        counted, self.counted = self.counted, self.session.messages
-        return self.counted - counted
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
