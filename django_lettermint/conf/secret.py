@@ -44,17 +44,3 @@ class Secret:
             "A Secret is never pickled: it would leave this process. "
             "Read it from the settings where it is used."
         )
-
-
-class Hidden(Secret):
-    """Any value that may hold a secret."""
-
-    __slots__ = ()
-    _value: Any
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def reveal(self) -> Any:
-        """Return the value."""
-        return self._value

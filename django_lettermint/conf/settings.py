@@ -34,7 +34,7 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Hidden
+from .secret import Secret
 from .validators import InvalidOption, attributes, is_loopback, resolve, suggestion
 
 _Config = TypeVar("_Config", BackendConfig, QueueConfig, WebhookConfig)
@@ -153,7 +153,7 @@ def _configure(
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
     values = reader.values()
     kept = _kept.get(key)
-    if kept is not None and _same(kept[0], values):
+    if kept is not None and kept[0].holds_the_same(values):
         return cast("_Config", kept[1])
     config = build(reader)
     # The result of lazy() may be another each time.
@@ -203,10 +203,27 @@ def _values(holder: object, names: Iterable[str]) -> Any:
     return found
 
 
-def _same(before: Hidden, now: Hidden) -> bool:
-    """Tell whether all values are the very same objects."""
-    old, new = before.reveal(), now.reveal()
-    return len(old) == len(new) and all(map(is_, old, new))
+class Hidden(Secret):
+    """Any value that may hold a secret."""
+
+    __slots__ = ()
+    _value: Any
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def reveal(self) -> Any:
+        """Return the value."""
+        return self._value
+
+    def holds_the_same(self, other: Hidden) -> bool:
+        """Return whether the values of two lists are the very same objects."""
+        return len(self._value) == len(other._value) and all(
+            map(is_, self._value, other._value)
+        )
+
+
+_NOTHING = Hidden({})
 
 
 class SettingsReader:
@@ -228,7 +245,7 @@ class SettingsReader:
             name: Hidden(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
         }
         self._of_code = frozenset(self.given) if self.alias is None else merged
-        self._of_mailer = Hidden(self._mailer() if self.given else {})
+        self._of_mailer = Hidden(self._mailer()) if self.given else _NOTHING
         for name in self._of_code & self.given.keys():
             self._settle(name)
         #: The options that code has given, besides the settings.
