@@ -1,6 +1,6 @@
 """A pool of connections: opens, tests, leases and closes them.
 
-`_Slots` decides who gets what, while it is locked; connecting, testing and closing happen
+`Slots` decides who gets what, while it is locked; connecting, testing and closing happen
 outside of that. No thread is needed: what has expired is noticed at each return.
 
 A signal handler may raise between any two instructions (Ctrl-C, a task's time limit), so
@@ -9,12 +9,9 @@ whatever ends a lease can be run twice: the same call then completes what it had
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
-import operator
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +24,7 @@ from .connection import (
     CloseReason,
     PooledConnection,
     PoolRequest,
+    Slots,
     close_and_free,
     close_sessions,
 )
@@ -40,10 +38,6 @@ PING_TIMEOUT = 5.0
 #: Seconds for the lock of the slots. Nothing waits while it is held, so a lock that cannot
 #: be had for so long is broken.
 LOCK_TIMEOUT = 1.0
-#: Seconds for which a relay's limit of connections is remembered, and for which it is
-#: assumed when the other connections were still being opened: they may be refused, too.
-RELAY_LIMIT_SECONDS = 180.0
-ASSUMED_LIMIT_SECONDS = 1.0
 
 #: Reasons that operators want to know of; the others are routine.
 _UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
@@ -51,254 +45,6 @@ _UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
 logger = logging.getLogger("django_lettermint")
 
 T = TypeVar("T")
-
-
-class _Slots(Generic[C]):
-    """Who holds which connection and who waits for one; nothing here waits.
-
-    Idle connections and busy requests are the slots, never more than `max_size`.
-    Connections are leased newest first, so that a surplus grows old and is closed.
-    """
-
-    def __init__(
-        self, max_size: int, stats: PoolStats, clock: Callable[[], float]
-    ) -> None:
-        #: Held by the thread that calls the methods; see `ConnectionPool._locked()`.
-        self.lock = threading.RLock()
-        #: A method is being called. True only while the lock is held.
-        self.entered = False
-        self.max_size = max_size
-        self.clock = clock
-        #: Counters of the pool; what `report()` fills in is out of date.
-        self.stats = stats
-        #: Connections that are not leased, the one kept last at the end.
-        self.idle: list[PooledConnection[C]] = []
-        #: Requests that hold a slot.
-        self.busy: set[PoolRequest[C]] = set()
-        #: Requests without a slot, by `number`. Empty while a slot is free.
-        self.waiting: list[PoolRequest[C]] = []
-        #: How many connections were open when the relay refused another one; at least 1.
-        self.relay_limit: int | None = None
-        #: The pool's clock from when on one more is tried. Set with `relay_limit`.
-        self.relay_limit_until = 0.0
-
-    @property
-    def size(self) -> int:
-        """Return the number of slots in use."""
-        return len(self.idle) + len(self.busy)
-
-    def capacity(self) -> int:
-        """Return how many slots there are."""
-        if self.relay_limit is None:
-            return self.max_size
-        return min(
-            self.max_size, self.relay_limit + (self.clock() >= self.relay_limit_until)
-        )
-
-    # -- requests ------------------------------------------------------------------------
-
-    def enter(self, request: PoolRequest[C], max_waiting: int) -> bool:
-        """Give a new request a slot, or queue it; return False if too many wait."""
-        self.stats["requests"] += 1
-        if self.acquire(request):
-            return True
-        if max_waiting and len(self.waiting) > max_waiting:
-            self.release(request)
-            self.stats["timeouts"] += 1
-            return False
-        self.stats["waits"] += 1
-        return True
-
-    def acquire(self, request: PoolRequest[C]) -> bool:
-        """Queue a request, and return whether it has got a slot at once."""
-        if request not in self.waiting and request not in self.busy:
-            bisect.insort(self.waiting, request, key=operator.attrgetter("number"))
-        self._serve()
-        return request in self.busy
-
-    def recheck(
-        self, request: PoolRequest[C], since: float, *, last: bool
-    ) -> bool | None:
-        """Return whether a request that has waited has a slot; None if it never will.
-
-        One that was woken without a slot queues again, but not at `last`.
-        """
-        self.stats["wait_seconds"] += self.clock() - since
-        if request in self.busy:
-            return True
-        if last:
-            # At once, so that nothing is handed to it any more.
-            self.release(request)
-            self.stats["timeouts"] += 1
-            return None
-        request.ready = False
-        return self.acquire(request)
-
-    def wait_for_others(self, request: PoolRequest[C]) -> bool:
-        """Queue a request again that the relay refused, unless nothing else is open."""
-        others = self.size - (request in self.busy)
-        if not others:
-            # The relay refuses every connection now, which tells no limit.
-            self.relay_limit_until = self.clock()
-            return False
-        alive = self.idle or any(each.connection for each in self.busy)
-        seconds = RELAY_LIMIT_SECONDS if alive else ASSUMED_LIMIT_SECONDS
-        self.relay_limit, self.relay_limit_until = others, self.clock() + seconds
-        self.stats["waits"] += 1
-        request.force_new = request.ready = False
-        self.busy.discard(request)
-        self.acquire(request)
-        return True
-
-    def limit_to_open(self) -> bool:
-        """Have no further connection opened for now; return False if none is open."""
-        held = sum(request.connection is not None for request in self.busy)
-        if count := len(self.idle) + held:
-            self.relay_limit = count
-            self.relay_limit_until = self.clock() + RELAY_LIMIT_SECONDS
-        return bool(count)
-
-    def release(self, request: PoolRequest[C]) -> None:
-        """Take back a slot, or a place in the queue; what is in the slot is kept idle."""
-        if request in self.waiting:  # both at once, if acquire() was interrupted
-            self.waiting.remove(request)
-        connection, request.connection = request.connection, None
-        if request in self.busy:
-            self.busy.remove(request)
-            if connection:
-                self.idle.append(connection)
-        self._serve()
-
-    # -- connections ---------------------------------------------------------------------
-
-    def note_opened(
-        self, request: PoolRequest[C], connection: PooledConnection[C]
-    ) -> None:
-        """Put a new connection into a request's slot."""
-        request.connection = connection
-        self.stats["opened"] += 1
-        if self.relay_limit is not None and self.size > self.relay_limit:
-            # The relay accepted one more than the limit that was assumed.
-            self.relay_limit = None
-            self._serve()
-
-    def note_closed(self, request: PoolRequest[C]) -> bool:
-        """Empty the slot of a connection that was closed; return whether it was new."""
-        connection, request.connection = request.connection, None
-        if connection and request.close_reason:
-            self.count_closed(request.close_reason, [connection])
-        return bool(connection)
-
-    def replace(self, request: PoolRequest[C]) -> None:
-        """Put an idle connection, or none, where one was closed unused."""
-        if self.note_closed(request):
-            self.stats["reused"] -= 1
-        if not request.force_new:
-            request.connection = self._take_newest()
-            self.stats["reused"] += request.connection is not None
-
-    def give_back(self, request: PoolRequest[C], resets: int) -> bool:
-        """Note what a lease has done; return False if its connection is to be closed."""
-        if request.connection:
-            if request not in self.busy:  # of slots whose lock was broken
-                request.close_reason = request.close_reason or CloseReason.BROKEN
-            if request.close_reason:
-                return False
-        self.stats["resets"] += resets
-        self.release(request)
-        return True
-
-    def free(self, request: PoolRequest[C]) -> bool:
-        """Take back the slot of a connection that was closed; return whether it was new."""
-        noted = self.note_closed(request)
-        self.release(request)
-        return noted
-
-    def take_idle(
-        self,
-        pool: ConnectionPool[C],
-        taken: list[PoolRequest[C]],
-        kept_before: float,
-        reason_of_those: CloseReason,
-    ) -> None:
-        """Take idle connections that are to be closed; they keep their slots till then."""
-        now = self.clock()
-        for connection in tuple(self.idle):
-            reason = connection.limit_reached(now)
-            if connection.idle_since <= kept_before:
-                reason = reason_of_those
-            if reason:
-                request = PoolRequest(
-                    pool=pool, connection=connection, close_reason=reason
-                )
-                taken.append(request)
-                self.busy.add(request)
-                self.idle.remove(connection)
-
-    def clear(self, reason: CloseReason) -> list[PooledConnection[C]]:
-        """Wake all that wait; return what was idle, to be closed."""
-        idle, self.idle = self.idle, []
-        waiting, self.waiting = self.waiting, []
-        for request in waiting:
-            request.wake()
-        self.count_closed(reason, idle)
-        return idle
-
-    # -- statistics ----------------------------------------------------------------------
-
-    def count(self, event: Event) -> None:
-        """Add one to a counter."""
-        self.stats[event] += 1
-
-    def count_closed(
-        self, reason: CloseReason, connections: Sequence[PooledConnection[C]]
-    ) -> None:
-        """Count connections that were closed, and the messages they carried."""
-        if connections:
-            closed = self.stats["closed"]
-            closed[reason.value] = closed.get(reason.value, 0) + len(connections)
-        self.stats["messages"] += sum(each.session.messages for each in connections)
-
-    def report(self) -> PoolStats:
-        """Return the state and what has happened so far."""
-        held = [each.connection for each in self.busy if each.connection]
-        messages = sum(each.session.messages for each in (*self.idle, *held))
-        return {
-            **self.stats,
-            "messages": self.stats["messages"] + messages,
-            "size": self.size,
-            "idle": len(self.idle),
-            "in_use": len(self.busy),
-            "waiting": len(self.waiting),
-            "closed": dict(self.stats["closed"]),
-        }
-
-    # -- decisions -----------------------------------------------------------------------
-
-    def _serve(self) -> None:
-        """Give the free slots to those who wait longest."""
-        while self.waiting:
-            request = self.waiting[0]
-            if request not in self.busy:
-                connection = None if request.force_new else self._take_newest()
-                if connection is None and self.size >= self.capacity():
-                    if not self.idle:
-                        return
-                    # To be closed, to make room for a new one.
-                    connection = self.idle.pop(0)
-                self.stats["reused"] += connection is not None
-                request.connection = connection
-                self.busy.add(request)
-            # Now, and again after an interrupt: none with a slot may wait on.
-            request.wake()
-            self.waiting.remove(request)
-
-    def _take_newest(self) -> PooledConnection[C] | None:
-        now = self.clock()
-        for number in reversed(range(len(self.idle))):
-            if now < self.idle[number].idle_until:
-                return self.idle.pop(number)
-        return None
 
 
 class ConnectionPool(Generic[C]):
@@ -326,7 +72,7 @@ class ConnectionPool(Generic[C]):
         #: The process that may write to the connections; reset_after_fork() changes it.
         self.pid = os.getpid()
         #: Replaced as a whole when their lock is broken, and after a fork.
-        self.slots: _Slots[C] = _Slots(config.max_size, no_stats(), clock)
+        self.slots: Slots[C] = Slots(config.max_size, no_stats(), clock)
         #: Why returned connections are not kept. Set once, by close() or after a fork.
         self.closed: CloseReason | None = None
         self._clock = clock
@@ -433,7 +179,7 @@ class ConnectionPool(Generic[C]):
         for connection in filter(None, held):
             connection.session.close()
 
-    def leave_broken(self, slots: _Slots[C]) -> None:
+    def leave_broken(self, slots: Slots[C]) -> None:
         """Begin anew, as the lock of these slots cannot be had.
 
         Idle connections are closed without a word, those in use when they come back;
@@ -470,9 +216,7 @@ class ConnectionPool(Generic[C]):
 
     # -- the slots -----------------------------------------------------------------------
 
-    def _locked(
-        self, act: Callable[[_Slots[C]], T], seconds: float = LOCK_TIMEOUT
-    ) -> T:
+    def _locked(self, act: Callable[[Slots[C]], T], seconds: float = LOCK_TIMEOUT) -> T:
         """Return what `act` returns, called while the slots are locked.
 
         A lock that cannot be had is left, with its slots. So is one that this thread
@@ -500,7 +244,7 @@ class ConnectionPool(Generic[C]):
     def _replace_slots(self, stats: PoolStats) -> Sequence[PooledConnection[C]]:
         """Put new slots in place of the old; return the connections that were idle."""
         slots = self.slots
-        self.slots = _Slots(slots.max_size, stats, slots.clock)
+        self.slots = Slots(slots.max_size, stats, slots.clock)
         idle = tuple(slots.idle)
         for connection in idle:
             connection.session.close()
