@@ -48,6 +48,22 @@ class Part(NamedTuple):
         return b"\r\n".join(self)
 
 
+#: Python's names that readers do not know. The table of `email` differs from one version
+#: of Python to another.
+_MAIL_NAMES = {
+    "ascii": "us-ascii",
+    "cp949": "ks_c_5601-1987",
+    "euc_jp": "euc-jp",
+    "euc_kr": "euc-kr",
+    "utf8": "utf-8",
+    **{
+        f"latin{separator}{number}": f"iso-8859-{part}"
+        for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)
+        for separator in "-_"
+    },
+}
+
+
 class TextEncoding(NamedTuple):
     """How text becomes octets: the charset for readers and for Python."""
 
@@ -77,18 +93,18 @@ def text_encoding(given: str | charset.Charset) -> TextEncoding:
 
 @functools.lru_cache(maxsize=64)
 def _named_encoding(name: str) -> TextEncoding:
-    # Python's aliases are not readers'; email knows the names for mail.
-    known = charset.Charset(name).input_charset if name.isascii() else name
-    return _encoding("utf-8" if known == "utf8" else str(known), name)
+    known = name.lower()
+    return _encoding(_MAIL_NAMES.get(known, known), name)
 
 
 def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
     try:
+        codec.encode("ascii")  # Python 3.15 warns about other names
         # The line ends of UTF-16 and EBCDIC are not those of SMTP.
         wide = "\r\n".encode(codec)[-2:] != b"\r\n"
     except (LookupError, ValueError) as error:
         raise LettermintInvalidMessage(
-            f"encoding: {short_repr(name)} is refused: Python has no such charset"
+            f"encoding: {short_repr(codec)} is refused: Python has no such charset"
         ) from error
     return TextEncoding(name, codec, "base64" if wide else wanted)
 
