@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -37,8 +38,6 @@ DESCRIPTION = (
 #: What is printed, or None at the end.
 _Record: TypeAlias = ReceivedMessage | Refusal | WebhookDelivery | None
 _REFUSED = {4: "4.2.1 Mailbox is not available now", 5: "5.1.1 No such mailbox"}
-#: Messages that are kept; older ones are forgotten.
-_KEPT = 1000
 #: Characters of a line; more is cut.
 _WIDTH = 300
 
@@ -77,17 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: give 0 to 65535")
-    return port
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give 0 to 65535")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0 on")
-    return seconds
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return float(text)
 
 
 def _url(text: str) -> str:
@@ -116,6 +113,7 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
     Raises CannotServe.
     """
     try:
+        from .inbox import Inbox
         from .relay import Relay
     except ModuleNotFoundError as error:
         raise CannotServe(
@@ -130,7 +128,8 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
     security = "tls" if options.tls else "plaintext"
     relay = Relay(
         reply_delay=options.reply_delay,
-        keep_messages=_KEPT,
+        # The inbox keeps what it shows, within limits.
+        keep_messages=False,
         ports={security: options.port},
         ca_folder=Path(options.ca_folder).expanduser() if options.tls else None,
     )
@@ -147,6 +146,16 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
             relay.webhooks.subscribe(options.webhook, secret, on_delivery=records.put)
         save = _folder(options.save) if options.save else None
         relay.add_listener(records.put)
+        if not options.no_inbox:
+            inbox = Inbox(
+                relay,
+                port=options.inbox_port,
+                webhook_url=options.webhook,
+                webhook_secret=secret,
+            )
+            with _explained("--inbox-port", options.inbox_port):
+                stack.enter_context(inbox)
+            write(f"Inbox: {inbox.url}")
         write("Waiting for mail. Ctrl-C ends this.\n")
         while (record := records.get()) is not None:
             lines = list(describe(record))

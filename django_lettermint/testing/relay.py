@@ -88,7 +88,7 @@ class Relay:
         max_size: int = 25 * 1024 * 1024,
         idle_timeout: float = 300.0,
         reply_delay: float = 0.0,
-        keep_messages: bool | int = True,
+        keep_messages: bool = True,
         ports: Mapping[str, int] | None = None,
         ca_folder: str | Path | None = None,
     ) -> None:
@@ -96,8 +96,8 @@ class Relay:
 
         `without` names EHLO keywords to leave out, `limits` are parameters for the LIMITS
         keyword (RFC 9422), `max_size` is in octets, `idle_timeout` in seconds,
-        `reply_delay` in seconds before each final reply, and `keep_messages` may be the
-        number of messages to keep, the newest ones, or False. `ports` has the port, or 0 for any, for each of
+        `reply_delay` in seconds before each final reply, and `keep_messages=False` counts
+        messages without keeping them. `ports` has the port, or 0 for any, for each of
         "tls", "starttls" and "plaintext" that is served, by default the first two.
         `ca_folder` keeps the certificate authority, so that it is the same at each start.
         """

@@ -19,11 +19,11 @@ class RelayState:
     `changed` guards what is not a single value, and wakes those who wait.
     """
 
-    def __init__(self, *, reply_delay: float, keep_messages: bool | int) -> None:
+    def __init__(self, *, reply_delay: float, keep_messages: bool) -> None:
         self.changed = threading.Condition()
         self.reply_delay = reply_delay
         self.keys = IdempotencyKeys()
-        kept = None if keep_messages is True else int(keep_messages)
+        kept = None if keep_messages else 0
         self.messages: deque[ReceivedMessage] = deque(maxlen=kept)
         self.refusals: deque[Refusal] = deque(maxlen=kept)
         #: Called with each message and refusal by its session's thread; must not block.
