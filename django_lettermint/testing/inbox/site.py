@@ -129,15 +129,10 @@ class Site:
     # All mails
 
     def index(self, query: Query) -> Response:
+        # The version first: what arrives meanwhile makes the page fetch again.
         version = self._mailbox.version
-        return html(
-            pages.mail_list(
-                self._mailbox,
-                query=query.get("q", "").strip(),
-                version=version,
-                webhooks=bool(self._webhook_url),
-            )
-        )
+        asked = query.get("q", "").strip()
+        return html(pages.mail_list(self._mailbox, query=asked, version=version))
 
     def clear(self, query: Query) -> Response:
         self._mailbox.clear()
