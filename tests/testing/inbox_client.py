@@ -53,31 +53,35 @@ def connected(inbox: Inbox) -> Iterator[http.client.HTTPConnection]:
 
 
 def request(
-    inbox: Inbox, method: str, path: str, body: str = "", **headers: str | None
+    inbox: Inbox,
+    method: str,
+    path: str,
+    headers: Mapping[str, str | None] | None = None,
+    *,
+    body: str = "",
 ) -> Answer:
     """Ask as a browser on the inbox's own pages does; None leaves a header out."""
-    own = {"Host": urllib.parse.urlsplit(inbox.url).netloc}
+    own: dict[str, str | None] = {"Host": urllib.parse.urlsplit(inbox.url).netloc}
     if method == "POST":
         own["Origin"] = inbox.url.rstrip("/")
-    sent = {**own, **{name.replace("_", "-"): each for name, each in headers.items()}}
+    own["Content-Length"] = str(len(body))
+    sent = {**own, **(headers or {})}
     with connected(inbox) as connection:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in sent.items():
             if value is not None:
                 connection.putheader(name, value)
-        if "Content_Length" not in headers:
-            connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body.encode())
         answer = connection.getresponse()
         return Answer(answer.status, answer.headers, answer.read())
 
 
 def get(inbox: Inbox, path: str = "/", **headers: str | None) -> Answer:
-    return request(inbox, "GET", path, **headers)
+    return request(inbox, "GET", path, headers)
 
 
 def post(inbox: Inbox, path: str, **fields: str) -> Answer:
-    return request(inbox, "POST", path, urllib.parse.urlencode(fields))
+    return request(inbox, "POST", path, body=urllib.parse.urlencode(fields))
 
 
 def paths(inbox: Inbox, query: str = "") -> list[str]:

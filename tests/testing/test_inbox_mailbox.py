@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import TYPE_CHECKING
 
 from django_lettermint.testing.inbox.mailbox import Mailbox
-from django_lettermint.testing.records import ReceivedMessage
+from tests.testing.records import received
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-NUMBERS = count()
-
-
-def received(octets: int = 100) -> ReceivedMessage:
-    return ReceivedMessage(
-        id=str(next(NUMBERS)),
-        mail_from="shop@example.com",
-        recipients=("ada@example.com",),
-        content=b"x" * octets,
-        route=None,
-        tag=None,
-        metadata={},
-        idempotency_key=None,
-        smtputf8=False,
-        body_8bit=False,
-        chunked=False,
-        connection=1,
-        security="tls",
-        tls="",
-        token="",
-        received_at=0.0,
-    )
 
 
 def kept(mailbox: Mailbox) -> Iterator[str]:
@@ -52,11 +28,11 @@ def test_a_mailbox_keeps_the_newest_mails() -> None:
 
 def test_a_mailbox_drops_old_mails_for_a_large_one() -> None:
     mailbox = Mailbox(keep=10, max_octets=1000)
-    small = [received(300) for _ in range(3)]
+    small = [received(b"x" * 300) for _ in range(3)]
     for record in small:
         mailbox.add(record)
 
-    mailbox.add(large := received(600))
+    mailbox.add(large := received(b"x" * 600))
 
     assert list(kept(mailbox)) == [large.id, small[2].id]
 
@@ -65,7 +41,7 @@ def test_a_mail_that_is_too_large_by_itself_is_the_only_one() -> None:
     mailbox = Mailbox(keep=10, max_octets=1000)
     mailbox.add(received())
 
-    mailbox.add(large := received(5000))
+    mailbox.add(large := received(b"x" * 5000))
 
     assert list(kept(mailbox)) == [large.id]
 
@@ -84,11 +60,11 @@ def test_the_same_mail_is_kept_once() -> None:
 
 def test_a_cleared_mailbox_has_room_again() -> None:
     mailbox = Mailbox(keep=10, max_octets=1000)
-    mailbox.add(received(900))
+    mailbox.add(received(b"x" * 900))
 
     mailbox.clear()
     for _ in range(3):
-        mailbox.add(received(300))
+        mailbox.add(received(b"x" * 300))
 
     assert len(list(mailbox)) == 3
 

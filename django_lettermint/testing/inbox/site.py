@@ -102,7 +102,7 @@ class Site:
         """Return what a request is answered; `target` is a path with its query."""
         path, _, query = target.partition("?")
         given = body.decode("utf-8", "replace") if method == "POST" else query
-        fields = dict(urllib.parse.parse_qsl(given, max_num_fields=20))
+        fields = dict(urllib.parse.parse_qsl(given))
         matches = [
             (verb, found, view)
             for verb, pattern, view in self._routes
