@@ -58,3 +58,9 @@ class Hidden(Secret):
     def reveal(self) -> Any:
         """Return the value."""
         return self._value
+
+
+def hide(value: Any) -> Hidden:
+    """Wrap a value, unless it is wrapped."""
+    # Not isinstance(), which evaluates lazy objects.
+    return value if type(value) is Hidden else Hidden(value)
