@@ -33,7 +33,7 @@ from .delivery import (
 from .exceptions import LettermintError, LettermintInvalidMessage
 from .extras import invalid_value
 from .outgoing import OutgoingMessage, notify
-from .payload import LettermintPayload
+from .payload import Payload
 from .results import Outcome, Phase, SendResult
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class EmailBackend(AnymailBaseBackend):
         try:
             if not message.recipients():
                 return OutgoingMessage.not_to_send(message, Phase.NO_RECIPIENTS)
-            return LettermintPayload(message, self.send_defaults, self).prepare()
+            return Payload(message, self).prepare()
         except AnymailError as error:
             return OutgoingMessage(message, error=error)
         except Exception as error:  # noqa: BLE001 - a message's own code raises any
@@ -306,6 +306,9 @@ class _Finished:
             for each in batch:
                 self.results.append(each.result)
                 self.error = self.error or each.error
+                # They refer to each other: the octets would stay until Python's
+                # garbage collector comes.
+                each.submissions.clear()
 
     def interrupt(self, messages: Sequence[EmailMessage]) -> None:
         """End the messages that were not reached."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 import functools
-import random
 import re
 from collections.abc import Iterable
 from email import charset
@@ -34,6 +33,19 @@ class Part(NamedTuple):
 
     head: bytes
     body: bytes
+
+    @classmethod
+    def parse(cls, octets: bytes) -> Part:
+        """Divide an entity at the empty line behind its header."""
+        if octets.startswith(b"\r\n"):
+            return cls(b"", octets[2:])
+        head, _, body = octets.partition(b"\r\n\r\n")
+        return cls(head + b"\r\n", body)
+
+    @property
+    def octets(self) -> bytes:
+        """Return header, empty line and body."""
+        return b"\r\n".join(self)
 
 
 #: Python's names that readers do not know. The table of `email` differs from one version
@@ -171,11 +183,6 @@ def base64(data: bytes) -> bytes:
     return b"\r\n".join([*bulk, *rest])
 
 
-def new_boundary() -> str:
-    """Draw a boundary: nineteen random digits need no search through the parts."""
-    return f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311
-
-
 def joined(head: bytes, boundary: str, parts: Iterable[Part]) -> Part:
     """Put parts together under the head of their multipart."""
     between = f"--{boundary}\r\n".encode()
@@ -186,6 +193,12 @@ def joined(head: bytes, boundary: str, parts: Iterable[Part]) -> Part:
     if not body.isascii():  # RFC 2045 section 6.4: it names what its parts need
         head += b"Content-Transfer-Encoding: 8bit\r\n"
     return Part(head, body)
+
+
+def as_message(part: Part) -> Part:
+    """Return the part that is a message's body: with MIME-Version, ended by CRLF."""
+    head = b"MIME-Version: 1.0\r\n" + part.head
+    return Part(head, part.body if part.body.endswith(b"\r\n") else part.body + b"\r\n")
 
 
 def attached_mail(data: bytes) -> bytes | None:
