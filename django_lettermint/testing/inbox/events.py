@@ -51,7 +51,7 @@ _ERROR = (
 )
 _ODD = "No webhook view of this package answers like this: look at --webhook."
 _SILENCE = (
-    "Is the project running? Start it with `python manage.py runserver`, or give the "
+    "%s. Is the project running? Start it with `python manage.py runserver`, or give the "
     "relay its address with --webhook."
 )
 
@@ -77,7 +77,8 @@ def next_step(delivery: WebhookDelivery) -> str:
     """Return what to do about the answer to a webhook; empty for 2xx."""
     status = delivery.status
     if status is None:
-        return _SILENCE
+        error = delivery.error.removeprefix("<urlopen error ").removesuffix(">")
+        return _SILENCE % error
     if status in _NEXT_STEPS:
         return _NEXT_STEPS[status]
     return {2: "", 3: _REDIRECT, 5: _ERROR}.get(status // 100, _ODD)

@@ -43,8 +43,8 @@ class Mail:
         record = self.record
         if isinstance(record, ReceivedMessage):
             return ""
-        address = f" {record.address}" if record.address else ""
-        return f"{record.command}{address}: {record.code} {record.text}"
+        reply = f"{record.code} {record.text}"
+        return f"{record.address}: {reply}" if record.address else reply
 
     # Parsed when a page needs it: the relay's client waits while a record is added.
 
@@ -57,6 +57,12 @@ class Mail:
     @cached_property
     def sender(self) -> str:
         return str(self.record.headers.get("From", "")) or self.record.mail_from
+
+    @cached_property
+    def parties(self) -> str:
+        """From whom to whom, as far as is known."""
+        recipients = ", ".join(self.record.recipients)
+        return " → ".join(filter(None, [self.sender, recipients]))
 
     @cached_property
     def attachments(self) -> int:

@@ -82,21 +82,17 @@ def page(title: str, content: Html, *, version: str = "") -> str:
 # The list
 
 
-def mail_list(
-    mails: Iterable[Mail], *, query: str, version: str, webhooks: bool
-) -> str:
+def mail_list(mails: Iterable[Mail], *, query: str, version: str) -> str:
     """Return the page with the mails that a query finds."""
     everything = list(mails)
-    found = (
-        [mail for mail in everything if mail.matches(query)] if query else everything
-    )
+    found = [mail for mail in everything if mail.matches(query)]
     unread = sum(not mail.opened for mail in everything)
     content = render(
         "list",
         query=query,
         status=_status(found, everything, query),
         rows=join(map(_row, found[:LISTED])),
-        hint=_hint(everything, found, webhooks=webhooks),
+        hint=_hint(everything, found),
         clear=show_if(everything, "clear"),
     )
     return page(f"({unread}) Inbox" if unread else "Inbox", content, version=version)
@@ -111,24 +107,22 @@ def _status(found: Sequence[Mail], everything: Sequence[Mail], query: str) -> st
     return total
 
 
-def _hint(everything: Sequence[Mail], found: Sequence[Mail], *, webhooks: bool) -> Html:
+def _hint(everything: Sequence[Mail], found: Sequence[Mail]) -> Html:
     if not everything:
         return render("empty")
     return show_if(not found, "nothing_found")
 
 
 def _row(mail: Mail) -> Html:
-    record = mail.record
     return render(
         "row",
         id=mail.id,
         state="" if mail.opened else "unread",
         unread=Html() if mail.opened else Html('<span class="unseen">Unread. </span>'),
         subject=mail.subject,
-        sender=mail.sender,
-        recipients=", ".join(record.recipients) or "nobody yet",
+        parties=mail.parties,
         preview=mail.preview,
-        time=_time(record),
+        time=_time(mail.record),
         chips=_chips(mail),
     )
 
@@ -192,29 +186,25 @@ def mail_page(
 
 def _facts(mail: Mail) -> Html:
     record, headers = mail.record, mail.record.headers
-    written = [("From", mail.sender)] + [
-        (name, str(headers[name]))
-        for name in ("To", "Cc", "Reply-To")
-        if headers.get(name)
+    security = f"{_SECURITY[record.security]}, connection {record.connection}"
+    sender = record.mail_from or "<>"
+    facts: list[tuple[str, object]] = [
+        ("From", mail.sender),
+        *((name, headers.get(name)) for name in ("To", "Cc", "Reply-To")),
+        ("Envelope sender", record.recipients and sender),
+        ("Envelope recipients", ", ".join(record.recipients)),
+        ("Received", _time(record)),
+        ("Size", record.content and size(len(record.content))),
+        ("Connection", f"{security}, {record.tls}" if record.tls else security),
     ]
-    connection = f"{_SECURITY[record.security]}, connection {record.connection}"
-    facts = [render("fact", name=name, value=value) for name, value in written]
-    facts += [
-        render("fact", name="Envelope", value=_envelope(record)),
-        render("fact", name="Received", value=_time(record)),
-        render("fact", name="Size", value=size(len(record.content))),
-        render(
-            "fact",
-            name="Connection",
-            value=f"{connection}, {record.tls}" if record.tls else connection,
-        ),
-    ]
-    return join(facts)
+    return _list(facts)
 
 
-def _envelope(record: Record) -> str:
-    recipients = ", ".join(record.recipients) or "nobody yet"
-    return f"{record.mail_from or '<>'} → {recipients}"
+def _list(facts: Iterable[tuple[str, object]]) -> Html:
+    """Return the rows of a list of names and values, without those that are empty."""
+    return join(
+        render("fact", name=name, value=value) for name, value in facts if value
+    )
 
 
 def _read(record: Record) -> Html:
@@ -228,8 +218,7 @@ def _read(record: Record) -> Html:
         ("Idempotency key", record.idempotency_key or "none"),
         ("Message id", record.id),
     ]
-    facts = join(render("fact", name=name, value=value) for name, value in rows)
-    return render("read", facts=facts)
+    return render("read", facts=_list(rows))
 
 
 def _tabs(shown: Sequence[str], current: str) -> Html:
@@ -349,7 +338,7 @@ def _answer(delivery: WebhookDelivery) -> Html:
         event=NAMES.get(event, event),
         recipient=delivery.event.data.get("recipient", ""),
         kind="bad" if step else "good",
-        answer=delivery.status or delivery.error,
+        answer=delivery.status or "no answer",
         step=show_if(step, "step", text=step),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
+import posixpath
 import quopri
 import re
 import unicodedata
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 _MAX_PARTS = 200
 _MAX_DEPTH = 20
-_MAX_NAME = 100
+_MAX_STEM = 90
+_MAX_EXTENSION = 10
 _END_OF_HEADERS = re.compile(rb"(?:\A|\r?\n)\r?\n")
 _SAFE_TYPE = re.compile(
     r"image/(png|jpeg|gif|webp)|application/pdf|text/(plain|csv|calendar)"
@@ -72,10 +74,10 @@ class Part:
             for each in re.split(r"[/\\]", self.name)[-1]
         )
         name = "".join(visible).strip(" .")
-        stem, dot, extension = name.rpartition(".")
-        if len(name) > _MAX_NAME:
-            name = f"{(stem or extension)[: _MAX_NAME - 10]}{dot}{extension[:9]}"
-        return name or f"attachment{_EXTENSIONS.get(self.content_type, '.bin')}"
+        stem, extension = posixpath.splitext(name)
+        if not name:
+            stem, extension = "attachment", _EXTENSIONS.get(self.content_type, ".bin")
+        return f"{stem[:_MAX_STEM]}{extension[:_MAX_EXTENSION]}"
 
     @property
     def safe_type(self) -> str:
@@ -157,7 +159,8 @@ def _leaves(record: Record) -> list[Part]:
         headers = replace(record, content=head + b"\r\n\r\n").headers
         boundary = _parameter(headers, "Content-Type", "boundary")
         pieces: list[bytes] = []
-        if headers.get_content_maintype() == "multipart" and depth < _MAX_DEPTH:
+        multipart = headers.get_content_maintype() == "multipart"
+        if multipart and boundary and depth < _MAX_DEPTH:
             pieces = _split(body, boundary)
         waiting.extend((depth + 1, piece) for piece in reversed(pieces))
         if not pieces:

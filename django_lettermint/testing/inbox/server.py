@@ -29,6 +29,8 @@ _CLIENT_TIMEOUT = 10.0
 _HEARTBEAT = 15.0
 #: Seconds that requests may take to end when the inbox is closed.
 _PATIENCE = 5.0
+#: Seconds within which the server notices that it is to end.
+_POLL = 0.1
 # A page elsewhere can let its own name point to 127.0.0.1, and so read what answers to
 # any name (DNS rebinding). The port may be another one, behind `ssh -L` say.
 _HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE | re.ASCII)
@@ -119,7 +121,10 @@ class _Server(ThreadingHTTPServer):
         self._open: set[Any] = set()
         super().__init__(("127.0.0.1", port), _Handler)
         self._thread = threading.Thread(
-            target=self.serve_forever, name="lettermint-inbox", daemon=True
+            target=self.serve_forever,
+            args=(_POLL,),
+            name="lettermint-inbox",
+            daemon=True,
         )
 
     def server_bind(self) -> None:

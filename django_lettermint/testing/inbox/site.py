@@ -102,7 +102,7 @@ class Site:
         """Return what a request is answered; `target` is a path with its query."""
         path, _, query = target.partition("?")
         given = body.decode("utf-8", "replace") if method == "POST" else query
-        fields = dict(urllib.parse.parse_qsl(given, max_num_fields=20))
+        fields = dict(urllib.parse.parse_qsl(given))
         matches = [
             (verb, found, view)
             for verb, pattern, view in self._routes
@@ -129,15 +129,10 @@ class Site:
     # All mails
 
     def index(self, query: Query) -> Response:
+        # The version first: what arrives meanwhile makes the page fetch again.
         version = self._mailbox.version
-        return html(
-            pages.mail_list(
-                self._mailbox,
-                query=query.get("q", "").strip(),
-                version=version,
-                webhooks=bool(self._webhook_url),
-            )
-        )
+        asked = query.get("q", "").strip()
+        return html(pages.mail_list(self._mailbox, query=asked, version=version))
 
     def clear(self, query: Query) -> Response:
         self._mailbox.clear()
