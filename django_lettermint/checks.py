@@ -96,7 +96,7 @@ def _check_backend(
         hint = "Every mail sent this way raises this error."
         yield _error(error, hint, Id.INVALID_BACKEND)
         return
-    if backend.config.endpoint.security == "plaintext":
+    if backend.config.endpoint.security == "plaintext" and not settings.DEBUG:
         yield CheckWarning(
             f"{place} sends mail and token in clear, though only to this machine.",
             hint='Keep security="plaintext" out of production.',

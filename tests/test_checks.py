@@ -186,6 +186,9 @@ def test_plaintext_is_a_warning() -> None:
 
     assert message.id == "lettermint_smtp.W001"
     assert message.msg.startswith("EMAIL_BACKEND sends mail and token in clear")
+    # A local relay, as lettermint_relay is one.
+    with override_settings(DEBUG=True):
+        assert checks.check_backends() == []
 
 
 @override_settings(

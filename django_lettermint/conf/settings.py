@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from operator import is_
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
@@ -151,7 +150,7 @@ def _configure(
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
     values = reader.values()
     kept = _kept.get(key)
-    if kept is not None and _same(kept[0], values):
+    if kept is not None and kept[0].holds_the_same(values):
         return cast("_Config", kept[1])
     config = build(reader)
     # The result of lazy() may be another each time.
@@ -201,10 +200,7 @@ def _values(holder: object, names: Iterable[str]) -> Any:
     return found
 
 
-def _same(before: Hidden, now: Hidden) -> bool:
-    """Tell whether all values are the very same objects."""
-    old, new = before.reveal(), now.reveal()
-    return len(old) == len(new) and all(map(is_, old, new))
+_NOTHING = Hidden({})
 
 
 class SettingsReader:
@@ -225,7 +221,7 @@ class SettingsReader:
         # Later than that: where the settings cannot be read, `kwargs` is shown.
         self._settings, self.fixed = _look_up()
         self._of_code = frozenset(self.given) if self.alias is None else merged
-        self._of_mailer = Hidden(self._mailer() if self.given else {})
+        self._of_mailer = Hidden(self._mailer()) if self.given else _NOTHING
         for name in self._of_code & self.given.keys():
             self._settle(name)
         #: The options that code has given, besides the settings.
