@@ -16,7 +16,7 @@
             ├── DeliveryUnknown        (SMTPServerDisconnected)  after it: maybe sent
             ├── PoolTimeout            (TimeoutError)
             ├── PoolClosed             (SMTPServerDisconnected)
-            └── EnqueueFailed                                    a queue did not take it
+            └── EnqueueFailed                                    maybe in the queue
 
 Each is also the matching `smtplib` class (hence an OSError), so that code written for
 Django's SMTP backend keeps working. Configuration errors are deliberately not in this
@@ -105,6 +105,10 @@ class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):
     #: The relay's reply (0 and b"" when there was none), named as in smtplib.
     smtp_code: int = 0
     smtp_error: Any = b""
+    #: What happened, without the advice that the text ends with; "" if they are one.
+    summary: str = ""
+    #: A step took longer than its timeout.
+    timed_out: bool = False
 
     def with_reply(self, code: int, text: str) -> Self:
         """Attach the relay's reply; a 4yz or 5yz code decides `transient`."""
@@ -136,6 +140,8 @@ class TLSFailed(LettermintError, smtplib.SMTPConnectError):
     """
 
     step: str = "TLS"
+    #: Why OpenSSL did not verify the certificate (X509_V_ERR_…); 0: for another reason.
+    verify_code: int = 0
 
 
 class AuthenticationFailed(LettermintError, smtplib.SMTPAuthenticationError):
@@ -200,9 +206,6 @@ class PoolClosed(LettermintError, smtplib.SMTPServerDisconnected):
 
 
 class EnqueueFailed(LettermintError):
-    """The task backend raised an error: the message is most likely not queued.
-
-    If only the answer of the queue's store was lost, it is.
-    """
+    """The task backend raised an error: whether it has queued the message is unknown."""
 
     retry_safe = False

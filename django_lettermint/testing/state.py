@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import fields
 
 from .idempotency import IdempotencyKeys
-from .records import Logins, ReceivedMessage, Statistics
+from .records import Logins, ReceivedMessage, Refusal, Statistics
 
 _COUNTERS = {each.name for each in fields(Statistics)} - {"commands"}
 
@@ -23,11 +23,13 @@ class RelayState:
         self.changed = threading.Condition()
         self.reply_delay = reply_delay
         self.keys = IdempotencyKeys()
-        self.messages: list[ReceivedMessage] = []
-        #: Called with each delivered message by its session's thread; must not block.
-        self.observers: list[Callable[[ReceivedMessage], None]] = []
+        kept = None if keep_messages else 0
+        self.messages: deque[ReceivedMessage] = deque(maxlen=kept)
+        self.refusals: deque[Refusal] = deque(maxlen=kept)
+        #: Called with each message and refusal by its session's thread; must not block.
+        self.listeners: list[Callable[[ReceivedMessage | Refusal], None]] = []
         #: Code and text by verb and address.
-        self.refusals: dict[tuple[str, str], tuple[int, str]] = {}
+        self.refused_addresses: dict[tuple[str, str], tuple[int, str]] = {}
         #: Final replies to drop, with their connections.
         self.drops = 0
         self.logins = Logins()
@@ -35,7 +37,6 @@ class RelayState:
         self.stopping = threading.Event()
         self._counts: Counter[str] = Counter()
         self._commands: Counter[str] = Counter()
-        self._keep = keep_messages
 
     def statistics(self) -> Statistics:
         with self.changed:
@@ -69,12 +70,21 @@ class RelayState:
 
     def deliver(self, message: ReceivedMessage) -> None:
         with self.changed:
-            if self._keep:
-                self.messages.append(message)
+            self.messages.append(message)
             self.add(messages=1, octets=len(message.content))
-        for observer in tuple(self.observers):
-            observer(message)
+        self._tell(message)
+
+    def refused(self, refusal: Refusal) -> None:
+        with self.changed:
+            self.refusals.append(refusal)
+            self.changed.notify_all()
+        self._tell(refusal)
+
+    def _tell(self, record: ReceivedMessage | Refusal) -> None:
+        for listener in tuple(self.listeners):
+            listener(record)
 
     def clear(self) -> None:
         with self.changed:
             self.messages.clear()
+            self.refusals.clear()

@@ -85,7 +85,7 @@ def test_the_time_runs_from_the_first_look_to_the_last_end() -> None:
     assert build_result(parts).elapsed == 0.0
     parts = several("a", "b")
     for part in parts:
-        part.deadline.start()
+        part.deadline.seconds_left()
         sent(part)
     assert 0.0 < build_result(parts).elapsed < 5.0
 
@@ -123,7 +123,7 @@ def test_an_unknown_delivery_names_the_envelopes_that_are() -> None:
     assert isinstance(error, DeliveryUnknown)
     assert [each.recipients for each in error.envelopes] == [("a@x.test",), ("c@x.test",)]  # fmt: skip
     assert error.repeatable
-    assert "EmailBackend.repeat(error.envelopes)" in str(error)
+    assert "`EmailBackend.repeat()` of its envelopes" in str(error)
 
 
 def test_an_unknown_delivery_without_idempotency_says_to_look_first() -> None:
@@ -213,7 +213,7 @@ def test_a_message_that_was_never_begun_was_interrupted() -> None:
     assert isinstance(error, ConnectionLost)
     assert "interrupted before" in str(error)
     assert build_result([part]).phase is Phase.POOL
-    part.deadline.start()
+    part.deadline.seconds_left()
     assert build_result([part]).phase is Phase.CONNECT
 
 
