@@ -119,13 +119,15 @@ def test_a_refused_mail_does_not_show_the_events_of_the_one_that_had_its_key(
 ) -> None:
     key = {"Idempotency key": "order-4711"}
     compose(page, site, Subject="The first with its key", **key)
-    compose(page, site, Subject="The second with its key", **key)
-    post_events(relay, site)
-
     first = card(page, "The first with its key")
-    first.get_by_text("delivered", exact=True).wait_for()
+    first.get_by_text("SENT", exact=True).wait_for()
+    compose(page, site, Subject="The second with its key", **key)
     second = card(page, "The second with its key")
     second.get_by_text("NOT SENT", exact=True).wait_for()
+
+    post_events(relay, site)
+
+    first.get_by_text("delivered", exact=True).wait_for()
     assert second.get_by_text("delivered", exact=True).count() == 0
 
 
@@ -138,7 +140,8 @@ def test_times_are_those_of_the_visitors_clock(site: str, browser: Browser) -> N
 
     sent = datetime.fromisoformat(time.get_attribute("datetime") or "")
     there = sent.astimezone(timezone(timedelta(hours=5, minutes=45)))
-    assert time.text_content() == f"{there:%H:%M:%S}"
+    # Once the page's script has run.
+    time.filter(has_text=f"{there:%H:%M:%S}").wait_for()
     page.close()
 
 
@@ -153,12 +156,12 @@ def test_a_bad_tag_and_a_bad_key_show_their_rules_at_the_fields(
 
     send(page)
 
+    page.get_by_text("tag: 'user@example.com' cannot be sent: a tag has").wait_for()
+    page.get_by_text("metadata key: 'a:b' cannot be sent").wait_for()
     tag = page.get_by_label("Tag")
     assert tag.get_attribute("aria-invalid") == "true"
     assert tag.input_value() == "user@example.com"
-    page.get_by_text("tag: 'user@example.com' cannot be sent: a tag has").wait_for()
-    page.get_by_text("metadata key: 'a:b' cannot be sent").wait_for()
-    assert page.evaluate("document.activeElement.id") == "id_tag"
+    page.wait_for_function("document.activeElement.id === 'id_tag'")
     assert len(relay.messages) == before
 
 
