@@ -35,7 +35,7 @@ from .delivery import (
 from .exceptions import LettermintError, LettermintInvalidMessage
 from .extras import invalid_value
 from .outgoing import OutgoingMessage, notify
-from .payload import LettermintPayload
+from .payload import Payload
 from .results import Outcome, Phase, SendResult
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class EmailBackend(AnymailBaseBackend):
                     # It ends as interrupted if the next line does.
                     batch.append(OutgoingMessage(message))
                     batch[-1] = self.prepare(message)
-                    octets += batch[-1].octets
+                    octets += sum(each.envelope.size for each in batch[-1].submissions)
                     if octets > most_octets:
                         break
             except Exception as error:  # noqa: BLE001 - raised below
@@ -277,7 +277,7 @@ class EmailBackend(AnymailBaseBackend):
         try:
             if not message.recipients():
                 return OutgoingMessage.not_to_send(message, Phase.NO_RECIPIENTS)
-            return LettermintPayload(message, self.send_defaults, self).prepare()
+            return Payload(message, self).prepare()
         except AnymailError as error:
             return OutgoingMessage(message, error=error)
         except Exception as error:  # noqa: BLE001 - a message's own code raises any
@@ -309,6 +309,9 @@ class _Finished:
             for each in batch:
                 self.results.append(each.result)
                 self.error = self.error or each.error
+                # They refer to each other: the octets would stay until Python's
+                # garbage collector comes.
+                each.submissions.clear()
 
     def interrupt(self, messages: Sequence[EmailMessage]) -> None:
         """End the messages that were not reached."""

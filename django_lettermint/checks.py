@@ -96,7 +96,7 @@ def _check_backend(
         hint = "Every mail sent this way raises this error."
         yield _error(error, hint, Id.INVALID_BACKEND)
         return
-    if backend.config.endpoint.security == "plaintext":
+    if backend.config.endpoint.security == "plaintext" and not settings.DEBUG:
         yield CheckWarning(
             f"{place} sends mail and token in clear, though only to this machine.",
             hint='Keep security="plaintext" out of production.',
@@ -162,17 +162,25 @@ def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessa
         return [_error(error, "Webhooks raise this error.", Id.INVALID_WEBHOOKS)]
     if not getattr(settings, "ROOT_URLCONF", None):
         return []
+    found: list[CheckMessage] = []
+    refusing = []
     views = list(_webhook_views(get_resolver().url_patterns))
-    shared = config.signing_secrets
-    refusing = [url for url, own in views if not (shared if own is None else own)]
-    found = [_without_secret(refusing)] if refusing else []
+    for url, view in views:
+        try:
+            if not _may_have_secret(view, config):
+                refusing.append(url)
+        except Exception as error:  # noqa: BLE001 -- each event raises it as well
+            hint = f"The webhook at {url} raises this error."
+            found.append(_error(error, hint, Id.INVALID_WEBHOOKS))
+    if refusing:
+        found.append(_without_secret(refusing))
     return [*found, *_check_correlation_keys(config)] if views else []
 
 
 def _webhook_views(
     entries: Iterable[URLPattern | URLResolver], prefix: str = ""
-) -> Iterator[tuple[str, object]]:
-    """Find the URLs of our webhooks, each with the secrets that are its own."""
+) -> Iterator[tuple[str, Any]]:
+    """Find the URLs of our webhooks, each with its view."""
     ours = import_string(WEBHOOK_VIEW)
     for entry in entries:
         url = f"{prefix}{entry.pattern}"
@@ -182,8 +190,21 @@ def _webhook_views(
         callback: Any = entry.callback
         view = getattr(callback, "view_class", None)
         if isinstance(view, type) and issubclass(view, ours):
-            of_class = callback.view_class.signing_secret
-            yield url, callback.view_initkwargs.get("signing_secret", of_class)
+            yield url, callback
+
+
+def _may_have_secret(view: Any, shared: WebhookConfig) -> bool:
+    """Return whether a view can verify events; raise what is wrong with its secret."""
+    if "signing_secret" in view.view_initkwargs:
+        return bool(view.view_initkwargs["signing_secret"])
+    of_class = view.view_class.signing_secret
+    # A property, or what `setup()` sets, is known for a request only.
+    if hasattr(type(of_class), "__get__"):
+        return True
+    if of_class is None:
+        in_setup = view.view_class.setup is not import_string(WEBHOOK_VIEW).setup
+        return in_setup or bool(shared.signing_secrets)
+    return bool(webhook_config({"signing_secret": of_class}).signing_secrets)
 
 
 def _without_secret(urls: list[str]) -> CheckMessage:

@@ -17,7 +17,7 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Secret
+from .secret import Secret, hide
 from .settings import backend_config, queue_config, unknown_settings, webhook_config
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Secret",
     "WebhookConfig",
     "backend_config",
+    "hide",
     "queue_config",
     "unknown_settings",
     "webhook_config",

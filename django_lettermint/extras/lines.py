@@ -6,12 +6,12 @@ folds after the colon (5.2), and it checks header values only, never names.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from .encoded_words import decode, encode
-from .layers import Extras
 from .text import (
     CONTROL,
     FIELD_NAME,
@@ -22,6 +22,9 @@ from .text import (
     value_text,
 )
 
+if TYPE_CHECKING:
+    from .layers import Extras
+
 ROUTE = "X-Lettermint-Route"
 TAG = "X-LM-Tag"
 METADATA_PREFIX = "X-LM-Metadata-"
@@ -30,6 +33,7 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 #: RFC 5322 section 2.1.1: octets in a line, CRLF not counted.
 MAX_LINE = 998
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _ONE_SPACE = re.compile(" [^ \t]")
 
 _FIELDS = {ROUTE: "route", TAG: "tag", IDEMPOTENCY_KEY: "idempotency_key"}
@@ -47,6 +51,8 @@ def extract_extras(
         raise invalid_value(
             "extra_headers", headers, "use a mapping of names to values"
         )
+    if not headers:
+        return {}, {}
     official: dict[str, tuple[str, object]] = {}
     aliases: dict[str, tuple[str, object]] = {}
     others: dict[str, object] = {}
@@ -84,23 +90,16 @@ def fields(extras: Extras) -> dict[str, str]:
     }
 
 
-def render(extras: Extras) -> bytes:
-    """Write the header lines, CRLF included, without the idempotency key's."""
+def render(extras: Extras, further_metadata: Mapping[str, str] = _NOTHING) -> bytes:
+    """Write the header lines, CRLF included, without the idempotency key's.
+
+    Further metadata is known to be valid.
+    """
     lines = fields(extras)
     lines.pop(IDEMPOTENCY_KEY, None)
-    return b"".join(_line(name, text) for name, text in lines.items())
-
-
-def metadata_line(key: str, value: str) -> bytes:
-    """Write one more line of metadata that is known to be valid."""
-    return _line(METADATA_PREFIX + key, value)
-
-
-@functools.lru_cache(maxsize=256)
-def idempotency_line(key: str) -> bytes:
-    """Write the idempotency key's header line, CRLF included, the key as it is."""
-    Extras(idempotency_key=key)  # an envelope from a queue was not checked here
-    return f"{IDEMPOTENCY_KEY}: {key}\r\n".encode("ascii")
+    for key, value in further_metadata.items():
+        lines[METADATA_PREFIX + key] = value
+    return b"".join([verbatim(name, text) for name, text in lines.items()])
 
 
 def _check_name(name: object) -> None:
@@ -161,8 +160,11 @@ def _encoded(value: str) -> str:
     return value if value.isascii() and "=?" not in value else " ".join(encode(value))
 
 
-def _line(name: str, text: str) -> bytes:
-    return fold(name, pieces(f" {text}"))
+def verbatim(name: str, text: str, width: int = MAX_LINE) -> bytes:
+    """Write a field as it is, folded at its blanks if it is wider."""
+    if len(name) + len(": ") + len(text) <= width:
+        return f"{name}: {text}\r\n".encode()
+    return fold(name, pieces(f" {text}"), width)
 
 
 def pieces(text: str) -> list[str]:
@@ -174,7 +176,7 @@ def pieces(text: str) -> list[str]:
     return found
 
 
-def fold(name: str, value: Iterable[str], width: int = MAX_LINE) -> bytes:
+def fold(name: str, value: Iterable[str], width: int) -> bytes:
     """Write a field, CRLF included: lines end before pieces, unfolding gives all back.
 
     No line ends behind the colon, and none that needs not. Raises

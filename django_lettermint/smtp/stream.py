@@ -220,12 +220,7 @@ class SMTPStream:
         elif self.tls is None:
             self._received += data
         else:
-            # Any library, or another connection, may have left an error in the thread's
-            # OpenSSL queue: read() would report it in place of SSLWantReadError. Without
-            # input nothing can fail by itself, and what Python reports it also removes.
-            # (Handshakes clear the queue.)
-            with contextlib.suppress(OSError):
-                self.tls.read(1)
+            _clear_openssl_errors(self.tls)
             self._tls_in.write(data)
             self._decrypt(self.tls)
 
@@ -266,6 +261,23 @@ class SMTPStream:
         if redacted == lines and len(self._known) < _KNOWN_REPLIES:
             self._known[lines] = reply
         return reply
+
+
+def _clear_openssl_errors(tls: ssl.SSLObject) -> None:
+    """Clear the thread's OpenSSL error queue, before `tls` is given what came.
+
+    Any library, or another connection, may have left an error there: `tls.read()` would
+    report it in place of SSLWantReadError. Without input there is nothing that can fail
+    by itself, and what Python reports it also removes, but for errors of the system:
+    those stay from Python 3.12.9 and 3.13.2 on. Handshakes clear the queue, as does
+    creating an SSL object, which takes longer.
+    """
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        pass
+    except OSError:
+        tls.context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x")
 
 
 def _waiter(

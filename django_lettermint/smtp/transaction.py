@@ -159,7 +159,7 @@ def adapt_to(features: Mapping[str, str], transaction: MailTransaction) -> Envel
             "an address has non-ASCII characters before its @, and the relay does not "
             "offer SMTPUTF8 (RFC 6531): use an ASCII address"
         )
-    if "8BITMIME" not in features and not envelope.content.isascii():
+    if "8BITMIME" not in features and not envelope.is_ascii:
         if transaction.frozen:
             raise LettermintInvalidMessage(
                 "the relay no longer offers 8BITMIME: the message cannot be repeated "
@@ -181,7 +181,7 @@ def mail_commands(envelope: Envelope, features: Mapping[str, str]) -> list[Comma
     parameters = ""
     if "SIZE" in features:
         parameters += f" SIZE={envelope.size}"
-    if not envelope.content.isascii():
+    if not envelope.is_ascii:
         parameters += " BODY=8BITMIME"
     if envelope.smtputf8:
         parameters += " SMTPUTF8"

@@ -192,8 +192,10 @@ def _envelope(
     form: Mapping[str, Any], content: str, others: list[Submission]
 ) -> Envelope:
     envelope = Envelope.from_json({"content": content, **form["envelope"]})
-    if others and others[0].envelope.content == envelope.content:
-        envelope = replace(envelope, content=others[0].envelope.content)
+    # The parts of a message share its octets.
+    for shared in (each.envelope for each in others[:1]):
+        if (shared.header, shared.body) == (envelope.header, envelope.body):
+            return replace(envelope, header=shared.header, body=shared.body)
     return envelope
 
 

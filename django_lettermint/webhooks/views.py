@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +15,7 @@ from anymail.exceptions import (
 from anymail.webhooks.base import AnymailBaseWebhookView
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from django_lettermint.conf import webhook_config
+from django_lettermint.conf import hide, webhook_config
 
 from .dedupe import run_once
 from .events import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
     from django.http.response import HttpResponseBase
 
-    from django_lettermint.conf import Secret, WebhookConfig
+    from django_lettermint.conf import WebhookConfig
 
 logger = logging.getLogger("django_lettermint.webhooks")
 
@@ -49,9 +49,10 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     # The signature protects more than basic auth does; both may be used together.
     warn_if_no_basic_auth = False
 
-    #: The secrets of this URL's webhook; None takes them from the settings. As a keyword
-    #: of `as_view()`, a string or a list of strings.
-    signing_secret: Sequence[Secret] | None = None
+    #: The secret of this URL's webhook, or a list of several: as a keyword of `as_view()`,
+    #: an attribute of a subclass, a property, or set in `setup()`. None takes it from the
+    #: settings if it is the class's; else there is none, and no event is accepted.
+    signing_secret: object = None
     #: Bytes. Django's DATA_UPLOAD_MAX_MEMORY_SIZE is too small for mails.
     max_body_size: int = 0
 
@@ -62,11 +63,16 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
         """Return the view; a missing SDK shows here, not at the first lost event."""
-        _load_verify()
         if "signing_secret" in initkwargs:
             # Wrapped at once: debug pages show the keywords of a view.
+            initkwargs["signing_secret"] = hide(initkwargs["signing_secret"])
             initkwargs["signing_secret"] = webhook_config(initkwargs).signing_secrets
+        _load_verify()
         return super().as_view(**initkwargs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Error trackers show the attributes of a view.
+        super().__setattr__(name, hide(value) if name == "signing_secret" else value)
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Answer 200 when the receivers have run, 4xx to what is not a genuine event.
@@ -75,7 +81,7 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         comes again. 503 asks for the same while a copy is being worked on.
         """
         try:
-            self.config = webhook_config()
+            self.config = webhook_config(self._own_secret())
             self.run_validators(request)
             events = self.parse_events(request)
         except AnymailWebhookValidationFailure as error:
@@ -88,9 +94,7 @@ class LettermintWebhookView(AnymailBaseWebhookView):
 
     def validate_request(self, request: HttpRequest) -> None:
         """Check size, signature, age and JSON; Anymail adds basic auth, if it is set."""
-        secrets = self.signing_secret
-        if secrets is None:
-            secrets = self.config.signing_secrets
+        secrets = self.config.signing_secrets
         if not secrets:
             _refuse("no signing secret is set (LETTERMINT_SIGNING_SECRET)", status=403)
         verify = _load_verify()
@@ -110,6 +114,13 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
         """Return what the signal of this view sends for the event."""
         raise NotImplementedError
+
+    def _own_secret(self) -> dict[str, Any]:
+        """Return the secret of the class or of this request, as an option."""
+        of_class = type(self).signing_secret
+        if of_class is None and "signing_secret" not in vars(self):
+            return {}
+        return {"signing_secret": hide(self.signing_secret)}
 
     def _body(self, request: HttpRequest) -> bytes:
         limit, body = self.max_body_size, b""
