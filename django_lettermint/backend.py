@@ -210,8 +210,9 @@ class EmailBackend(AnymailBaseBackend):
         config = self.config
         count = len(messages) if isinstance(messages, Sized) else None
         with pool.open_pool(config) as connections:
-            rides = config.pipelining and connections.relay.pipelines_past_data
-            width = list_connections(config, count, rides=rides)
+            width = 1
+            if count != 1:
+                width = list_connections(config, connections.relay, count)
             size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
             if width == 1:
                 patience = PATIENCE if count == 1 else LIST_PATIENCE

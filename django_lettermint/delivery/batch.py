@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
     from django_lettermint.exceptions import LettermintError
     from django_lettermint.pool import ConnectionPool
-    from django_lettermint.smtp import Session
+    from django_lettermint.smtp import RelayState, Session
 
     from .submission import Submission
 
@@ -27,18 +27,19 @@ BATCH_SIZE = 25
 WORTH_A_CONNECTION = 5
 
 
-def list_connections(config: RelayConfig, count: int | None, *, rides: bool) -> int:
+def list_connections(config: RelayConfig, relay: RelayState, count: int | None) -> int:
     """Return how many connections a list of so many messages may use at once.
 
-    `count` is None if that is not known. `rides`: the next message's commands may be
-    pipelined behind the end of one, so that a message takes a single round trip.
+    `count` is None if that is not known.
     """
     if not _runs_threads():
         return 1
     if config.batch_connections is not None:
         return config.batch_connections
     most = BATCH_SIZE + 1 if count is None else count
-    if not config.endpoint.pooled or (rides and most <= BATCH_SIZE):
+    # Where commands go behind the end of a message, it takes a single round trip.
+    quick = config.pipelining and relay.pipelines_past_data
+    if not config.endpoint.pooled or (quick and most <= BATCH_SIZE):
         return 1
     # Of any pool, other senders get the other half.
     half = config.endpoint.pool.max_size // 2
