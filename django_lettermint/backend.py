@@ -22,12 +22,14 @@ from django.core import mail
 from . import pool
 from .conf import Endpoint, RelayConfig, backend_config
 from .delivery import (
+    BATCH_SIZE,
     LIST_PATIENCE,
     PATIENCE,
     BatchSender,
     Delivery,
     build_error,
     build_result,
+    list_connections,
     submissions,
 )
 from .exceptions import LettermintError, LettermintInvalidMessage
@@ -42,9 +44,8 @@ if TYPE_CHECKING:
 
     from .envelope import Envelope
 
-#: Messages that are rendered before, and reported after, they go out together; a batch
-#: also ends with this many octets, so that memory does not grow with the list.
-BATCH_SIZE = 25
+#: Octets of the batches that are sent at once; one batch ends with them, too, so that
+#: memory does not grow with the list.
 BATCH_OCTETS = 8 * 1024 * 1024
 
 _FILTER = "Anymail's signal pre_send, or override prepare()"
@@ -208,24 +209,27 @@ class EmailBackend(AnymailBaseBackend):
     def _deliver(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
         config = self.config
         count = len(messages) if isinstance(messages, Sized) else None
-        width = config.batch_connections
-        size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
         with pool.open_pool(config) as connections:
+            width = 1
+            if count != 1:
+                width = list_connections(config, connections.relay, count)
+            size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
             if width == 1:
                 patience = PATIENCE if count == 1 else LIST_PATIENCE
                 delivery = Delivery(config, connections, patience=patience)
-                for batch in self._batches(messages, size):
+                for batch in self._batches(messages, size, BATCH_OCTETS):
                     try:
                         delivery.deliver([each.submissions for each in batch])
                     finally:
                         finished.add(batch)
                 return
             with BatchSender(config, connections, finished.add, width=width) as sender:
-                for batch in self._batches(messages, size):
+                octets = BATCH_OCTETS // width
+                for batch in self._batches(messages, size, octets):
                     sender.send(batch)
 
     def _batches(
-        self, messages: Iterable[EmailMessage], size: int
+        self, messages: Iterable[EmailMessage], size: int, most_octets: int
     ) -> Iterator[list[OutgoingMessage]]:
         """Prepare messages as they are taken; what interrupts that is raised after them."""
         iterator = iter(messages)
@@ -238,8 +242,8 @@ class EmailBackend(AnymailBaseBackend):
                     # It ends as interrupted if the next line does.
                     batch.append(OutgoingMessage(message))
                     batch[-1] = self.prepare(message)
-                    octets += batch[-1].octets
-                    if octets > BATCH_OCTETS:
+                    octets += sum(each.envelope.size for each in batch[-1].submissions)
+                    if octets > most_octets:
                         break
             except Exception as error:  # noqa: BLE001 - raised below
                 # A pre_send receiver's: its message has no end. Or the iterator's.

@@ -70,11 +70,6 @@ class OutgoingMessage:
     suppress_signals: bool = False
 
     @property
-    def octets(self) -> int:
-        """Return what its rendered form keeps in memory."""
-        return sum(each.envelope.size for each in self.submissions)
-
-    @property
     def prepared(self) -> bool:
         """Return whether it has submissions, or has ended before that."""
         return bool(self.submissions or self.error or self.suppress_signals)
@@ -112,9 +107,10 @@ def notify(
     """
     if outgoing.submissions:
         outgoing.result = build_result(outgoing.submissions)
-        outgoing.error = build_error(
-            outgoing.submissions, has_caller_key=outgoing.has_caller_key
-        )
+        if outgoing.result.outcome is not Outcome.SENT:
+            outgoing.error = build_error(
+                outgoing.submissions, has_caller_key=outgoing.has_caller_key
+            )
     if outgoing.error:
         outgoing.error.result = outgoing.result  # type: ignore[attr-defined]
     if outgoing.suppress_signals:

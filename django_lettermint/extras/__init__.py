@@ -11,7 +11,6 @@ from .lines import (
     fields,
     fold,
     is_lettermint_header,
-    metadata_line,
     pieces,
     render,
     verbatim,
@@ -28,7 +27,7 @@ from .text import (
 )
 
 __all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]
-__all__ += ["is_lettermint_header", "metadata_line", "render", "resolve"]
+__all__ += ["is_lettermint_header", "render", "resolve"]
 # Text of any header.
 __all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
 __all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
