@@ -1,9 +1,11 @@
-"""Route, tag, metadata and idempotency key on Django's messages."""
+"""Route, tag, metadata, idempotency key and tenant on Django's messages."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -11,10 +13,12 @@ from typing import Any, TypeVar
 from anymail.exceptions import AnymailUnsupportedFeature
 from anymail.message import AnymailStatus
 from anymail.utils import UNSET as ANYMAIL_UNSET
+from django.core import signing
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils.functional import LazyObject, Promise
 
 from .extras import (
+    TENANT,
     Layer,
     extract_extras,
     fields,
@@ -23,6 +27,7 @@ from .extras import (
     render,
     resolve,
     short_repr,
+    tenant_name,
 )
 
 # For type checkers: "not given", of no type that a caller could mean.
@@ -52,6 +57,8 @@ class LettermintMessage(EmailMultiAlternatives):
     tag: str | None
     metadata: Mapping[str, object] | None
     idempotency_key: str | None
+    #: For whom it is sent; None: for no tenant, with the token of the settings.
+    tenant: str | None
     #: What became of it; its `status` is None until it was sent.
     anymail_status: AnymailStatus
 
@@ -62,12 +69,15 @@ class LettermintMessage(EmailMultiAlternatives):
         tag: str | None = UNSET,
         metadata: Mapping[str, object] | None = UNSET,
         idempotency_key: str | None = UNSET,
+        tenant: str | None = UNSET,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.anymail_status = AnymailStatus()
         values = (route, tag, metadata, idempotency_key)
         vars(self).update(_given(zip(_ATTRIBUTES, values, strict=True)))
+        if tenant is not UNSET:
+            self.tenant = tenant
 
 
 @contextmanager
@@ -76,15 +86,18 @@ def extras(
     route: str | None = UNSET,
     tag: str | None = UNSET,
     metadata: Mapping[str, object] | None = UNSET,
+    tenant: str | None = UNSET,
 ) -> Iterator[None]:
-    """Set extras for every message sent inside the block, by whomever.
+    """Set extras, and the tenant, for every message sent inside the block, by whomever.
 
     Inner blocks win, per field and per metadata key. There is no idempotency key: one key
     for several messages would lose all but the first.
     """
-    values = {"route": route, "tag": tag, "metadata": metadata}
+    values = {"route": route, "tag": tag, "metadata": metadata, "tenant": tenant}
     layer = _given((name, _non_lazy(value)) for name, value in values.items())
     render(resolve(layer))  # a bad value fails here, where it is written
+    if layer.get("tenant") is not None:
+        tenant_name(layer["tenant"])
     token = _active.set(merge(_active.get(), layer))
     try:
         yield
@@ -95,6 +108,61 @@ def extras(
 def active_extras() -> Layer:
     """Return the layer of the `extras()` blocks around the caller."""
     return _active.get()
+
+
+def tenant_of(
+    message: EmailMessage, otherwise: object, *, signed: object = UNSET
+) -> object:
+    """Return whom a message is sent for: its attribute, its header, a block, `otherwise`.
+
+    `signed` is what `signed_tenant()` has returned. Whether the result is a name is not
+    checked. None says that there is no tenant.
+    """
+    tenant = getattr(message, "tenant", UNSET)
+    if tenant is UNSET:
+        tenant = signed
+    if tenant is UNSET and message.extra_headers:
+        tenant = signed_tenant(message)
+    if tenant is UNSET:
+        return _active.get().get("tenant", otherwise)
+    return _non_lazy(tenant)
+
+
+def signed_tenant(message: EmailMessage) -> Any:
+    """Return the tenant that `freeze()` has written into the headers, or UNSET.
+
+    Raises LettermintInvalidMessage if it was not written for this very message.
+    """
+    headers: object = message.extra_headers
+    if not isinstance(headers, Mapping):  # which is refused elsewhere
+        return UNSET
+    found = [
+        value for name, value in headers.items() if str(name).lower() == TENANT.lower()
+    ]
+    if not found:
+        return UNSET
+    with suppress(signing.BadSignature, ValueError):
+        return _signer(message).unsign(str(found[0]))
+    raise LettermintInvalidMessage(
+        f"header {TENANT}: its signature does not fit this message. Only freeze() writes "
+        "it, as the last step: afterwards nobody may change sender, recipients, subject "
+        "or body, or copy it to another message. All processes need the same SECRET_KEY"
+    )
+
+
+def _signer(message: EmailMessage) -> signing.Signer:
+    """Return what signs a name for one message: no other message can use the signature.
+
+    Attachments and alternatives are left out: queues write them anew.
+    """
+    signed = [
+        str(message.from_email),
+        sorted({str(each).strip() for each in message.recipients()}),
+        str(message.subject),
+        str(message.body).replace("\r\n", "\n"),
+    ]
+    digest = hashlib.sha256(json.dumps(signed).encode()).hexdigest()
+    return signing.Signer(salt=f"django_lettermint.tenant:{digest}")
 
 
 def _refuse(feature: str) -> None:
@@ -149,6 +217,9 @@ def freeze(message: _Message) -> _Message:
     layer = merge(active_extras(), found, attribute_layer(message))
     frozen = resolve(layer)
     render(frozen)  # a line that cannot be folded fails now, not in the queue
+    tenant = tenant_of(message, UNSET)
+    if tenant not in (UNSET, None):
+        tenant = tenant_name(tenant)
     sender = _attribute(message, "envelope_sender")
     if sender not in (UNSET, None) and str(sender).strip() in {"", "<>"}:
         _refuse("an empty envelope_sender in freeze(): no header can hold it")
@@ -158,12 +229,16 @@ def freeze(message: _Message) -> _Message:
         message.from_email = str(sender)
     message.extra_headers = headers | fields(frozen)
     attributes = vars(message)
-    for name in (*SOURCES, "envelope_sender"):
+    for name in (*SOURCES, "envelope_sender", "tenant"):
         if attributes.get(name) is not None:
             del attributes[name]
     attributes.update(
         {name: None for name in _ATTRIBUTES if layer.get(name, "") is None}
     )
+    if tenant is None:
+        attributes["tenant"] = None
+    elif tenant is not UNSET:
+        message.extra_headers[TENANT] = _signer(message).sign(tenant)
     return message
 
 

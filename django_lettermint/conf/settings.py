@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from copy import copy
 from operator import is_
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
@@ -22,6 +23,7 @@ from django.utils.functional import Promise
 
 from .options import (
     ANYMAIL_OPTIONS,
+    NOT_OF_TENANTS,
     OPTIONS,
     QUEUE_OPTIONS,
     SECURITY_BY_PORT,
@@ -54,7 +56,9 @@ _QUEUE_OPTIONS = {**QUEUE_OPTIONS, "fail_silently": OPTIONS["fail_silently"]}
 _SETTABLE = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
 _OPTIONS = {**_SETTABLE, _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes)}
 _KEYWORDS = {*_SETTABLE, *_DJANGO_KEYWORDS}
-_MAY_BE_NONE = _KEYWORDS - {"api_token"}
+#: A NULL of a database must not become the token of the settings.
+_NOT_NONE = {"api_token", "tenant"}
+_OPTIONS_OF_TENANTS = [name for name in _BACKEND_OPTIONS if name not in NOT_OF_TENANTS]
 
 _OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
 _OF_THE_RELAY = (
@@ -106,7 +110,7 @@ def backend_config(kwargs: dict[str, Any]) -> BackendConfig:
 
     Raises AnymailInvalidMailer if `kwargs` has an alias, else AnymailConfigurationError.
     """
-    return _configure(kwargs, _BACKEND_OPTIONS, _backend_config)
+    return _configure(kwargs, _BACKEND_OPTIONS, build_backend_config)
 
 
 def queue_config(kwargs: dict[str, Any]) -> QueueConfig:
@@ -124,7 +128,7 @@ def webhook_config(kwargs: dict[str, Any] | None = None) -> WebhookConfig:
         given["signing_secret"] = kwargs.pop("signing_secret")
         if given["signing_secret"] is None:  # which a URL may have for "none"
             given["signing_secret"] = ()
-    return _configure(given, OPTIONS, _webhook_config)
+    return _configure(given, OPTIONS, build_webhook_config)
 
 
 def unknown_settings(names: Iterable[object]) -> dict[str, str]:
@@ -219,6 +223,9 @@ class SettingsReader:
         self, kwargs: dict[str, Any], options: Mapping[str, Option], found: Hidden
     ) -> None:
         self.alias: str | None = kwargs.get("alias")
+        #: The tenant whose options come first.
+        self.tenant: str | None = None
+        self._of_tenant: frozenset[str] = frozenset()
         self._options = options
         self._settings = found
         # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
@@ -260,8 +267,8 @@ class SettingsReader:
     def _settle(self, name: str) -> None:
         """Replace a keyword that says nothing by what the settings say.
 
-        That is None, but not for `api_token`: a NULL of a database must not become the
-        token of the settings. Django <= 6.0 passes `fail_silently=False` with every mail.
+        That is None, but not for what chooses the token. Django <= 6.0 passes
+        `fail_silently=False` with every mail.
         """
         with suppress(Exception):  # a lazy value's: get() reports it
             self.given[name] = Hidden(resolve(self.given[name].reveal()))
@@ -269,11 +276,28 @@ class SettingsReader:
             self.given[name] = Hidden(bool(self.given[name].reveal()))
             if self.alias is not None or self.given[name].reveal():
                 return
-        elif name not in _MAY_BE_NONE or self.given[name].reveal() is not None:
+        elif name in _NOT_NONE or self.given[name].reveal() is not None:
             return
         del self.given[name]
         if name in self._of_mailer.reveal():
             self.given[name] = Hidden(self._of_mailer.reveal()[name])
+
+    def for_tenant(self, tenant: str, options: Hidden) -> SettingsReader:
+        """Return a reader that finds the `options` of a tenant before all others.
+
+        One that is None was not given. Token and secret are the tenant's own in any case:
+        nothing else has the place of one that is missing.
+        """
+        reader = copy(self)
+        reader.tenant, reader._token = tenant, "api_token"  # noqa: S105
+        own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
+        for name in options.reveal():
+            given = Hidden(resolve(options.reveal()[name]))
+            if given.reveal() is not None:
+                own[name] = given
+        reader._of_tenant = frozenset(own)
+        reader.given = {**self.given, **own}
+        return reader
 
     def get(self, name: str) -> Any:
         """Return an option, validated."""
@@ -296,6 +320,8 @@ class SettingsReader:
     def origin(self, name: str) -> str:
         """Return the place where an option is set, or "" if it is nowhere."""
         given = self._token if name == "api_token" else name
+        if given in self._of_tenant:
+            return _place_of_tenant(self.tenant, given)
         if given in self.given:
             if self.alias is None or given in self._of_code & {*self.keywords}:
                 return f"the constructor keyword {given}"
@@ -306,9 +332,11 @@ class SettingsReader:
     def refuse_unknown(self) -> None:
         """Raise for a keyword or an ANYMAIL setting that would have no effect."""
         for name in self.given:
-            known_as = "api_token" if name == "password" else name
-            if known_as not in self._options:
-                problem = f"is not an option. {suggestion(name, self._options)}"
+            own = name in self._of_tenant
+            known = _OPTIONS_OF_TENANTS if own else self._options
+            known_as = "api_token" if name == "password" and not own else name
+            if known_as not in known:
+                problem = f"is not an option. {suggestion(name, known)}"
                 raise self.error(name, problem)
         names = {
             place[len("ANYMAIL['") : -len("']")]: place
@@ -356,7 +384,12 @@ class SettingsReader:
         return AnymailInvalidMailer(text, alias=None if named else self.alias)
 
 
-def _backend_config(reader: SettingsReader) -> BackendConfig:
+def _place_of_tenant(tenant: str | None, name: object) -> str:
+    return f"tenants({tenant!r})[{name!r}]"
+
+
+def build_backend_config(reader: SettingsReader) -> BackendConfig:
+    """Validate what a reader finds."""
     relay = _relay_config(reader)
     for name in reader.given.keys() & set(WEBHOOK_OPTIONS):
         reader.get(name)
@@ -367,6 +400,9 @@ def _backend_config(reader: SettingsReader) -> BackendConfig:
         fail_silently=reader.get("fail_silently"),
         **{name: reader.get(name) for name in ANYMAIL_OPTIONS},
         keywords=reader.keywords,
+        tenant=_tenant(reader),
+        tenants=reader.get("tenants"),
+        reader=Hidden(reader),
     )
     reader.refuse_unknown()
     return config
@@ -380,11 +416,22 @@ def _queue_config(reader: SettingsReader) -> QueueConfig:
     return config
 
 
-def _webhook_config(reader: SettingsReader) -> WebhookConfig:
+def _tenant(reader: SettingsReader) -> str | None:
+    tenant: str | None = reader.get("tenant")
+    if tenant is None and "tenant" in reader.keywords:
+        problem = "must not be None: leave it out for mail of no tenant."
+        raise reader.error("tenant", problem)
+    return tenant
+
+
+def build_webhook_config(reader: SettingsReader) -> WebhookConfig:
+    """Validate what a reader finds."""
     return WebhookConfig(
         signing_secrets=reader.get("signing_secret"),
         dedupe=reader.get("webhook_dedupe"),
         correlation_key=reader.get("correlation_key"),
+        tenants=reader.get("tenants"),
+        reader=Hidden(reader),
     )
 
 
@@ -404,6 +451,7 @@ def _relay_config(reader: SettingsReader) -> RelayConfig:
         security=security,
         pool=pool or PoolConfig(),
         pooled=pool is not None,
+        tenant=reader.tenant,
         **{name: reader.get(name) for name in _OF_THE_ENDPOINT},
     )
     return RelayConfig(

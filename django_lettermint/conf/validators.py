@@ -28,7 +28,13 @@ from django.utils.functional import LazyObject, Promise
 from django.utils.module_loading import import_string
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import FIELD_NAME, Layer, extract_extras, render
+from django_lettermint.extras import (
+    FIELD_NAME,
+    Layer,
+    extract_extras,
+    render,
+    tenant_name,
+)
 from django_lettermint.extras import resolve as resolve_extras
 from django_lettermint.message import default_layer
 
@@ -283,6 +289,29 @@ _IDNA_ENCODERS: dict[str, Callable[[str], str]] = {
 }
 
 
+def resolver(value: object) -> Callable[..., Any]:
+    """Accept a function, or the path of one, which is imported."""
+    if callable(value):
+        return value
+    if isinstance(value, str):
+        try:
+            found = import_string(value)
+        except Exception as error:  # the module's own, any kind
+            problem = f"cannot be imported ({type(error).__name__}: {error})"
+            raise InvalidOption(f"is {value!r}, which {problem}") from None
+        if callable(found):
+            return found  # type: ignore[no-any-return]
+    raise invalid_value("a function or the dotted path of one", value)
+
+
+def tenant(value: object) -> str:
+    """Accept the name of a tenant."""
+    try:
+        return tenant_name(value)
+    except LettermintInvalidMessage as error:
+        raise InvalidOption(f"is no name: {str(error).removesuffix('.')}") from None
+
+
 def attributes(value: object) -> dict[str, object]:
     """Accept a dict, without a look at what it holds."""
     if not isinstance(value, Mapping):
@@ -344,6 +373,10 @@ def _check_extras(name: str, value: object) -> None:
         layer, _ = extract_extras(value)
     extras = resolve_extras(layer)
     render(extras)
+    if "signed_tenant" in layer:
+        raise LettermintInvalidMessage(
+            "The tenant of messages that name none is the option `tenant`"
+        )
     if extras.idempotency_key is not None:
         raise LettermintInvalidMessage(
             "With one idempotency key for all, the relay would drop every message but "

@@ -2,7 +2,8 @@
 
 A layer is one source of it (message attributes, raw headers, an `extras()` block, send
 defaults): a mapping with any of the keys route, tag, metadata and idempotency_key. A key
-that is present with the value None hides what lower layers say.
+that is present with the value None hides what lower layers say. A layer may also name the
+tenant (raw headers: `signed_tenant`), which chooses the login and is no header.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ _RULES = {
         "an idempotency key has 1 to 255 printable ASCII characters, no outer spaces",
     ),
 }
+_TENANT_RULE = (
+    "a tenant's name is a str of 1 to 255 characters without control characters, and "
+    "without blanks at its ends"
+)
 _KEY_RULE = (
     "a metadata key becomes part of a header name: one or more printable ASCII "
     "characters without space and colon"
@@ -99,6 +104,15 @@ def resolve(*layers: Layer) -> Extras:
             for key, value in entries
         },
     )
+
+
+def tenant_name(value: object) -> str:
+    """Return the name of a tenant as a plain str; raise LettermintInvalidMessage if it is none."""
+    name = plain_str(value)
+    if isinstance(name, str) and 0 < len(name) <= _MAX_LENGTH:
+        if name == name.strip() and not CONTROL.search(name):
+            return name
+    raise invalid_value("tenant", value, _TENANT_RULE)
 
 
 def _merge_metadata(
