@@ -261,37 +261,29 @@ class EmailBackend(AnymailBaseBackend):
 
         A subclass may change the message here, and call this.
         """
-        outgoing = OutgoingMessage(message)
         given: object = message
         if not isinstance(given, mail.EmailMessage):
-            outgoing.error = invalid_value("a message", given, "give an EmailMessage")
-            outgoing.error.result = outgoing.result
-            outgoing.suppress_signals = True  # no receiver could do anything with it
-            return outgoing
+            error = invalid_value("a message", given, "give an EmailMessage")
+            # No receiver could do anything with it.
+            return OutgoingMessage(message, error=error, suppress_signals=True)
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
         except AnymailCancelSend:
-            outgoing.end_silently(Phase.CANCELLED)
-            return outgoing
+            return OutgoingMessage.not_to_send(message, Phase.CANCELLED)
         try:
             if not message.recipients():
-                outgoing.end_silently(Phase.NO_RECIPIENTS)
-                return outgoing
-            payload = LettermintPayload(message, self.send_defaults, self)
-            prepared = payload.prepare()
-            outgoing.original_addresses = prepared.given
-            outgoing.has_caller_key = prepared.key_given
-            outgoing.submissions = submissions(prepared.envelopes, self.config)
+                return OutgoingMessage.not_to_send(message, Phase.NO_RECIPIENTS)
+            return LettermintPayload(message, self.send_defaults, self).prepare()
         except AnymailError as error:
-            outgoing.error = error
+            return OutgoingMessage(message, error=error)
         except Exception as error:  # noqa: BLE001 - a message's own code raises any
-            outgoing.error = LettermintInvalidMessage(
+            failure = LettermintInvalidMessage(
                 f"the message cannot be prepared: {error} ({type(error).__name__}); "
                 "check its addresses, headers, body and attachments"
             )
-            outgoing.error.__cause__ = error
-        return outgoing
+            failure.__cause__ = error
+            return OutgoingMessage(message, error=failure)
 
 
 class _Finished:

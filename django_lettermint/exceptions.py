@@ -16,7 +16,7 @@
             ├── DeliveryUnknown        (SMTPServerDisconnected)  after it: maybe sent
             ├── PoolTimeout            (TimeoutError)
             ├── PoolClosed             (SMTPServerDisconnected)
-            └── EnqueueFailed                                    a queue did not take it
+            └── EnqueueFailed                                    maybe in the queue
 
 Each is also the matching `smtplib` class (hence an OSError), so that code written for
 Django's SMTP backend keeps working. Configuration errors are deliberately not in this
@@ -200,9 +200,6 @@ class PoolClosed(LettermintError, smtplib.SMTPServerDisconnected):
 
 
 class EnqueueFailed(LettermintError):
-    """The task backend raised an error: the message is most likely not queued.
-
-    If only the answer of the queue's store was lost, it is.
-    """
+    """The task backend raised an error: whether it has queued the message is unknown."""
 
     retry_safe = False

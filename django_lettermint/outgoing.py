@@ -6,7 +6,7 @@ import logging
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from anymail.message import AnymailRecipientStatus, AnymailStatus
 from anymail.signals import post_send
@@ -17,6 +17,7 @@ from .exceptions import (
     AuthenticationFailed,
     ConnectFailed,
     ConnectionLost,
+    EnqueueFailed,
     PoolClosed,
     PoolTimeout,
     RecipientsRefused,
@@ -38,6 +39,7 @@ logger = logging.getLogger("django_lettermint")
 _WITHOUT_ADDRESSES = (
     AuthenticationFailed,
     ConnectFailed,
+    EnqueueFailed,
     PoolClosed,
     PoolTimeout,
     TLSFailed,
@@ -90,11 +92,12 @@ class OutgoingMessage:
         else:
             self.suppress_signals = True
 
-    def end_silently(self, phase: Phase) -> None:
-        """End before the start, for a reason that is no failure."""
-        self.suppress_signals = True
-        self.result = SendResult(outcome=Outcome.NOT_SENT, phase=phase)
-        self.message.anymail_status.esp_response = self.result  # type: ignore[attr-defined]
+    @classmethod
+    def not_to_send(cls, message: EmailMessage, phase: Phase) -> Self:
+        """Make one that ends before the start, for a reason that is no failure."""
+        result = SendResult(outcome=Outcome.NOT_SENT, phase=phase)
+        message.anymail_status.esp_response = result  # type: ignore[attr-defined]
+        return cls(message, result=result, suppress_signals=True)
 
 
 def notify(
@@ -107,8 +110,6 @@ def notify(
     `endpoint` is the relay that the log names. Nothing that receivers do changes the
     result.
     """
-    if outgoing.suppress_signals:
-        return
     if outgoing.submissions:
         outgoing.result = build_result(outgoing.submissions)
         outgoing.error = build_error(
@@ -116,6 +117,8 @@ def notify(
         )
     if outgoing.error:
         outgoing.error.result = outgoing.result  # type: ignore[attr-defined]
+    if outgoing.suppress_signals:
+        return
     depth = _depth.get()
     try:
         _depth.set(depth + 1)
@@ -192,9 +195,12 @@ def _send_signals(
     # would make the caller send it again.
     message = outgoing.message
     # As other Anymail backends do: when the provider has answered for the recipients.
-    if outgoing.result.outcome is not Outcome.NOT_SENT or isinstance(
-        outgoing.error, RecipientsRefused
-    ):
+    answered = outgoing.result.outcome is not Outcome.NOT_SENT
+    if isinstance(outgoing.error, RecipientsRefused):
+        answered = True
+    elif isinstance(outgoing.error, EnqueueFailed):
+        answered = False
+    if answered:
         post_send.send_robust(
             sender,
             message=message,

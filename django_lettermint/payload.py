@@ -6,7 +6,6 @@ import copy
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from anymail.backends.base import BasePayload
@@ -22,6 +21,7 @@ from anymail.utils import (
 from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage
 
 from . import mime
+from .delivery import submissions
 from .envelope import MAX_SIZE, Envelope, derived_key
 from .exceptions import LettermintInvalidMessage
 from .extras import (
@@ -37,6 +37,7 @@ from .extras import (
     single_line,
 )
 from .message import SOURCES, active_extras, attribute_layer, default_layer
+from .outgoing import OutgoingMessage
 
 if TYPE_CHECKING:
     from .backend import EmailBackend
@@ -48,18 +49,6 @@ _ByRecipient: TypeAlias = Mapping[str, Mapping[str, object]]
 _NAMESPACE = uuid.UUID("6c5f0e0c-9f0c-5d59-9d67-2f1f3a3b8a56")
 #: Headers that Django looks up under exactly these names.
 _LOOKED_UP = {name.lower(): name for name in ("From", "To", "Cc", "Reply-To")}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """One message, ready for the network."""
-
-    #: With merge_*, all but the first are written when they are taken, once.
-    envelopes: Iterable[Envelope]
-    #: The bare address as the caller wrote it, by its form on the wire.
-    given: Mapping[str, str]
-    #: The idempotency key is the caller's.
-    key_given: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +118,7 @@ class LettermintPayload(BasePayload):
         self.merge_metadata: _ByRecipient = {}
         self.merge_headers: _ByRecipient = {}
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> OutgoingMessage:
         """Write the message into one envelope, or with merge_* into one per `to`.
 
         Raises LettermintInvalidMessage for whatever is wrong with any of them.
@@ -146,13 +135,14 @@ class LettermintPayload(BasePayload):
         else:
             copies = list(copies)
             keys = {each.extras.idempotency_key for each in copies}
-        envelopes = self._envelopes(copies)
         mailboxes = [each for kind in self.recipients.values() for each in kind]
-        return Prepared(
-            # What is wrong with the body is found now.
-            envelopes=chain([next(envelopes)], envelopes),
-            given={each.address: each.given for each in reversed(mailboxes)},
-            key_given=keys != {None},
+        return OutgoingMessage(
+            self.message,
+            submissions=submissions(self._envelopes(copies), self.backend.config),
+            original_addresses={
+                each.address: each.given for each in reversed(mailboxes)
+            },
+            has_caller_key=keys != {None},
         )
 
     # -- Anymail calls these, in the order of the attributes ---------------------------

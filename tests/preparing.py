@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.test import override_settings
 
 from django_lettermint.backend import EmailBackend
-from django_lettermint.payload import LettermintPayload, Prepared
+from django_lettermint.payload import LettermintPayload
 
 if TYPE_CHECKING:
     from email.message import EmailMessage as Mime
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
     from django_lettermint.envelope import Envelope
+    from django_lettermint.outgoing import OutgoingMessage
 
 
-def prepared(message: EmailMessage, **options: Any) -> Prepared:
+def prepared(message: EmailMessage, **options: Any) -> OutgoingMessage:
     """Prepare a message as the backend does."""
     # As settings, where None is a value.
     settings = {f"LETTERMINT_{name.upper()}": value for name, value in options.items()}
@@ -27,10 +28,16 @@ def prepared(message: EmailMessage, **options: Any) -> Prepared:
     return LettermintPayload(message, backend.send_defaults, backend).prepare()
 
 
+def envelopes(message: EmailMessage, **options: Any) -> list[Envelope]:
+    """Prepare a message that makes several envelopes."""
+    return [each.envelope for each in prepared(message, **options).submissions]
+
+
 def envelope(message: EmailMessage, **options: Any) -> Envelope:
-    """Prepare a message that makes one envelope."""
-    [only] = prepared(message, **options).envelopes
-    return only
+    """Prepare a message that all recipients get alike; return its first part."""
+    first, *others = envelopes(message, **options)
+    assert all(each.content == first.content for each in others)
+    return first
 
 
 def parsed(content: bytes) -> Mime:

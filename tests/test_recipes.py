@@ -119,7 +119,7 @@ def get_health() -> Iterator[Callable[[str], int]]:
         return Client().get(url, {"format": "json"}).status_code
 
     urls = recipe("Health check")
-    vars(urls)["urlpatterns"].append(path("mail/", urls.mail_is_well))
+    vars(urls)["urlpatterns"].append(path("mail/", urls.mail_health))
     apps = [*INSTALLED_APPS, "health_check"]
     with override_settings(ROOT_URLCONF=urls, INSTALLED_APPS=apps):
         yield status
@@ -173,7 +173,7 @@ def test_sentry_gets_a_failure_once_and_no_token(relay: Relay) -> None:
     fail(relay)
 
     sentry_sdk.get_global_scope().set_client(None)
-    assert receivers.tell_sentry
+    assert receivers.report_to_sentry
     [event] = sent.events
     assert event["tags"]["lettermint.outcome"] == "not_sent"
     assert event["tags"]["lettermint.phase"] == "rcpt"

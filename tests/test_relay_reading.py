@@ -14,7 +14,7 @@ from django_lettermint.testing.parsed_headers import (
     ParsedHeaders,
     parse_headers,
 )
-from django_lettermint.testing.session import Refusal
+from django_lettermint.testing.session import Refused
 from tests.relay_client import client
 
 printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1)
@@ -113,7 +113,7 @@ def test_only_the_header_section_counts() -> None:
     ],
 )
 def test_what_breaks_a_rule_is_refused(fields: list[str]) -> None:
-    with pytest.raises(Refusal, match=r"5\.6\.0 "):
+    with pytest.raises(Refused, match=r"5\.6\.0 "):
         parse_headers(lines(*fields))
 
 
@@ -162,6 +162,7 @@ def received(content: bytes) -> ReceivedMessage:
         chunked=False,
         connection=1,
         security="tls",
+        tls="",
         token="lm_test_token",
         received_at=0.0,
     )
@@ -209,7 +210,7 @@ def test_what_python_encodes_is_decoded(value: str) -> None:
 
 @given(content=st.binary())
 def test_any_octets_are_read_or_refused(content: bytes) -> None:
-    with suppress(Refusal):
+    with suppress(Refused):
         assert isinstance(parse_headers(content), ParsedHeaders)
 
 

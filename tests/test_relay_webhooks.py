@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import smtplib
 import threading
 import time
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from django_lettermint.testing import (
     Relay,
     WebhookDelivery,
     events_for,
+    make_event,
     post_event,
     sign,
 )
@@ -85,9 +87,9 @@ def test_a_delivery_is_posted_signed_and_with_the_documented_headers(
 ) -> None:
     tagged = b"X-LM-Tag: welcome\r\nX-LM-Metadata-UserID: \xc3\xa9/1\r\n"
     send(relay, tagged + MESSAGE)
-    (delivery,) = relay.webhooks.post(receiver.url, SECRET)
+    delivery = relay.webhooks.post(receiver.url, SECRET)[-1]
     assert (delivery.status, delivery.attempt, delivery.error) == (200, 1, "")
-    ((headers, body),) = receiver.requests
+    headers, body = receiver.requests[-1]
     assert b'"\xc3\xa9/1"' in body
     assert headers["X-Lettermint-Event"] == "message.delivered"
     assert headers["X-Lettermint-Attempt"] == "1"
@@ -102,7 +104,7 @@ def test_a_delivery_is_posted_signed_and_with_the_documented_headers(
         "subject": "Hi",
         "metadata": {"UserID": "é/1"},
         "tag": "welcome",
-        "tags": ["welcome"],
+        "tags": [{"name": "__lettermint_tag", "value": "welcome"}],
         "recipient": "user@example.com",
         "response": {
             "status_code": 250,
@@ -110,6 +112,87 @@ def test_a_delivery_is_posted_signed_and_with_the_documented_headers(
             "content": "OK",
         },
     }
+    assert envelope["context"].keys() == {"scope", "team_id", "project_id", "route_id"}
+
+
+def test_a_message_without_a_tag_has_no_tags(relay: Relay) -> None:
+    send(relay)
+    for event in events_for(relay.messages[0]):
+        assert event.data["tag"] is None
+        assert event.data["tags"] == []
+
+
+def test_the_creation_of_a_message_is_told_once_with_its_addresses(
+    relay: Relay,
+) -> None:
+    head = (
+        b"From: Acme <news@example.com>\r\nTo: a@example.com\r\n"
+        b"Cc: b@example.com\r\nReply-To: Help <help@example.com>\r\n\r\n"
+    )
+    with client(relay) as connection:
+        everyone = ["a@example.com", "b@example.com", "c@example.com"]
+        connection.sendmail("bounces@example.com", everyone, head)
+    created, *others = events_for(relay.messages[0])
+    assert created.event == "message.created"
+    assert created.data["from"] == {"email": "news@example.com", "name": "Acme"}
+    assert created.data["to"] == ["a@example.com"]
+    assert created.data["cc"] == ["b@example.com"]
+    assert created.data["bcc"] == ["c@example.com"]
+    assert created.data["reply_to"] == "help@example.com"
+    assert "recipient" not in created.data
+    assert [event.event for event in others] == [
+        "message.sent",
+        "message.delivered",
+    ] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("message.soft_bounced", {"response"}),
+        ("message.suppressed", {"reason"}),
+        ("message.failed", {"reason", "response"}),
+        ("message.unsubscribed", {"unsubscribed_at"}),
+        ("message.opened", {"opened_at", "first_open", "user_agent", "bot"}),
+        ("message.clicked", {"clicked_at", "destination_url", "user_agent"}),
+    ],
+)
+def test_any_event_of_a_recipient_can_be_made(
+    relay: Relay, name: str, fields: set[str]
+) -> None:
+    send(relay)
+    (message,) = relay.messages
+    event = make_event(message, name)
+    assert event.event == name
+    assert event.data["recipient"] == "user@example.com"
+    assert fields <= event.data.keys()
+    assert event.id != make_event(message, name).id
+
+
+def test_an_event_says_what_it_is_told_to(relay: Relay) -> None:
+    send(relay)
+    event = make_event(
+        relay.messages[0], "message.suppressed", "b@example.com", reason="manual"
+    )
+    assert (event.data["recipient"], event.data["reason"]) == (
+        "b@example.com",
+        "manual",
+    )
+
+
+def test_a_policy_rejection_is_of_the_message(relay: Relay) -> None:
+    send(relay)
+    event = make_event(relay.messages[0], "message.policy_rejected")
+    assert "recipient" not in event.data
+    assert event.data["spam_symbols"] == []
+
+
+def test_chosen_events_can_be_posted(relay: Relay, receiver: Receiver) -> None:
+    send(relay)
+    opened = make_event(relay.messages[0], "message.opened")
+    (delivery,) = relay.webhooks.post(receiver.url, SECRET, events=[opened])
+    assert delivery.event is opened
+    assert relay.webhooks.deliveries == [delivery]
 
 
 @pytest.mark.parametrize(
@@ -127,32 +210,35 @@ def test_a_test_address_stands_for_its_events(
     relay: Relay, local: str, events: list[str]
 ) -> None:
     send(relay, to=f"{local}@testing.lettermint.co")
-    assert [event.event for event in events_for(relay.messages[0])] == events
+    made = [event.event for event in events_for(relay.messages[0])]
+    assert made == ["message.created", "message.sent", *events]
 
 
 def test_each_recipient_has_its_own_event(relay: Relay) -> None:
     recipients = ["a@example.com", "hardbounce@testing.lettermint.co"]
     with client(relay) as connection:
         connection.sendmail("s@example.com", recipients, MESSAGE)
-    first, second = events_for(relay.messages[0])
-    assert [first.data["recipient"], second.data["recipient"]] == recipients
-    assert first.id != second.id
-    assert first.data["metadata"] == []
+    _, *events = events_for(relay.messages[0])
+    first, second = recipients
+    told = [event.data["recipient"] for event in events]
+    assert told == [first, first, second, second]
+    assert len({event.id for event in events}) == 4
+    assert events[0].data["metadata"] == []
 
 
 def test_attempts_repeat_the_event_and_its_id(relay: Relay, receiver: Receiver) -> None:
     send(relay)
     relay.webhooks.post(receiver.url, SECRET, attempts=3)
     relay.webhooks.post(receiver.url, SECRET, messages=relay.messages)
-    assert len({body for _, body in receiver.requests}) == 1
+    assert len({body for _, body in receiver.requests}) == 3
     attempts = [headers["X-Lettermint-Attempt"] for headers, _ in receiver.requests]
-    assert attempts == ["1", "2", "3", "1"]
+    assert attempts == ["1", "2", "3"] * 3 + ["1"] * 3
 
 
 def test_a_wrong_signature_does_not_verify(relay: Relay, receiver: Receiver) -> None:
     send(relay)
     relay.webhooks.post(receiver.url, SECRET, wrong_signature=True)
-    ((headers, body),) = receiver.requests
+    headers, body = receiver.requests[-1]
     with pytest.raises(WebhookVerificationError):
         Webhook(SECRET).verify(body, headers)
 
@@ -161,7 +247,7 @@ def test_an_event_can_be_signed_at_another_time(
     relay: Relay, receiver: Receiver
 ) -> None:
     send(relay)
-    (event,) = events_for(relay.messages[0])
+    event = make_event(relay.messages[0], "message.delivered")
     post_event(receiver.url, event, SECRET, timestamp=int(time.time()) - 301)
     ((headers, body),) = receiver.requests
     with pytest.raises(WebhookVerificationError):
@@ -181,16 +267,16 @@ def test_what_the_receiver_answers_is_recorded(
 ) -> None:
     receiver.status = status
     send(relay)
-    (delivery,) = relay.webhooks.post(receiver.url, SECRET)
-    assert delivery.status == status
-    assert len(receiver.requests) == 1
+    deliveries = relay.webhooks.post(receiver.url, SECRET)
+    assert {delivery.status for delivery in deliveries} == {status}
+    assert len(receiver.requests) == len(deliveries)
 
 
 def test_a_receiver_that_does_not_answer_is_recorded(relay: Relay) -> None:
     with receiving() as gone:
         pass
     send(relay)
-    (delivery,) = relay.webhooks.post(gone.url, SECRET)
+    delivery, *_ = relay.webhooks.post(gone.url, SECRET)
     assert delivery.status is None
     assert "refused" in delivery.error
 
@@ -221,13 +307,28 @@ def test_a_subscription_posts_each_message_by_itself(
     relay.webhooks.subscribe(receiver.url, SECRET, attempts=2)
     send(relay)
     send(relay, to="dsn@testing.lettermint.co")
-    deliveries = relay.webhooks.wait_for(4)
+    deliveries = relay.webhooks.wait_for(12)
     assert deliveries == relay.webhooks.deliveries
-    assert [delivery.attempt for delivery in deliveries] == [1, 2, 1, 2]
+    assert [delivery.attempt for delivery in deliveries] == [1, 2] * 6
     events = [envelope["event"] for envelope in receiver.envelopes()]
-    assert events == ["message.delivered"] * 2 + ["message.hard_bounced"] * 2
-    with pytest.raises(TimeoutError, match=r"4 of 5 webhooks after 0\.01 s"):
-        relay.webhooks.wait_for(5, timeout=0.01)
+    assert events[5] == "message.delivered"
+    assert events[11] == "message.hard_bounced"
+    with pytest.raises(TimeoutError, match=r"12 of 13 webhooks after 0\.01 s"):
+        relay.webhooks.wait_for(13, timeout=0.01)
+
+
+def test_a_subscription_posts_nothing_for_a_refusal(
+    relay: Relay, receiver: Receiver
+) -> None:
+    relay.webhooks.subscribe(receiver.url, SECRET)
+    relay.refuse("user@example.com")
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        send(relay)
+    send(relay, to="other@example.com")
+    deliveries = relay.webhooks.wait_for(3)
+    assert {each.event.data["message_id"] for each in deliveries} == {
+        relay.messages[0].id
+    }
 
 
 def test_a_slow_receiver_does_not_hold_up_the_mail(
@@ -239,7 +340,7 @@ def test_a_slow_receiver_does_not_hold_up_the_mail(
     send(relay)
     assert relay.webhooks.deliveries == []
     receiver.may_answer.set()
-    assert len(relay.webhooks.wait_for(2)) == 2
+    assert len(relay.webhooks.wait_for(6)) == 6
 
 
 def test_subscriptions_end_with_the_relay(receiver: Receiver) -> None:
@@ -257,7 +358,7 @@ def test_a_delivery_shows_neither_secret_nor_token(
     relay: Relay, receiver: Receiver
 ) -> None:
     send(relay)
-    (delivery,) = relay.webhooks.post(receiver.url, SECRET)
+    delivery, *_ = relay.webhooks.post(receiver.url, SECRET)
     assert isinstance(delivery, WebhookDelivery)
     assert SECRET not in repr(delivery)
     assert relay.token not in repr(delivery)

@@ -15,7 +15,7 @@ import django
 import pytest
 from anymail.exceptions import AnymailCancelSend
 from anymail.message import AnymailMessage, AnymailStatus
-from anymail.signals import pre_send
+from anymail.signals import post_send, pre_send
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.db import transaction
@@ -34,9 +34,9 @@ from django_lettermint.exceptions import (
     SenderRefused,
 )
 from django_lettermint.message import LettermintMessage, extras
-from django_lettermint.queued import Queued
-from django_lettermint.rebuilt import rebuild
 from django_lettermint.results import Outcome
+from django_lettermint.tasks.queued import QueuedMessage
+from django_lettermint.tasks.rebuild import message_from_bytes
 from tests.faultserver import TOKEN, FaultServer, On, drop, reply
 from tests.queueing import BrokenBackend, Queue, queueing, settings_for
 from tests.sending import Heard, backend, listening, mail
@@ -215,35 +215,170 @@ def test_a_cancelled_message_is_not_queued(
     assert heard.failed == []
 
 
-def test_a_task_backend_that_fails_is_an_error(
+def test_a_task_backend_that_fails_leaves_the_message_unknown(
     server: FaultServer, heard: Heard
 ) -> None:
     Queue("broken")
+    message = mail("Bob@Example.org")
 
     with pytest.raises(EnqueueFailed, match=r"'broken'.*ConnectionError") as caught:
-        tasks.EmailBackend(task_backend="broken").send_messages([mail()])
+        tasks.EmailBackend(task_backend="broken").send_messages([message])
 
-    assert isinstance(caught.value.__cause__, ConnectionError)
-    assert not caught.value.retry_safe
-    assert len(heard.failed) == 1
+    error = caught.value
+    assert isinstance(error.__cause__, ConnectionError)
+    assert not error.retry_safe
+    [result] = error.results
+    assert result.outcome is Outcome.UNKNOWN
+    assert [each.status for each in result.recipients.values()] == ["unknown"]
+    assert heard.failed == [(message, result, error)]
+    assert error.result is status_of(message).esp_response is result
+    assert status_of(message).status == {"unknown"}
+    assert status_of(message).message_id == result.message_id is not None
 
 
-def test_a_task_backend_that_fails_in_the_middle_leaves_what_it_took(
-    server: FaultServer, heard: Heard
+class AnswerIsLost(tasks.EmailBackend):
+    """Its queue has each task, but never answers."""
+
+    def enqueue(self, form: dict[str, Any]) -> None:
+        super().enqueue(form)
+        raise ConnectionError
+
+
+def test_a_message_whose_task_was_stored_without_an_answer_is_sent_once(
+    server: FaultServer, queue: Queue, heard: Heard
 ) -> None:
-    queue = Queue("broken")
-    message = AnymailMessage("Hi", "…", "ann@example.org", ["a@x.test", "b@x.test"])
-    message.merge_metadata = {"a@x.test": {"n": 1}}
-    backend = tasks.EmailBackend(task_backend="broken", fail_silently=True)
-    BrokenBackend.takes = 1
+    sender = AnswerIsLost(task_backend="dummy", fail_silently=True)
+
+    assert sender.send_messages([mail("bob@example.org")]) == 0
+    queue.run()
+
+    [(_, failed, _)] = heard.failed
+    [(_, sent)] = heard.sent
+    assert failed.outcome is Outcome.UNKNOWN
+    assert failed.idempotency_key == sent.idempotency_key
+    assert server.delivered == {"bob@example.org": 1}
+
+
+def test_no_post_send_is_sent_for_a_queue_that_did_not_answer(
+    server: FaultServer, queue: Queue
+) -> None:
+    statuses: list[AnymailStatus] = []
+
+    def on_post_send(status: AnymailStatus, **_: object) -> None:
+        statuses.append(status)
+
+    post_send.connect(on_post_send)
     try:
-        assert backend.send_messages([message]) == 1
+        AnswerIsLost(task_backend="dummy", fail_silently=True).send_messages([mail()])
     finally:
-        BrokenBackend.takes = 0
+        post_send.disconnect(on_post_send)
+
+    assert statuses == []
+
+
+def merged(*to: str) -> AnymailMessage:
+    """Return a message that is a task for each recipient, each with a copy for carol."""
+    message = AnymailMessage("Hi", "…", "ann@example.org", to, cc=["carol@x.test"])
+    message.merge_metadata = {who: {"who": who} for who in to}
+    return message
+
+
+@pytest.fixture
+def takes_one() -> Iterator[Queue]:
+    queue = Queue("broken")
+    BrokenBackend.takes = 1
+    yield queue
+    BrokenBackend.takes = 0
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("on_commit", [False, True])
+def test_a_message_of_which_some_tasks_are_taken_ends_unknown_and_once(
+    server: FaultServer, takes_one: Queue, heard: Heard, *, on_commit: bool
+) -> None:
+    message = merged("a@x.test", "b@x.test", "c@x.test")
+    backend = tasks.EmailBackend(
+        task_backend="broken", fail_silently=True, on_commit=on_commit
+    )
+    with transaction.atomic():
+        assert backend.send_messages([message]) == 1
+
+    assert len(takes_one.tasks) == 1
+    [(failed, result, error)] = heard.failed
+    assert failed is message
+    assert isinstance(error, EnqueueFailed)
+    assert result.outcome is Outcome.UNKNOWN
+    expected = {
+        "a@x.test": "queued",
+        "b@x.test": "unknown",
+        "c@x.test": "failed",
+        "carol@x.test": "unknown",
+    }
+    found = {who: each.status for who, each in result.recipients.items()}
+    assert found == expected
+    recipients = message.anymail_status.recipients
+    assert {who: each.status for who, each in recipients.items()} == expected
+
+
+def test_an_interrupt_while_queueing_ends_every_message(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    class Interrupted(tasks.EmailBackend):
+        def enqueue(self, form: dict[str, Any]) -> None:
+            if queue.tasks:
+                raise KeyboardInterrupt
+            super().enqueue(form)
+
+    messages = [mail(f"{name}@x.test") for name in "abcd"]
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(task_backend="dummy").send_messages(messages)
+
+    assert [(message, result.outcome) for message, result, _ in heard.failed] == [
+        (messages[1], Outcome.UNKNOWN),
+        (messages[2], Outcome.NOT_SENT),
+        (messages[3], Outcome.NOT_SENT),
+    ]
+
+
+def test_an_interrupt_while_preparing_ends_every_message(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    def interrupt(message: EmailMessage, **_: object) -> None:
+        if message.to == ["b@x.test"]:
+            raise SystemExit
+
+    messages = [mail(f"{name}@x.test") for name in "abc"]
+    pre_send.connect(interrupt)
+    try:
+        with pytest.raises(SystemExit):
+            queueing().send_messages(messages)
+        with pytest.raises(SystemExit):
+            queueing().send_messages(message for message in messages)
+    finally:
+        pre_send.disconnect(interrupt)
+
+    # What a generator still holds is not taken.
+    assert [message for message, *_ in heard.failed] == messages[1:]
+    assert len(queue.tasks) == 2
+
+
+def test_an_error_of_a_pre_send_receiver_is_raised_after_earlier_messages_are_queued(
+    server: FaultServer, queue: Queue, heard: Heard
+) -> None:
+    def fail(message: EmailMessage, **_: object) -> None:
+        if message.to == ["b@x.test"]:
+            raise ZeroDivisionError
+
+    pre_send.connect(fail)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            queueing().send_messages([mail("a@x.test"), mail("b@x.test")])
+    finally:
+        pre_send.disconnect(fail)
 
     assert len(queue.tasks) == 1
-    assert set(message.anymail_status.recipients) == {"a@x.test"}
-    assert len(heard.failed) == 1
+    assert heard.failed == []
 
 
 def test_an_error_has_a_result_for_each_message(
@@ -316,7 +451,8 @@ def test_on_commit_reports_what_the_queue_does_not_take_and_goes_on(
     assert message is first
     assert isinstance(error, EnqueueFailed)
     assert error.result is result
-    assert status_of(first).status == {"failed"}
+    assert result.outcome is Outcome.UNKNOWN
+    assert status_of(first).status == {"unknown"}
     assert status_of(second).status == {"queued"}
     assert len(queue.tasks) == 1
     assert others == ["ran"]
@@ -565,11 +701,11 @@ def test_contents_that_differ_travel_both(server: FaultServer, queue: Queue) -> 
     people = [f"{number}@example.org" for number in range(60)]
     queueing().send_messages([mail(bcc=people)])
     config = sending.EmailBackend().config
-    message = Queued.from_json(queue.form, config)
+    message = QueuedMessage.from_json(queue.form, config)
     second = message.submissions[1]
     second.envelope = replace(second.envelope, content=b"Subject: 7 bit\r\n\r\n")
 
-    again = Queued.from_json(json.loads(json.dumps(message.to_json())), config)
+    again = QueuedMessage.from_json(json.loads(json.dumps(message.to_json())), config)
 
     assert [each.envelope for each in again.submissions] == [
         each.envelope for each in message.submissions
@@ -778,7 +914,7 @@ def test_a_form_written_by_the_first_release_is_read(server: FaultServer) -> Non
             }
         ],
     }
-    message = Queued.from_json(form, sending.EmailBackend().config)
+    message = QueuedMessage.from_json(form, sending.EmailBackend().config)
 
     assert message.to_json() == form
     assert message.submissions[0].envelope.content == b"Subject: hi\r\n\r\nhi\r\n"
@@ -927,14 +1063,16 @@ def test_receivers_get_the_message_as_its_bytes_tell_it(
 
 
 def test_a_message_without_text_or_subject_has_an_empty_body() -> None:
-    found = rebuild(b"Content-Type: text/html\r\n\r\n<p>Hi</p>\r\n", ["a@x.test"])
+    found = message_from_bytes(
+        b"Content-Type: text/html\r\n\r\n<p>Hi</p>\r\n", ["a@x.test"]
+    )
 
     assert (found.subject, found.body, found.bcc) == ("", "", ["a@x.test"])
     assert found.alternatives[0][0] == "<p>Hi</p>\n"
 
 
 def test_words_in_an_unknown_charset_stay_as_they_are() -> None:
-    found = rebuild(
+    found = message_from_bytes(
         b"Subject: =?x-klingon?q?hi?=\r\n"
         b"Content-Type: text/plain; charset=x-klingon\r\n\r\nh\xc3\xa9\r\n",
         [],
@@ -947,14 +1085,14 @@ def test_words_in_an_unknown_charset_stay_as_they_are() -> None:
 @pytest.mark.parametrize("charset", ["idna", "undefined", "\x00a"])
 def test_a_body_in_what_is_no_charset_is_read_as_utf8(charset: str) -> None:
     head = f"Content-Type: text/plain; charset={charset}\r\n\r\n"
-    found = rebuild(head.encode() + b"h\xc3\xa9\r\n", [])
+    found = message_from_bytes(head.encode() + b"h\xc3\xa9\r\n", [])
 
     assert found.body == "hé\n"
 
 
 def test_an_attached_message_is_not_taken_for_the_body() -> None:
     attached = "Subject: Forwarded\r\n\r\nnot the body\r\n"
-    found = rebuild(
+    found = message_from_bytes(
         (
             'Content-Type: multipart/mixed; boundary="-"\r\n\r\n'
             "---\r\nContent-Type: message/rfc822\r\n\r\n" + attached + "\r\n"
@@ -981,7 +1119,9 @@ def test_an_attached_message_is_not_taken_for_the_body() -> None:
     ],
 )
 def test_the_sender_keeps_its_name(written: str, sender: str) -> None:
-    assert rebuild(f"From: {written}\r\n\r\n".encode(), []).from_email == sender
+    assert (
+        message_from_bytes(f"From: {written}\r\n\r\n".encode(), []).from_email == sender
+    )
 
 
 def test_the_message_of_a_signal_can_be_sent_again(
@@ -995,13 +1135,13 @@ def test_the_message_of_a_signal_can_be_sent_again(
 
 
 def test_raw_utf8_and_controls_in_headers_are_made_readable() -> None:
-    found = rebuild("Subject: Grüße,\r\n\tBob\x07\r\n\r\n".encode(), [])
+    found = message_from_bytes("Subject: Grüße,\r\n\tBob\x07\r\n\r\n".encode(), [])
 
     assert found.subject == "Grüße, Bob "
 
 
 def test_headers_that_we_would_not_write_do_not_stop_a_signal() -> None:
-    found = rebuild(b"Subject: Hi\r\nX-LM-Metadata-: x\r\n\r\nHi\r\n", [])
+    found = message_from_bytes(b"Subject: Hi\r\nX-LM-Metadata-: x\r\n\r\nHi\r\n", [])
 
     assert found.subject == "Hi"
     assert found.extra_headers == {"X-LM-Metadata-": "x"}

@@ -93,7 +93,7 @@ def test_each_message_event_brings_our_id_and_no_trace_of_its_key(
     event = tracked(event_type)
     assert event.message_id == OUR_ID
     assert event.metadata == {"user": "123"}
-    assert event.tags == ["welcome"]
+    assert event.tags == ["welcome", "campaign=spring"]
     assert event.event_id == "54d7e8c9-1195-4ba0-9d3f-b9af92305add"
     assert event.timestamp == datetime(2026, 2, 8, 20, 14, 0, 123000, tzinfo=UTC)
 
@@ -111,6 +111,11 @@ def test_a_bounce_tells_recipient_and_reply() -> None:
 
 def test_a_failure_tells_its_reason() -> None:
     assert tracked("message.failed").description == "Internal processing error"
+
+
+def test_a_failure_with_no_more_than_a_code_tells_that() -> None:
+    event = tracked("message.failed", reason=None, reason_code="enforced_tls_failed")
+    assert event.description == "enforced_tls_failed"
 
 
 def test_a_click_tells_where_it_went_and_by_what() -> None:
@@ -168,8 +173,14 @@ def test_an_id_that_is_no_text_is_no_id() -> None:
     [
         (None, None, []),
         ("a", [], ["a"]),
-        (None, ["a", "b", 3, {"name": "c"}], ["a", "b"]),
         ("b", ["a", "b"], ["b", "a"]),
+        (None, [{"name": "__lettermint_tag", "value": "a b"}], ["a b"]),
+        ("a", [{"name": "__lettermint_tag", "value": "a"}], ["a"]),
+        ("a", [{"name": "c", "value": "a"}], ["a", "c=a"]),
+        (None, ["a", 3, None, ["b"], {"name": "c"}, {}], ["a"]),
+        (None, [{"value": "a"}, {"name": 1, "value": "b"}], ["a", "b"]),
+        (None, [{"name": "c", "value": ["d"]}], []),
+        (None, {"name": "c", "value": "d"}, []),
     ],
 )
 def test_tags_are_texts_and_each_there_once(

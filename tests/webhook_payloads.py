@@ -19,7 +19,10 @@ MESSAGE: dict[str, Any] = {
     "subject": "Welcome to Acme",
     "metadata": {"django_message_id": OUR_ID, "user": "123"},
     "tag": "welcome",
-    "tags": ["welcome", {"name": "campaign", "value": "spring"}],
+    "tags": [
+        {"name": "__lettermint_tag", "value": "welcome"},
+        {"name": "campaign", "value": "spring"},
+    ],
 }
 CLIENT: dict[str, Any] = {
     "device_type": "desktop",

@@ -10,13 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .records import Logins, ReceivedMessage, Statistics
+    from .records import Logins, ReceivedMessage, Refusal, Statistics
     from .relay import Relay
     from .webhooks import (
         WebhookDelivery,
         WebhookEvent,
         Webhooks,
         events_for,
+        make_event,
         post_event,
         sign,
     )
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Logins",
     "ReceivedMessage",
+    "Refusal",
     "Relay",
     "Statistics",
     "WebhookDelivery",
     "WebhookEvent",
     "Webhooks",
     "events_for",
+    "make_event",
     "post_event",
     "sign",
 ]
@@ -37,6 +40,7 @@ __all__ = [
 _HOME = {
     "Logins": "records",
     "ReceivedMessage": "records",
+    "Refusal": "records",
     "Relay": "relay",
     "Statistics": "records",
 }

@@ -1,4 +1,4 @@
-"""A certificate authority of the relay's own, made anew for each relay."""
+"""The certificate of a relay, and the authority that clients must trust for it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ import trustme
 
 
 class Certificates:
-    """The relay's TLS context, and the file of the authority that clients must trust."""
+    """The relay's TLS context, and the folder with the files behind it.
 
-    def __init__(self) -> None:
-        authority = trustme.CA()
-        certificate = authority.issue_cert("localhost", "127.0.0.1")
+    Without `folder`, they are in a temporary one and gone after `remove()`. With it, they
+    stay: who trusts its `ca.pem` once need not do so again.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        certificate.configure_cert(self.context)
-        self._authority = authority.cert_pem.bytes()
-        self._folder: Path | None = None
+        authority = trustme.CA()
+        leaf = authority.issue_cert("localhost", "127.0.0.1")
+        # The authority's own key is not kept: it signs nothing else.
+        self._files = {
+            "ca.pem": authority.cert_pem.bytes(),
+            "server.pem": leaf.private_key_and_cert_chain_pem.bytes(),
+        }
+        self._folder = Path(folder) if folder else None
+        self._temporary = not folder
 
     @property
     def ca_file(self) -> str:
@@ -32,12 +40,18 @@ class Certificates:
         return str(self._folder / "ca.pem")
 
     def write(self) -> None:
+        """Write the files that are not there, and load them."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="lettermint-relay-"))
-        else:
-            self._folder.mkdir(mode=0o700)
-        Path(self.ca_file).write_bytes(self._authority)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths = {self._folder / name: octets for name, octets in self._files.items()}
+        if not all(path.exists() for path in paths):
+            for path, octets in paths.items():
+                path.touch(mode=0o600)
+                path.write_bytes(octets)
+        self.context.load_cert_chain(self._folder / "server.pem")
 
     def remove(self) -> None:
-        if self._folder is not None:
+        """Remove a temporary folder."""
+        if self._temporary and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

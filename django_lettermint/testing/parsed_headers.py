@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .session import Refusal
+from .session import Refused
 
 _FIELD = re.compile(
     rb"^(x-lettermint-route|x-lm-tag|x-tag|idempotency-key|x-lm-metadata-[^:\s]*|x-metadata-[^:\s]*)"
@@ -35,14 +35,14 @@ class ParsedHeaders:
 def parse_headers(content: bytes) -> ParsedHeaders:
     """Read the header section of a message; the body is not looked at.
 
-    Raises Refusal for an invalid or repeated header.
+    Raises Refused for an invalid or repeated header.
     """
     end = 0 if content.startswith(b"\r\n") else content.find(b"\r\n\r\n")
     fields: dict[str, str] = {}
     for match in _FIELD.finditer(content, 0, end if end >= 0 else len(content)):
         name = _name(match[1].decode("utf-8", "replace"))
         if name in fields:
-            raise Refusal(550, f"5.6.0 {name} occurs more than once")
+            raise Refused(550, f"5.6.0 {name} occurs more than once")
         fields[name] = _value(match[2])
     return ParsedHeaders(
         route=_route(fields.get("x-lettermint-route")),
@@ -73,13 +73,13 @@ def _value(raw: bytes) -> str:
 
 def _route(value: str | None) -> str | None:
     if value is not None and (len(value) > _MAX_LENGTH or not _SLUG.fullmatch(value)):
-        raise Refusal(550, "5.6.0 X-Lettermint-Route is not a route slug")
+        raise Refused(550, "5.6.0 X-Lettermint-Route is not a route slug")
     return value
 
 
 def _tag(value: str | None) -> str | None:
     if value is not None and (len(value) > _MAX_LENGTH or not _TAG.fullmatch(value)):
-        raise Refusal(550, "5.6.0 The tag is invalid")
+        raise Refused(550, "5.6.0 The tag is invalid")
     return value
 
 
@@ -89,11 +89,11 @@ def _metadata(fields: Mapping[str, str]) -> dict[str, str]:
         found = {k[len(prefix) :]: v for k, v in fields.items() if k.startswith(prefix)}
         metadata |= found
     if "" in metadata:
-        raise Refusal(550, "5.6.0 A metadata header has no key")
+        raise Refused(550, "5.6.0 A metadata header has no key")
     return metadata
 
 
 def _idempotency_key(value: str | None) -> str | None:
     if value is not None and not 1 <= len(value) <= _MAX_LENGTH:
-        raise Refusal(550, "5.6.0 Idempotency-Key must have 1 to 255 characters")
+        raise Refused(550, "5.6.0 Idempotency-Key must have 1 to 255 characters")
     return value

@@ -31,35 +31,11 @@ class _TolerantPolicy(email.policy.EmailPolicy):
 _PARSER = email.parser.BytesParser(policy=_TolerantPolicy(refold_source="none"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedMessage:
-    """One message as it came over the wire, and what the relay read from it."""
+class _Content:
+    """What can be read from `content`, the octets of a message."""
 
-    #: The relay's own id, named in its reply and in webhooks; not the RFC 5322 Message-ID.
-    id: str
-    mail_from: str
-    #: The accepted recipients, in the order of their RCPT commands.
-    recipients: tuple[str, ...]
-    #: Octets as sent, without dot-stuffing and without the final dot.
-    content: bytes = field(repr=False)
-    route: str | None
-    tag: str | None
-    metadata: Mapping[str, str]
-    idempotency_key: str | None
-    #: Whether MAIL asked for SMTPUTF8.
-    smtputf8: bool
-    #: Whether MAIL said BODY=8BITMIME.
-    body_8bit: bool
-    #: Whether the content came by BDAT.
-    chunked: bool
-    #: Number of the connection, counted from 1 over the life of the relay.
-    connection: int
-    #: "tls" or "starttls".
-    security: str
-    #: The project token of the login.
-    token: str = field(repr=False)
-    #: Seconds since the epoch.
-    received_at: float
+    __slots__ = ()
+    content: bytes
 
     @property
     def mime(self) -> EmailMessage:
@@ -81,6 +57,63 @@ class ReceivedMessage:
         """
         message = _PARSER.parsebytes(self.content, headersonly=True)
         return cast("EmailMessage", message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedMessage(_Content):
+    """One message as it came over the wire, and what the relay read from it."""
+
+    #: The relay's own id, named in its reply and in webhooks; not the RFC 5322 Message-ID.
+    id: str
+    mail_from: str
+    #: The accepted recipients, in the order of their RCPT commands.
+    recipients: tuple[str, ...]
+    #: Octets as sent, without dot-stuffing and without the final dot.
+    content: bytes = field(repr=False)
+    route: str | None
+    tag: str | None
+    metadata: Mapping[str, str]
+    idempotency_key: str | None
+    #: Whether MAIL asked for SMTPUTF8.
+    smtputf8: bool
+    #: Whether MAIL said BODY=8BITMIME.
+    body_8bit: bool
+    #: Whether the content came by BDAT.
+    chunked: bool
+    #: Number of the connection, counted from 1 over the life of the relay.
+    connection: int
+    #: "tls", "starttls" or "plaintext".
+    security: str
+    #: Version and cipher, as in "TLSv1.3 TLS_AES_256_GCM_SHA384"; empty in clear.
+    tls: str
+    #: The project token of the login.
+    token: str = field(repr=False)
+    #: Seconds since the epoch.
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal(_Content):
+    """A login, sender, recipient or message that the relay refused, and why."""
+
+    id: str
+    #: "AUTH", "MAIL", "RCPT" or, for a complete message, "DATA" (by BDAT as well).
+    command: str
+    #: The sender or recipient that was refused; empty for the other commands.
+    address: str
+    #: The reply: its code, and its text with the rule that was broken.
+    code: int
+    text: str
+    #: What was known of the message by then.
+    mail_from: str
+    recipients: tuple[str, ...]
+    #: The octets of a message that was refused; empty for the other commands.
+    content: bytes = field(repr=False)
+    #: As in ReceivedMessage.
+    connection: int
+    security: str
+    tls: str
+    received_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

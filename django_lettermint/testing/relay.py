@@ -6,15 +6,23 @@ import contextlib
 import socket
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from .certificates import Certificates
 from .parsed_headers import ParsedHeaders, parse_headers
-from .records import ReceivedMessage
+from .records import ReceivedMessage, Refusal
 from .server import SMTPServer
-from .session import Refusal, Reply, ServerConfig, ServerSession, SubmittedMessage
+from .session import (
+    Refused,
+    Reply,
+    ServerConfig,
+    ServerSession,
+    SubmittedMessage,
+    Transaction,
+)
 from .state import RelayState
 from .stream import ConnectionEnded, ServerStream
 from .webhooks import Webhooks
@@ -28,6 +36,8 @@ _KEYWORDS = frozenset(
         *("PIPELINING", "SIZE", "SMTPUTF8", "STARTTLS"),
     }
 )
+#: The steps whose refusals are kept, and their commands.
+_REFUSALS = {"auth": "AUTH", "mail": "MAIL", "rcpt": "RCPT", "dot": "DATA"}
 _MAX_RECIPIENTS = 50
 #: Octets of a line without its CRLF (RFC 5321 section 4.5.3.1.6).
 _MAX_LINE = 998
@@ -54,8 +64,9 @@ class Relay:
       whose key has a blank in it is no header line, and is ignored. X-Tag next to
       X-LM-Tag is not looked at. Empty metadata values are taken.
     - Header values are unfolded and RFC 2047 words decoded.
-    - Idempotency keys are kept per token for the life of the relay, with a hash of the
-      content as received; recipients do not count. Same key and content: the first
+    - All its tokens are of one project, and idempotency keys are the project's: kept for
+      the life of the relay, with a hash of the content as received; recipients do not
+      count. Same key and content: the first
       reply again, nothing delivered. Other content: 554 5.5.0. First one still in
       progress: 451 4.5.0. A refused message uses up no key.
     - A complete message is worked on to the end, even if its client goes away meanwhile.
@@ -78,13 +89,17 @@ class Relay:
         idle_timeout: float = 300.0,
         reply_delay: float = 0.0,
         keep_messages: bool = True,
+        ports: Mapping[str, int] | None = None,
+        ca_folder: str | Path | None = None,
     ) -> None:
         """Prepare a relay; nothing listens before start().
 
         `without` names EHLO keywords to leave out, `limits` are parameters for the LIMITS
         keyword (RFC 9422), `max_size` is in octets, `idle_timeout` in seconds,
         `reply_delay` in seconds before each final reply, and `keep_messages=False` counts
-        messages without keeping them.
+        messages without keeping them. `ports` has the port, or 0 for any, for each of
+        "tls", "starttls" and "plaintext" that is served, by default the first two.
+        `ca_folder` keeps the certificate authority, so that it is the same at each start.
         """
         unknown = set(without) - _KEYWORDS
         if unknown:
@@ -103,7 +118,7 @@ class Relay:
         if limits:
             offered["LIMITS"] = f"LIMITS {limits}"
         self.token = token
-        self._certificates = Certificates()
+        self._certificates = Certificates(ca_folder)
         self._config = ServerConfig(
             context=self._certificates.context,
             features=tuple(
@@ -117,10 +132,12 @@ class Relay:
         self._idle_timeout = idle_timeout
         self._state = RelayState(reply_delay=reply_delay, keep_messages=keep_messages)
         self._server = SMTPServer(
-            self._new_session, {"tls": 0, "starttls": 0}, name="lettermint-relay"
+            self._new_session,
+            dict(ports or {"tls": 0, "starttls": 0}),
+            name="lettermint-relay",
         )
         #: Webhooks for what it received: `post()` and `subscribe()`.
-        self.webhooks = Webhooks(self._state)
+        self.webhooks = Webhooks(self)
         self._running = False
 
     def _new_session(
@@ -146,14 +163,18 @@ class Relay:
     def start(self) -> None:
         """Listen; after a stop() on the same ports as before.
 
-        Raises RuntimeError if it runs, OSError if a port is taken.
+        Raises RuntimeError if it runs, OSError if a port is taken or `ca_folder` is no use.
         """
         if self._running:
             raise RuntimeError("The relay runs already.")
         self._state.stopping.clear()
-        self._server.listen()
-        self._running = True
         self._certificates.write()
+        try:
+            self._server.listen()
+        except BaseException:
+            self._certificates.remove()
+            raise
+        self._running = True
 
     def stop(self) -> None:
         """Close everything; messages and statistics stay readable."""
@@ -189,7 +210,7 @@ class Relay:
     # How to reach it
 
     def port(self, security: str) -> int:
-        """Return the port for "tls" or "starttls"."""
+        """Return the port for "tls", "starttls" or "plaintext"."""
         return self._server.ports[security]
 
     @property
@@ -199,12 +220,13 @@ class Relay:
 
     def options(self, security: str = "tls", **overrides: object) -> dict[str, object]:
         """Return the options with which the backend reaches this relay."""
+        trusted = {} if security == "plaintext" else {"ca_file": self.ca_file}
         return {
             "api_token": self.token,
             "host": "127.0.0.1",
             "port": self.port(security),
             "security": security,
-            "ca_file": self.ca_file,
+            **trusted,
             "idempotency": True,
         } | overrides
 
@@ -222,6 +244,28 @@ class Relay:
             return list(self._state.messages)
 
     @property
+    def refusals(self) -> list[Refusal]:
+        """What was refused since the last clear(), in order."""
+        with self._state.changed:
+            return list(self._state.refusals)
+
+    def add_listener(
+        self, listener: Callable[[ReceivedMessage | Refusal], None]
+    ) -> None:
+        """Call `listener` with each message and refusal from now on.
+
+        Its record is in `messages` or `refusals` by then, and its reply not yet sent. The
+        call comes from the thread of the connection, so it must be quick and not raise.
+        """
+        self._state.listeners.append(listener)
+
+    def remove_listener(
+        self, listener: Callable[[ReceivedMessage | Refusal], None]
+    ) -> None:
+        """Call `listener` no more."""
+        self._state.listeners.remove(listener)
+
+    @property
     def logins(self) -> Logins:
         """The logins tried so far."""
         return self._state.logins
@@ -232,7 +276,7 @@ class Relay:
         return self._state.statistics()
 
     def clear(self) -> None:
-        """Forget the messages; counters and idempotency keys stay."""
+        """Forget messages and refusals; counters and idempotency keys stay."""
         self._state.clear()
 
     def wait_for(self, count: int, timeout: float = 5.0) -> list[ReceivedMessage]:
@@ -272,11 +316,11 @@ class Relay:
         verb: str = "RCPT",
     ) -> None:
         """Refuse an address from now on, as a recipient or (`verb="MAIL"`) as a sender."""
-        self._state.refusals[verb, address.casefold()] = (code, text)
+        self._state.refused_addresses[verb, address.casefold()] = (code, text)
 
     def accept(self, address: str, verb: str = "RCPT") -> None:
         """Take a refusal back."""
-        self._state.refusals.pop((verb, address.casefold()), None)
+        self._state.refused_addresses.pop((verb, address.casefold()), None)
 
     def drop_final_replies(self, count: int = 1) -> None:
         """Close the connection before the final reply of the next `count` messages."""
@@ -296,6 +340,8 @@ class RelaySession(ServerSession):
     ) -> None:
         super().__init__(stream, security, number, config)
         self.state = state
+        #: The message that is being judged.
+        self._submitted: SubmittedMessage | None = None
         #: It is one of the open connections in the statistics.
         self._counted = True
         state.add(connections=1, open=1)
@@ -303,6 +349,32 @@ class RelaySession(ServerSession):
     def command(self, verb: bytes, argument: bytes, line: bytes) -> None:
         self.state.count_command(verb.decode("ascii", "replace"))
         super().command(verb, argument, line)
+
+    def respond(self, step: str, argument: bytes, reply: Reply) -> int:
+        if step in _REFUSALS and reply.code >= 400:
+            # Before the reply: who has read it finds the refusal.
+            self.state.refused(self._refusal(step, argument, reply))
+        return super().respond(step, argument, reply)
+
+    def _refusal(self, step: str, argument: bytes, reply: Reply) -> Refusal:
+        message, transaction = self._submitted, self.transaction or Transaction()
+        address = (
+            argument.decode("utf-8", "replace").partition(":")[2].partition(">")[0]
+        )
+        return Refusal(
+            id=str(uuid.uuid4()),
+            command=_REFUSALS[step],
+            address=address.strip(" <") if step in ("mail", "rcpt") else "",
+            code=reply.code,
+            text=reply.text,
+            mail_from=message.sender if message else transaction.sender,
+            recipients=message.recipients if message else tuple(transaction.recipients),
+            content=message.content if message else b"",
+            connection=self.number,
+            security=self.security,
+            tls=self.stream.tls,
+            received_at=time.time(),
+        )
 
     def quit(self, argument: bytes) -> None:
         # Before the reply: who has read it may open the next connection at once.
@@ -325,39 +397,40 @@ class RelaySession(ServerSession):
         try:
             self._check("RCPT", address)
             if accepted >= _MAX_RECIPIENTS:
-                raise Refusal(
+                raise Refused(
                     452, f"4.5.3 At most {_MAX_RECIPIENTS} recipients a message"
                 )
-        except Refusal:
+        except Refused:
             self.state.add(refused_recipients=1)
             raise
         self.state.add(recipients=1)
 
     def _check(self, verb: str, address: str) -> None:
-        refusal = self.state.refusals.get((verb, address.casefold()))
-        if refusal is not None:
-            raise Refusal(*refusal)
+        reply = self.state.refused_addresses.get((verb, address.casefold()))
+        if reply is not None:
+            raise Refused(*reply)
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
+        self._submitted = message
         try:
             if max(map(len, message.content.split(b"\r\n"))) > _MAX_LINE:
-                raise Refusal(500, f"5.5.2 A line is longer than {_MAX_LINE} octets")
+                raise Refused(500, f"5.5.2 A line is longer than {_MAX_LINE} octets")
             reply = self._judge(message, parse_headers(message.content))
-        except Refusal as refusal:
+        except Refused as refusal:
             reply = refusal.reply
         if self.state.drops_reply():
             raise ConnectionEnded
         self.respond("dot", argument, reply)
+        self._submitted = None
 
     def _judge(self, message: SubmittedMessage, headers: ParsedHeaders) -> Reply:
         keys, key = self.state.keys, headers.idempotency_key
-        own_key = None if key is None else (self.token, key)
-        repeated = keys.begin(own_key, message.content)
+        repeated = keys.begin(key, message.content)
         if repeated is not None:
             self.state.add(replays=repeated.code == 250)
             return repeated
         if self.state.reply_delay and not self._delay():
-            keys.release(own_key)
+            keys.release(key)
             raise ConnectionEnded
         received = ReceivedMessage(
             id=str(uuid.uuid4()),
@@ -373,13 +446,14 @@ class RelaySession(ServerSession):
             chunked=message.chunked,
             connection=self.number,
             security=self.security,
+            tls=self.stream.tls,
             token=self.token or "",
             received_at=time.time(),
         )
         reply = Reply(250, f"2.0.0 Queued as {received.id}")
         # Together: who has seen the message may repeat it.
         with self.state.changed:
-            keys.finish(own_key, reply)
+            keys.finish(key, reply)
             self.state.deliver(received)
         return reply
 

@@ -52,7 +52,7 @@ class Reply:
         return f"{more}{self.code} {last}\r\n".encode("utf-8", "surrogateescape")
 
 
-class Refusal(Exception):
+class Refused(Exception):
     """Raised by a command that is not carried out; `reply` is the answer to it."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -149,14 +149,14 @@ class ServerSession:
         step = _COMMANDS.get(verb, "unknown")
         try:
             if len(line) > MAX_LINE:
-                raise Refusal(500, "5.5.2 Line too long")
+                raise Refused(500, "5.5.2 Line too long")
             if not self.encrypted and verb in _AFTER_TLS:
-                raise Refusal(530, "5.7.0 Must issue a STARTTLS command first")
+                raise Refused(530, "5.7.0 Must issue a STARTTLS command first")
             anonymous = self.config.requires_auth and not self.authenticated
             if anonymous and verb in _AFTER_AUTH:
-                raise Refusal(530, "5.7.0 Authentication required")
+                raise Refused(530, "5.7.0 Authentication required")
             getattr(self, step)(argument)
-        except Refusal as refusal:
+        except Refused as refusal:
             self.respond(step, argument, refusal.reply)
 
     @property
@@ -184,9 +184,9 @@ class ServerSession:
 
     def starttls(self, argument: bytes) -> None:
         if argument:
-            raise Refusal(501, "5.5.4 STARTTLS takes no argument")
+            raise Refused(501, "5.5.4 STARTTLS takes no argument")
         if self.encrypted or not self.config.starttls:
-            raise Refusal(503, "5.5.1 STARTTLS is not offered")
+            raise Refused(503, "5.5.1 STARTTLS is not offered")
         ready = Reply(220, "2.0.0 Ready to start TLS")
         if self.respond("starttls", argument, ready) == 220:
             self.start_tls()
@@ -198,7 +198,7 @@ class ServerSession:
 
     def auth(self, argument: bytes) -> None:
         if not self.announced or self.authenticated:
-            raise Refusal(503, "5.5.1 AUTH comes once, after EHLO")
+            raise Refused(503, "5.5.1 AUTH comes once, after EHLO")
         mechanism, _, initial = argument.partition(b" ")
         name = mechanism.decode("latin-1").upper()
         username, token = "", None
@@ -206,7 +206,7 @@ class ServerSession:
             username, *answer = self._exchange(name, initial)
             token = self._token(username, *answer)
             reply = Reply(235, "2.7.0 Authentication successful")
-        except Refusal as refusal:
+        except Refused as refusal:
             reply = refusal.reply
         self.login_tried(name, username, success=token is not None)
         while (code := self.respond("auth", argument, reply)) == 334:
@@ -219,10 +219,10 @@ class ServerSession:
         `initial` is the initial response (RFC 4954 section 4), "=" for an empty one.
         """
         if mechanism not in self.config.mechanisms:
-            raise Refusal(504, "5.5.4 Unrecognized authentication type")
+            raise Refused(504, "5.5.4 Unrecognized authentication type")
         challenge = self.challenge() if mechanism == "CRAM-MD5" else b""
         if initial and challenge:
-            raise Refusal(501, "5.7.0 CRAM-MD5 takes no initial response")
+            raise Refused(501, "5.7.0 CRAM-MD5 takes no initial response")
         asked = (b"Username:", b"Password:") if mechanism == "LOGIN" else (challenge,)
         answers = [_decode(initial.removeprefix(b"="))] if initial else []
         for each in asked[len(answers) :]:
@@ -233,7 +233,7 @@ class ServerSession:
         elif challenge:
             answers = answers[0].rsplit(b" ", 1)
         if len(answers) != 2:
-            raise Refusal(501, f"5.5.2 Not an answer of {mechanism}")
+            raise Refused(501, f"5.5.2 Not an answer of {mechanism}")
         return answers[0].decode("utf-8", "replace"), answers[1], challenge
 
     def _token(self, username: str, secret: bytes, challenge: bytes) -> str:
@@ -243,24 +243,24 @@ class ServerSession:
                 known = hmac.new(known, challenge, "md5").hexdigest().encode()
             if (username, secret) == (self.config.username, known):
                 return token
-        raise Refusal(535, "5.7.8 Authentication credentials invalid")
+        raise Refused(535, "5.7.8 Authentication credentials invalid")
 
     # Transactions
 
     def mail(self, argument: bytes) -> None:
         sender, parameters = _path(argument, b"FROM")
         if self.announced is None:
-            raise Refusal(503, "5.5.1 EHLO comes first")
+            raise Refused(503, "5.5.1 EHLO comes first")
         if self.transaction is not None:
-            raise Refusal(503, "5.5.1 MAIL within a transaction")
+            raise Refused(503, "5.5.1 MAIL within a transaction")
         for name, value in parameters.items():
             keyword, form = _PARAMETERS.get(name, ("", re.compile(b"")))
             if keyword not in self.announced:
-                raise Refusal(555, f"5.5.4 {name.decode('latin-1')} is not offered")
+                raise Refused(555, f"5.5.4 {name.decode('latin-1')} is not offered")
             if not form.fullmatch(value):
-                raise Refusal(501, f"5.5.4 {name.decode('latin-1')} has a wrong value")
+                raise Refused(501, f"5.5.4 {name.decode('latin-1')} has a wrong value")
         if int(parameters.get(b"SIZE", b"0")) > self.config.max_size:
-            raise Refusal(552, _TOO_BIG)
+            raise Refused(552, _TOO_BIG)
         self.check_sender(_reachable(sender, parameters))
         accepted = Reply(250, "2.1.0 Sender accepted")
         if self.respond("mail", argument, accepted) // 100 == 2:
@@ -269,12 +269,12 @@ class ServerSession:
     def rcpt(self, argument: bytes) -> None:
         transaction = self.transaction
         if transaction is None:
-            raise Refusal(503, "5.5.1 MAIL comes first")
+            raise Refused(503, "5.5.1 MAIL comes first")
         recipient, parameters = _path(argument, b"TO")
         if not recipient:
-            raise Refusal(501, "5.1.3 RCPT wants an address")
+            raise Refused(501, "5.1.3 RCPT wants an address")
         if parameters:
-            raise Refusal(555, "5.5.4 RCPT takes no parameters here")
+            raise Refused(555, "5.5.4 RCPT takes no parameters here")
         self.check_recipient(
             _reachable(recipient, transaction.parameters), len(transaction.recipients)
         )
@@ -290,10 +290,10 @@ class ServerSession:
         reply = Reply(354, "End data with <CR><LF>.<CR><LF>")
         try:
             if argument:
-                raise Refusal(501, "5.5.4 DATA takes no argument")
+                raise Refused(501, "5.5.4 DATA takes no argument")
             if self._open_transaction().chunks:
-                raise Refusal(503, "5.5.1 DATA cannot follow BDAT")
-        except Refusal as refusal:
+                raise Refused(503, "5.5.1 DATA cannot follow BDAT")
+        except Refused as refusal:
             reply = refusal.reply
         # A hook may let the client go on where it should not.
         if self.respond("data", argument, reply) != 354:
@@ -307,9 +307,9 @@ class ServerSession:
     def bdat(self, argument: bytes) -> None:
         parts = _CHUNK.fullmatch(argument)
         if "CHUNKING" not in (self.announced or ()):
-            raise Refusal(500, _UNKNOWN)
+            raise Refused(500, _UNKNOWN)
         if parts is None:
-            raise Refusal(501, "5.5.4 BDAT takes a number and perhaps LAST")
+            raise Refused(501, "5.5.4 BDAT takes a number and perhaps LAST")
         size, last = int(parts[1]), parts[2] is not None
         taken = self.transaction.chunks if self.transaction else []
         room = self.config.max_size - sum(map(len, taken))
@@ -319,8 +319,8 @@ class ServerSession:
         try:
             transaction = self._open_transaction()
             if chunk is None:
-                raise Refusal(552, _TOO_BIG)
-        except Refusal:
+                raise Refused(552, _TOO_BIG)
+        except Refused:
             self._break(last=last)
             raise
         transaction.chunks.append(chunk)
@@ -340,11 +340,11 @@ class ServerSession:
     def _open_transaction(self) -> Transaction:
         """Return the transaction that content may come for."""
         if self.transaction is None:
-            raise Refusal(503, "5.5.1 MAIL comes first")
+            raise Refused(503, "5.5.1 MAIL comes first")
         if self.transaction.broken:
-            raise Refusal(503, "5.5.1 A chunk was refused: RSET comes first")
+            raise Refused(503, "5.5.1 A chunk was refused: RSET comes first")
         if not self.transaction.recipients:
-            raise Refusal(554, "5.5.1 No valid recipients")
+            raise Refused(554, "5.5.1 No valid recipients")
         return self.transaction
 
     def _finish(self, content: bytes | None, argument: bytes, *, chunked: bool) -> None:
@@ -371,11 +371,11 @@ class ServerSession:
         self.respond("vrfy", argument, Reply(252, "2.1.5 Try to send something"))
 
     def unknown(self, argument: bytes) -> None:
-        raise Refusal(500, _UNKNOWN)
+        raise Refused(500, _UNKNOWN)
 
     def quit(self, argument: bytes) -> None:
         if argument:
-            raise Refusal(501, "5.5.4 QUIT takes no argument")
+            raise Refused(501, "5.5.4 QUIT takes no argument")
         self.respond("quit", argument, Reply(221, "2.0.0 Bye"))
         self.stream.end_tls()
         raise ConnectionEnded
@@ -399,10 +399,10 @@ class ServerSession:
         """Take note of an AUTH command that is about to be answered."""
 
     def check_sender(self, address: str) -> None:
-        """Raise Refusal for the address of a MAIL command that is right otherwise."""
+        """Raise Refused for the address of a MAIL command that is right otherwise."""
 
     def check_recipient(self, address: str, accepted: int) -> None:
-        """Raise Refusal for the address of a RCPT command, behind `accepted` others."""
+        """Raise Refused for the address of a RCPT command, behind `accepted` others."""
 
     def content_progress(self, received: int) -> None:
         """Take note of the octets of content or chunk that have come so far."""
@@ -420,18 +420,18 @@ class ServerSession:
 
 def _decode(line: bytes) -> bytes:
     if line == b"*":
-        raise Refusal(501, "5.7.0 Authentication cancelled")
+        raise Refused(501, "5.7.0 Authentication cancelled")
     try:
         return b64decode(line, validate=True)
     except binascii.Error:
-        raise Refusal(501, "5.5.2 Not base64") from None
+        raise Refused(501, "5.5.2 Not base64") from None
 
 
 def _path(argument: bytes, keyword: bytes) -> tuple[str, dict[bytes, bytes]]:
     """Return the address of a MAIL or RCPT command, and the parameters behind it."""
     found = _PATH.fullmatch(argument)
     if found is None or found[1].upper() != keyword:
-        raise Refusal(501, f"5.5.4 Syntax: {keyword.decode()}:<address>")
+        raise Refused(501, f"5.5.4 Syntax: {keyword.decode()}:<address>")
     words = (word.partition(b"=") for word in (found[3] or b"").split())
     parameters = {name.upper(): value for name, _, value in words}
     return found[2].decode("utf-8", "replace"), parameters
@@ -440,5 +440,5 @@ def _path(argument: bytes, keyword: bytes) -> tuple[str, dict[bytes, bytes]]:
 def _reachable(address: str, parameters: Mapping[bytes, bytes]) -> str:
     # RFC 6531 section 3.7.4.2 has this code for what MAIL did not announce.
     if not address.isascii() and b"SMTPUTF8" not in parameters:
-        raise Refusal(553, "5.6.7 A non-ASCII address needs SMTPUTF8")
+        raise Refused(553, "5.6.7 A non-ASCII address needs SMTPUTF8")
     return address

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from .idempotency import IdempotencyKeys
-from .records import Logins, ReceivedMessage, Statistics
+from .records import Logins, ReceivedMessage, Refusal, Statistics
 
 _COUNTERS = {each.name for each in fields(Statistics)} - {"commands"}
 
@@ -24,10 +24,11 @@ class RelayState:
         self.reply_delay = reply_delay
         self.keys = IdempotencyKeys()
         self.messages: list[ReceivedMessage] = []
-        #: Called with each delivered message by its session's thread; must not block.
-        self.observers: list[Callable[[ReceivedMessage], None]] = []
+        self.refusals: list[Refusal] = []
+        #: Called with each message and refusal by its session's thread; must not block.
+        self.listeners: list[Callable[[ReceivedMessage | Refusal], None]] = []
         #: Code and text by verb and address.
-        self.refusals: dict[tuple[str, str], tuple[int, str]] = {}
+        self.refused_addresses: dict[tuple[str, str], tuple[int, str]] = {}
         #: Final replies to drop, with their connections.
         self.drops = 0
         self.logins = Logins()
@@ -72,9 +73,20 @@ class RelayState:
             if self._keep:
                 self.messages.append(message)
             self.add(messages=1, octets=len(message.content))
-        for observer in tuple(self.observers):
-            observer(message)
+        self._tell(message)
+
+    def refused(self, refusal: Refusal) -> None:
+        with self.changed:
+            if self._keep:
+                self.refusals.append(refusal)
+            self.changed.notify_all()
+        self._tell(refusal)
+
+    def _tell(self, record: ReceivedMessage | Refusal) -> None:
+        for listener in tuple(self.listeners):
+            listener(record)
 
     def clear(self) -> None:
         with self.changed:
             self.messages.clear()
+            self.refusals.clear()

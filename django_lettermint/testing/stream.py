@@ -49,6 +49,12 @@ class ServerStream:
     def secure(self) -> bool:
         return isinstance(self.sock, ssl.SSLSocket)
 
+    @property
+    def tls(self) -> str:
+        """Version and cipher of TLS; empty in clear."""
+        cipher = self.sock.cipher() if isinstance(self.sock, ssl.SSLSocket) else None
+        return f"{cipher[1]} {cipher[0]}" if cipher else ""
+
     def write(self, data: bytes) -> None:
         self._output += data
 

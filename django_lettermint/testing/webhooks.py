@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import email.utils
 import hashlib
 import hmac
 import http.client
@@ -14,26 +15,63 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from .records import ReceivedMessage, Refusal
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from .relay import Relay
 
-    from .records import ReceivedMessage
-    from .state import RelayState
-
-TEST_DOMAIN = "testing.lettermint.co"
-_Outcome: TypeAlias = tuple[str, tuple[int, str, str] | None]
-
-_DELIVERED: _Outcome = ("message.delivered", (250, "2.0.0", "OK"))
-_HARD_BOUNCE: _Outcome = ("message.hard_bounced", (550, "5.1.1", "No such user"))
+_TEST_DOMAIN = "testing.lettermint.co"
 #: What the test addresses stand for, by their local part before a plus; others deliver.
-_OUTCOMES: dict[str, list[_Outcome]] = {
-    "softbounce": [("message.soft_bounced", (452, "4.2.2", "Mailbox full"))],
-    "hardbounce": [_HARD_BOUNCE],
-    "spamcomplaint": [_DELIVERED, ("message.spam_complaint", None)],
-    "dsn": [_HARD_BOUNCE],
+_OUTCOMES = {
+    "softbounce": ["message.soft_bounced"],
+    "hardbounce": ["message.hard_bounced"],
+    "spamcomplaint": ["message.delivered", "message.spam_complaint"],
+    "dsn": ["message.hard_bounced"],
+}
+_RESPONSES = {
+    "message.delivered": (250, "2.0.0", "OK"),
+    "message.soft_bounced": (452, "4.2.2", "Mailbox full"),
+    "message.hard_bounced": (550, "5.1.1", "No such user"),
+    "message.failed": (554, "5.3.0", "Cannot relay"),
+}
+_REASONS = {
+    "message.suppressed": "hard_bounce",
+    "message.policy_rejected": "spam content",
+    "message.failed": "Internal processing error",
+}
+#: The event -> the field with its time.
+_TIMES = {
+    "message.opened": "opened_at",
+    "message.clicked": "clicked_at",
+    "message.unsubscribed": "unsubscribed_at",
+}
+_DETAILS: dict[str, dict[str, object]] = {
+    "message.opened": {"first_open": True},
+    "message.clicked": {
+        "destination_url": "https://example.com/",
+        "link_index": 0,
+        "anchor_text": "Example",
+        "first_click": True,
+    },
+    "message.policy_rejected": {"score": 15.2, "spam_symbols": []},
+}
+_CLIENT = {
+    "device_type": "desktop",
+    "client_type": "browser",
+    "client_name": "Firefox",
+    "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0",
+    "bot": {"detected": False, "classification": "human", "machine": False},
+}
+_OF_THE_MESSAGE = frozenset({"message.created", "message.policy_rejected"})
+_CONTEXT = {
+    "scope": "project",
+    "team_id": "5b8f1a52-0000-4000-8000-000000000001",
+    "project_id": "5b8f1a52-0000-4000-8000-000000000002",
+    "route_id": "5b8f1a52-0000-4000-8000-000000000003",
 }
 
 
@@ -46,6 +84,8 @@ class WebhookEvent:
     #: ISO 8601, UTC, with milliseconds.
     timestamp: str
     data: Mapping[str, object]
+    #: Where the webhook belongs: scope, team, project and route.
+    context: Mapping[str, object] = field(default_factory=_CONTEXT.copy)
 
     @property
     def body(self) -> bytes:
@@ -55,6 +95,7 @@ class WebhookEvent:
             "event": self.event,
             "timestamp": self.timestamp,
             "data": self.data,
+            "context": self.context,
         }
         return json.dumps(
             envelope, ensure_ascii=False, separators=(",", ":"), default=dict
@@ -75,44 +116,86 @@ class WebhookDelivery:
 
 
 def events_for(message: ReceivedMessage) -> Iterator[WebhookEvent]:
-    """Yield the events of a message, recipient by recipient."""
+    """Yield the events of a message: `message.created`, then those of each recipient.
+
+    A recipient has `message.sent` and `message.delivered`, or what Lettermint documents
+    for its test address. The ids are the same at each call.
+    """
+    yield _lasting(message, "message.created")
     for recipient in message.recipients:
-        for event, response in _outcomes(recipient):
-            yield _event(message, recipient, event, response)
+        local, _, domain = recipient.casefold().rpartition("@")
+        name = local.partition("+")[0] if domain == _TEST_DOMAIN else ""
+        for event in ("message.sent", *_OUTCOMES.get(name, ["message.delivered"])):
+            yield _lasting(message, event, recipient)
 
 
-def _outcomes(recipient: str) -> list[_Outcome]:
-    local, _, domain = recipient.casefold().rpartition("@")
-    if domain != TEST_DOMAIN:
-        return [_DELIVERED]
-    return _OUTCOMES.get(local.partition("+")[0], [_DELIVERED])
+def _lasting(message: ReceivedMessage, event: str, recipient: str = "") -> WebhookEvent:
+    return replace(
+        make_event(message, event, recipient),
+        id=str(uuid.uuid5(uuid.UUID(message.id), f"{event} {recipient}")),
+        timestamp=_iso(message.received_at),
+    )
 
 
-def _event(
-    message: ReceivedMessage,
-    recipient: str,
-    event: str,
-    response: tuple[int, str, str] | None,
+def make_event(
+    message: ReceivedMessage, event: str, recipient: str = "", **data: object
 ) -> WebhookEvent:
-    data: dict[str, object] = {
+    """Return a new event about a message, as in `make_event(mail, "message.opened", to)`.
+
+    `recipient` is the first one by default. The keywords replace fields of its `data`.
+    """
+    headers = message.headers
+    now = _iso(time.time())
+    fields: dict[str, object] = {
         "message_id": message.id,
-        "subject": message.headers.get("Subject", ""),
+        "subject": str(headers.get("Subject", "")),
         # Lettermint's PHP writes an empty mapping as a list.
         "metadata": message.metadata or [],
         "tag": message.tag,
-        "tags": [message.tag] if message.tag else [],
-        "recipient": recipient,
+        "tags": [{"name": "__lettermint_tag", "value": message.tag}]
+        if message.tag
+        else [],
     }
-    if response is not None:
+    if event == "message.created":
+        fields |= _addresses(message)
+    if event not in _OF_THE_MESSAGE:
+        fields["recipient"] = recipient or message.recipients[0]
+    if event in _RESPONSES:
         keys = ("status_code", "enhanced_status_code", "content")
-        data["response"] = dict(zip(keys, response, strict=True))
-    moment = datetime.datetime.fromtimestamp(message.received_at, datetime.UTC)
+        fields["response"] = dict(zip(keys, _RESPONSES[event], strict=True))
+    if event in _REASONS:
+        fields["reason"] = _REASONS[event]
+    if event in _TIMES:
+        fields[_TIMES[event]] = now
+    if event in ("message.opened", "message.clicked"):
+        fields |= _CLIENT
     return WebhookEvent(
-        id=str(uuid.uuid5(uuid.UUID(message.id), f"{event} {recipient}")),
+        id=str(uuid.uuid4()),
         event=event,
-        timestamp=moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        data=data,
+        timestamp=now,
+        data=fields | _DETAILS.get(event, {}) | data,
     )
+
+
+def _addresses(message: ReceivedMessage) -> dict[str, object]:
+    def read(name: str) -> list[tuple[str, str]]:
+        values = [str(value) for value in message.headers.get_all(name, [])]
+        return [pair for pair in email.utils.getaddresses(values) if pair[1]]
+
+    to, cc = ([address for _, address in read(name)] for name in ("To", "Cc"))
+    name, sender = (read("From") or [("", message.mail_from)])[0]
+    return {
+        "from": {"email": sender, "name": name or None},
+        "to": to,
+        "cc": cc,
+        "bcc": [each for each in message.recipients if each not in {*to, *cc}],
+        "reply_to": next((address for _, address in read("Reply-To")), None),
+    }
+
+
+def _iso(moment: float) -> str:
+    stamp = datetime.datetime.fromtimestamp(moment, datetime.UTC)
+    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def sign(body: bytes, secret: str, timestamp: int) -> str:
@@ -146,19 +229,22 @@ def post_event(
 ) -> WebhookDelivery:
     """Post an event once; failures are told in the result, never raised.
 
-    `timestamp` is the time of signing in Unix seconds, by default now.
+    `timestamp` is the time of signing in Unix seconds, by default now. Raises ValueError
+    for a URL that is not http:// or https://.
     """
     check_url(url)
     moment = int(time.time()) if timestamp is None else timestamp
-    key = f"wrong {secret}" if wrong_signature else secret
+    body = event.body
     headers = {
         "Content-Type": "application/json",
-        "X-Lettermint-Signature": sign(event.body, key, moment),
+        "X-Lettermint-Signature": sign(
+            body, f"wrong {secret}" if wrong_signature else secret, moment
+        ),
         "X-Lettermint-Event": event.event,
         "X-Lettermint-Delivery": str(moment),
         "X-Lettermint-Attempt": str(attempt),
     }
-    request = urllib.request.Request(url, event.body, headers)  # noqa: S310
+    request = urllib.request.Request(url, body, headers)  # noqa: S310
     status, error = _status(request, timeout)
     return WebhookDelivery(
         url=url, event=event, attempt=attempt, status=status, error=error
@@ -188,21 +274,22 @@ def _status(request: urllib.request.Request, timeout: float) -> tuple[int | None
         return None, str(error) or type(error).__name__
 
 
-@dataclass(frozen=True, slots=True)
-class _Subscription:
-    put: Callable[[ReceivedMessage | None], None]
-    thread: threading.Thread
+#: What ends a subscription's thread.
+_END = object()
+_Listener: TypeAlias = Callable[[ReceivedMessage | Refusal], None]
 
 
 class Webhooks:
     """The webhooks of one relay, and a record of what was posted."""
 
-    def __init__(self, state: RelayState) -> None:
-        self._state = state
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
         self._changed = threading.Condition()
         self._deliveries: list[WebhookDelivery] = []
         self._stopping = threading.Event()
-        self._subscriptions: list[_Subscription] = []
+        self._subscriptions: list[
+            tuple[_Listener, queue.SimpleQueue[object], threading.Thread]
+        ] = []
 
     @property
     def deliveries(self) -> list[WebhookDelivery]:
@@ -216,31 +303,33 @@ class Webhooks:
         secret: str,
         *,
         messages: Iterable[ReceivedMessage] | None = None,
+        events: Iterable[WebhookEvent] | None = None,
         attempts: int = 1,
         wrong_signature: bool = False,
         timeout: float = 5.0,
     ) -> list[WebhookDelivery]:
-        """Post the events of `messages`, by default of all that the relay keeps.
+        """Post `events`, by default those of `messages`, by default of all that are kept.
 
         Each event is posted `attempts` times with the same id, whatever the answer.
         """
-        if messages is None:
-            with self._state.changed:
-                messages = tuple(self._state.messages)
+        if events is None:
+            kept = self._relay.messages if messages is None else messages
+            events = (event for message in kept for event in events_for(message))
         done = []
-        for message in messages:
-            for event in events_for(message):
-                for attempt in range(1, attempts + 1):
-                    delivery = post_event(
-                        url,
-                        event,
-                        secret,
-                        attempt=attempt,
-                        wrong_signature=wrong_signature,
-                        timeout=timeout,
-                    )
-                    self._record(delivery)
-                    done.append(delivery)
+        for event in events:
+            for attempt in range(1, attempts + 1):
+                delivery = post_event(
+                    url,
+                    event,
+                    secret,
+                    attempt=attempt,
+                    wrong_signature=wrong_signature,
+                    timeout=timeout,
+                )
+                with self._changed:
+                    self._deliveries.append(delivery)
+                    self._changed.notify_all()
+                done.append(delivery)
         return done
 
     def subscribe(
@@ -248,18 +337,24 @@ class Webhooks:
     ) -> None:
         """Post the events of each message from now on, until the relay stops."""
         check_url(url)
-        inbox: queue.SimpleQueue[ReceivedMessage | None] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[object] = queue.SimpleQueue()
 
         def work() -> None:
-            while (message := inbox.get()) is not None and not self._stopping.is_set():
-                self.post(
-                    url, secret, messages=[message], attempts=attempts, timeout=timeout
-                )
+            while (record := waiting.get()) is not _END and not self._stopping.is_set():
+                if isinstance(record, ReceivedMessage):
+                    self.post(
+                        url,
+                        secret,
+                        messages=[record],
+                        attempts=attempts,
+                        timeout=timeout,
+                    )
 
         thread = threading.Thread(target=work, name="lettermint-webhooks", daemon=True)
         thread.start()
-        self._state.observers.append(inbox.put)
-        self._subscriptions.append(_Subscription(inbox.put, thread))
+        listener: _Listener = waiting.put
+        self._relay.add_listener(listener)
+        self._subscriptions.append((listener, waiting, thread))
 
     def wait_for(self, count: int, timeout: float = 5.0) -> list[WebhookDelivery]:
         """Return the deliveries as soon as there are `count`; raises TimeoutError."""
@@ -275,14 +370,9 @@ class Webhooks:
     def stop(self, timeout: float) -> None:
         """End all subscriptions; what waits to be posted is dropped."""
         self._stopping.set()
-        for subscription in self._subscriptions:
-            self._state.observers.remove(subscription.put)
-            subscription.put(None)
+        for listener, waiting, _ in self._subscriptions:
+            self._relay.remove_listener(listener)
+            waiting.put(_END)
         while self._subscriptions:
-            self._subscriptions.pop().thread.join(timeout)
+            self._subscriptions.pop()[2].join(timeout)
         self._stopping.clear()
-
-    def _record(self, delivery: WebhookDelivery) -> None:
-        with self._changed:
-            self._deliveries.append(delivery)
-            self._changed.notify_all()

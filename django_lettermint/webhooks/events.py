@@ -36,6 +36,9 @@ TRACKING_EVENTS: Mapping[str, tuple[str, str | None]] = {
     "suppression.removed": (EventType.UNKNOWN, None),
 }
 
+#: The name of the tag of X-LM-Tag among the named ones.
+SINGLE_TAG = "__lettermint_tag"
+
 _UNKNOWN = (EventType.UNKNOWN, None)
 
 #: What a suppressed recipient did earlier, where `reason` tells.
@@ -98,7 +101,7 @@ def tracking_event(
         message_id=text(our_id) or text(data.get("message_id")),
         recipient=text(data.get("recipient")),
         reject_reason=reject_reason,
-        description=text(data.get("reason")),
+        description=text(data.get("reason")) or text(data.get("reason_code")),
         mta_response=text(mapping(data.get("response")).get("content")),
         tags=_tags(data),
         metadata=metadata,
@@ -133,7 +136,16 @@ def moment(value: object) -> datetime:
 
 
 def _tags(data: Mapping[str, Any]) -> list[str]:
-    # `tag` is the one a mail can carry over SMTP; newer payloads repeat it in `tags`,
-    # next to named tags, which are objects.
-    tags = [data.get("tag"), *items(data.get("tags"))]
+    # `tag` is the older field, for the one tag that a mail can carry over SMTP.
+    tags = [data.get("tag"), *map(_tag, items(data.get("tags")))]
     return list(dict.fromkeys(tag for tag in map(text, tags) if tag))
+
+
+def _tag(tag: object) -> object:
+    """Return an entry of `tags` as a string: "campaign=spring" for a named tag."""
+    if not isinstance(tag, dict):
+        return tag  # as older payloads have it
+    name, value = text(tag.get("name")), text(tag.get("value"))
+    if name == SINGLE_TAG or not (name and value):
+        return value
+    return f"{name}={value}"

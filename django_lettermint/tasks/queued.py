@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from .delivery import (
+from django_lettermint.delivery import (
     Deadline,
     Submission,
     build_error,
     build_result,
     later_may_help,
 )
-from .envelope import Envelope
-from .exceptions import ConnectionLost
-from .results import Outcome, Phase
-from .smtp import MailTransaction, Reply
+from django_lettermint.envelope import Envelope
+from django_lettermint.exceptions import ConnectionLost
+from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp import MailTransaction, Reply
 
 if TYPE_CHECKING:
-    from .conf import RelayConfig
+    from django_lettermint.conf import RelayConfig
 
 VERSION = 1
 
@@ -40,7 +40,7 @@ def check_version(form: object) -> None:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Queued:
+class QueuedMessage:
     """One message with all its submissions, those that have ended included."""
 
     submissions: list[Submission]

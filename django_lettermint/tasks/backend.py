@@ -7,9 +7,10 @@ whose backends store and run it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from anymail.exceptions import AnymailConfigurationError, AnymailInvalidMailer
@@ -19,20 +20,19 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.db import transaction
 from django.utils.module_loading import import_string
 
-from .backend import EmailBackend as SendingBackend
-from .backend import attributes_since, refuse_unused_hooks
-from .conf import IDEMPOTENCY_KEY_TTL, queue_config
-from .exceptions import EnqueueFailed, LettermintInvalidMessage
-from .outgoing import OutgoingMessage, notify
-from .queued import Queued
-from .results import Outcome, RecipientResult, SendResult
+from django_lettermint.backend import EmailBackend as SendingBackend
+from django_lettermint.backend import attributes_since, refuse_unused_hooks
+from django_lettermint.conf import IDEMPOTENCY_KEY_TTL, queue_config
+from django_lettermint.exceptions import EnqueueFailed, LettermintInvalidMessage
+from django_lettermint.outgoing import OutgoingMessage, notify
+from django_lettermint.results import Outcome, RecipientResult, SendResult
+
+from .queued import QueuedMessage
 from .worker import sending_backend
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
     from django.tasks import Task
-
-    from .delivery import Submission
 
 
 class EmailBackend(BaseEmailBackend):
@@ -68,15 +68,26 @@ class EmailBackend(BaseEmailBackend):
         Raises the first error, with one SendResult per message in its `results`, unless
         the option `fail_silently` is set.
         """
-        count = 0
+        messages = email_messages or ()
+        count = begun = 0
         results: list[SendResult] = []
         error: Exception | None = None
-        for message in email_messages or ():
-            outgoing = self._prepare(message)
-            count += self._queue(outgoing)
-            notify(type(self._sender), outgoing)
-            results.append(outgoing.result)
-            error = error or outgoing.error
+        try:
+            for message in messages:
+                outgoing = self._prepare(message)
+                begun += 1
+                count += self._queue(outgoing)
+                results.append(outgoing.result)
+                error = error or outgoing.error
+        except Exception:  # a pre_send receiver's
+            raise
+        except BaseException:
+            if isinstance(messages, list | tuple):
+                for message in messages[begun:]:
+                    outgoing = OutgoingMessage(message)
+                    outgoing.interrupt()
+                    notify(type(self._sender), outgoing)
+            raise
         if error and not self.fail_silently:
             error.results = tuple(results)  # type: ignore[attr-defined]
             raise error
@@ -99,55 +110,60 @@ class EmailBackend(BaseEmailBackend):
         return outgoing
 
     def _queue(self, outgoing: OutgoingMessage) -> bool:
-        """Make a task of each envelope; return whether there is one."""
-        submissions, outgoing.submissions = outgoing.submissions, []
-        queued: list[Submission] = []
+        """Make a task of each envelope; return whether one is taken, or end the message."""
+        tasks = self._tasks(outgoing)
+        outgoing.submissions = []
+        if not tasks:
+            notify(type(self._sender), outgoing)
+            return False
+        if self._config.on_commit and not transaction.get_autocommit():
+            after = partial(self._hand_over, outgoing, tasks)
+            transaction.on_commit(after, robust=True)
+            _record(outgoing, tasks, ["queued"] * len(tasks))
+            return True
+        return self._hand_over(outgoing, tasks)
+
+    def _tasks(self, outgoing: OutgoingMessage) -> list[QueuedMessage]:
         # An envelope's parts share its content.
-        for _, group in groupby(submissions, key=lambda each: each.envelope.content):
-            envelope = list(group)
-            try:
-                self._hand_over(outgoing, envelope)
-            except Exception as error:  # noqa: BLE001 - the task backend's, any kind
-                outgoing.error = self._failure(error)
-                return bool(queued)
-            queued += envelope
-            _set_status(outgoing, envelope, "queued")
-        if queued:
-            # The worker tells how it ends.
-            outgoing.suppress_signals, outgoing.result = True, _queued_result(queued)
-        return bool(queued)
+        groups = groupby(outgoing.submissions, key=lambda each: each.envelope.content)
+        return [
+            QueuedMessage(
+                submissions=list(submissions),
+                using=self._config.using,
+                give_up_at=time.time() + self._give_up_after,
+                has_caller_key=outgoing.has_caller_key,
+            )
+            for _, submissions in groups
+        ]
 
     def _hand_over(
-        self, outgoing: OutgoingMessage, submissions: list[Submission]
-    ) -> None:
-        queued = Queued(
-            submissions=submissions,
-            using=self._config.using,
-            give_up_at=time.time() + self._give_up_after,
-            has_caller_key=outgoing.has_caller_key,
-        )
-        if not self._config.on_commit:
-            self.enqueue(queued.to_json())
-        elif transaction.get_connection().in_atomic_block:
-            after = partial(self._enqueue_after_commit, outgoing, queued)
-            transaction.on_commit(after, robust=True)
-        else:
-            transaction.on_commit(partial(self.enqueue, queued.to_json()))
-
-    def _enqueue_after_commit(self, outgoing: OutgoingMessage, queued: Queued) -> None:
-        """Queue a message, or report that it failed: there is no caller to raise it to."""
+        self, outgoing: OutgoingMessage, tasks: Sequence[QueuedMessage]
+    ) -> bool:
+        """Enqueue the tasks up to the first that fails; then the message ends here."""
+        statuses = ["failed"] * len(tasks)
         try:
-            self.enqueue(queued.to_json())
-        except Exception as error:  # noqa: BLE001 - the task backend's, any kind
-            _set_status(outgoing, queued.submissions, "failed")
-            failed = OutgoingMessage(outgoing.message, error=self._failure(error))
-            notify(type(self._sender), failed)
+            for number, task in enumerate(tasks):
+                # Whatever it raises, its store may have the task.
+                statuses[number] = "unknown"
+                self.enqueue(task.to_json())
+                statuses[number] = "queued"
+        except BaseException as error:
+            outgoing.error = self._failure(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            _record(outgoing, tasks, statuses)
+            # Else the worker tells how it ends.
+            if outgoing.error:
+                notify(type(self._sender), outgoing)
+        return "queued" in statuses
 
-    def _failure(self, error: Exception) -> EnqueueFailed:
+    def _failure(self, error: BaseException) -> EnqueueFailed:
         failure = EnqueueFailed(
-            f"the task backend {self._config.task_backend!r} did not take the message "
-            f"({type(error).__name__}): it is not queued; see that its database or broker "
-            "works"
+            f"the task backend {self._config.task_backend!r} raised "
+            f"{type(error).__name__}: whether it has queued the message is unknown; see "
+            "that its database or broker works, and look for the message before you send "
+            "it again"
         )
         failure.__cause__ = error
         return failure
@@ -185,7 +201,7 @@ class EmailBackend(BaseEmailBackend):
         config = self._config
         try:
             # Late: Django judges it by TASKS as it is imported.
-            from .send_task import send
+            from .task import send
 
             return send.using(
                 backend=config.task_backend,
@@ -210,30 +226,27 @@ class EmailBackend(BaseEmailBackend):
         return AnymailInvalidMailer(problem, alias=self.alias)
 
 
-def _set_status(
-    outgoing: OutgoingMessage, submissions: list[Submission], status: str
+def _record(
+    outgoing: OutgoingMessage, tasks: Sequence[QueuedMessage], statuses: Sequence[str]
 ) -> None:
+    """Set result and status of a message by what became of its tasks."""
+    first = tasks[0].submissions[0].envelope
+    by_address: dict[str, RecipientResult] = {}
     found: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
-    common = AnymailRecipientStatus(submissions[0].envelope.message_id, status)
-    found.set_recipient_status(
-        {
-            outgoing.original_addresses.get(who, who): common
-            for each in submissions
-            for who in each.envelope.recipients
-        }
-    )
-
-
-def _queued_result(submissions: list[Submission]) -> SendResult:
-    first = submissions[0].envelope
-    return SendResult(
+    # In the order of the alphabet: for who is in several, `failed` counts least, and
+    # `unknown` most.
+    for status, task in sorted(zip(statuses, tasks, strict=True), key=itemgetter(0)):
+        envelopes = [each.envelope for each in task.submissions]
+        addresses = [who for each in envelopes for who in each.recipients]
+        by_address |= dict.fromkeys(addresses, RecipientResult(status=status))
+        anymail = AnymailRecipientStatus(envelopes[0].message_id, status)
+        found.set_recipient_status(
+            {outgoing.original_addresses.get(who, who): anymail for who in addresses}
+        )
+    outgoing.result = SendResult(
         # Only the worker will know, and to send it again would duplicate it.
         outcome=Outcome.UNKNOWN,
         message_id=first.message_id,
         idempotency_key=first.idempotency_key,
-        recipients={
-            who: RecipientResult(status="queued")
-            for each in submissions
-            for who in each.envelope.recipients
-        },
+        recipients=by_address,
     )

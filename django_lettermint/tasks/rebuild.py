@@ -15,15 +15,15 @@ from anymail.exceptions import AnymailInvalidAddress
 from anymail.message import AnymailStatus
 from anymail.utils import EmailAddress
 
-from .exceptions import LettermintInvalidMessage
-from .extras import extract_extras
-from .message import LettermintMessage
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.extras import extract_extras
+from django_lettermint.message import LettermintMessage
 
 #: Headers that EmailMessage has attributes for, or makes itself.
 _NOT_EXTRA = ("from", "to", "cc", "reply-to", "subject", "mime-version")
 
 
-def rebuild(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
+def message_from_bytes(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
     """Return the message as far as its bytes tell it.
 
     Addresses are bare. Recipients whom no header names stand in `bcc`; attachments are

@@ -1,0 +1,108 @@
+"""The worker's side of a queue, whichever queue it is."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from anymail.exceptions import AnymailConfigurationError
+from django.core import mail
+
+from django_lettermint import pool
+from django_lettermint.backend import EmailBackend
+from django_lettermint.delivery import Delivery, recipients_of
+from django_lettermint.outgoing import OutgoingMessage, notify
+from django_lettermint.results import Outcome
+
+from .queued import QueuedMessage, check_version
+from .rebuild import message_from_bytes
+
+logger = logging.getLogger("django_lettermint")
+
+#: Seconds before the first further try; doubled for each one more, up to the maximum.
+PAUSE = 5.0
+MAX_PAUSE = 60 * 60.0
+
+
+def run(
+    form: dict[str, Any],
+    later: Callable[[dict[str, Any], float], object] | None,
+    *,
+    again: bool = False,
+) -> dict[str, str | None]:
+    """Send what `tasks.EmailBackend` has queued, and tell how it ended by one signal.
+
+    If another try may help, there is no signal, and `later(form, seconds)` is to run the
+    new form after a pause; with None there is no other try. `again` tells that a worker
+    has begun this very form before. Raises only if it could not decide on the message, so
+    that any failed or abandoned run may be repeated.
+    """
+    check_version(form)
+    sender = sending_backend(form.get("using"))
+    queued = QueuedMessage.from_json(form, sender.config)
+    submissions = queued.submissions
+    first = submissions[0].envelope
+    if time.time() >= queued.give_up_at:
+        queued.expire(started=again)
+    else:
+        with pool.open_pool(sender.config) as connections:
+            Delivery(sender.config, connections).deliver([submissions])
+        if _put_back(queued, later):
+            return {"message_id": first.message_id, "outcome": "put back"}
+    recipients = [who for each in submissions for who in recipients_of(each)]
+    outgoing = OutgoingMessage(
+        message_from_bytes(first.content, recipients),
+        submissions=submissions,
+        has_caller_key=queued.has_caller_key,
+    )
+    notify(type(sender), outgoing, sender.config.endpoint)
+    return {"message_id": first.message_id, "outcome": outgoing.result.outcome.value}
+
+
+def sending_backend(using: str | None) -> EmailBackend:
+    """Return the backend that sends: a mailer, or what the settings make."""
+    if using is None:
+        return EmailBackend()
+    mailers: Any = getattr(mail, "mailers", {})  # Django 6.1
+    if using not in mailers:
+        raise AnymailConfigurationError(
+            f"queued mail is to be sent by the mailer {using!r}, which is not in MAILERS: "
+            "workers need the settings of those who queue"
+        )
+    backend: EmailBackend = mailers[using]
+    return backend
+
+
+def _put_back(
+    queued: QueuedMessage, later: Callable[[dict[str, Any], float], object] | None
+) -> bool:
+    """Have what is undone tried once more, if that makes sense."""
+    if not queued.may_change:
+        return False
+    message_id = queued.submissions[0].envelope.message_id
+    pause = min(MAX_PAUSE, PAUSE * 2**queued.tries) * random.uniform(0.5, 1.5)  # noqa: S311
+    if time.time() + pause >= queued.give_up_at:
+        return False
+    if later is None:
+        logger.warning(
+            "Message %s: not tried again, as its queue has no run_after", message_id
+        )
+        return False
+    try:
+        later(queued.next_try().to_json(), pause)
+    except Exception as error:
+        if all(each.outcome is Outcome.NOT_SENT for each in queued.submissions):
+            raise
+        # The old form must not run again: the relay would answer its key as if it had
+        # taken the message for all recipients.
+        logger.error(
+            "Message %s: not tried again, as its queue did not take it back (%s)",
+            message_id,
+            type(error).__name__,
+        )
+        return False
+    logger.info("Message %s: not sent yet, next try in %.0f s", message_id, pause)
+    return True

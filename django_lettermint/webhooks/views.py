@@ -1,0 +1,185 @@
+"""Lettermint's webhooks as Anymail's `tracking` and `inbound` signals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from anymail import signals
+from anymail.exceptions import (
+    AnymailConfigurationError,
+    AnymailWebhookValidationFailure,
+)
+from anymail.webhooks.base import AnymailBaseWebhookView
+from django.http import HttpRequest, HttpResponse, UnreadablePostError
+
+from django_lettermint.conf import webhook_config
+
+from .dedupe import run_once
+from .events import (
+    INBOUND,
+    TEST,
+    TRACKING_EVENTS,
+    WebhookEvent,
+    read_event,
+    tracking_event,
+)
+from .inbound import inbound_event
+
+if TYPE_CHECKING:
+    from anymail.signals import AnymailEvent
+    from django.dispatch import Signal
+    from django.http.response import HttpResponseBase
+
+    from django_lettermint.conf import Secret, WebhookConfig
+
+logger = logging.getLogger("django_lettermint.webhooks")
+
+#: Seconds after which a copy of an event that is being worked on may come again.
+RETRY_AFTER = 60
+
+
+class LettermintWebhookView(AnymailBaseWebhookView):
+    """Let signed events through to a signal, each once."""
+
+    esp_name = "Lettermint"
+    http_method_names = ["post"]  # noqa: RUF012 -- Django's own annotation has no ClassVar
+    # The signature protects more than basic auth does; both may be used together.
+    warn_if_no_basic_auth = False
+
+    #: The secrets of this URL's webhook; None takes them from the settings. As a keyword
+    #: of `as_view()`, a string or a list of strings.
+    signing_secret: Sequence[Secret] | None = None
+    #: Bytes. Django's DATA_UPLOAD_MAX_MEMORY_SIZE is too small for mails.
+    max_body_size: int = 0
+
+    signal: Signal  # type: ignore[assignment]  # Anymail declares None
+    config: WebhookConfig
+    payload: Mapping[str, Any]
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """Return the view; a missing SDK shows here, not at the first lost event."""
+        _load_verify()
+        if "signing_secret" in initkwargs:
+            # Wrapped at once: debug pages show the keywords of a view.
+            initkwargs["signing_secret"] = webhook_config(initkwargs).signing_secrets
+        return super().as_view(**initkwargs)
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Answer 200 when the receivers have run, 4xx to what is not a genuine event.
+
+        A receiver's exception goes on, as in Anymail: Django answers 500 and Lettermint
+        comes again. 503 asks for the same while a copy is being worked on.
+        """
+        try:
+            self.config = webhook_config()
+            self.run_validators(request)
+            events = self.parse_events(request)
+        except AnymailWebhookValidationFailure as error:
+            # Answered here, not by Django, whose debug page would tell details.
+            logger.warning("Lettermint webhook refused: %s", error.args[0])
+            return HttpResponse(status=error.status_code or 400)
+        if all(map(self._deliver, events)):
+            return HttpResponse()
+        return HttpResponse(status=503, headers={"Retry-After": str(RETRY_AFTER)})
+
+    def validate_request(self, request: HttpRequest) -> None:
+        """Check size, signature, age and JSON; Anymail adds basic auth, if it is set."""
+        secrets = self.signing_secret
+        if secrets is None:
+            secrets = self.config.signing_secrets
+        if not secrets:
+            _refuse("no signing secret is set (LETTERMINT_SIGNING_SECRET)", status=403)
+        verify = _load_verify()
+        try:
+            self.payload = verify(self._body(request), request.headers, secrets)
+        except ValueError as error:
+            _refuse(str(error))
+
+    def parse_events(self, request: HttpRequest) -> list[AnymailEvent]:
+        """Return the Anymail event, or an empty list for a test event."""
+        try:
+            event = read_event(self.payload)
+            return [] if event.type == TEST else self.to_anymail(event)
+        except ValueError as error:
+            _refuse(str(error))
+
+    def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
+        """Return what the signal of this view sends for the event."""
+        raise NotImplementedError
+
+    def _body(self, request: HttpRequest) -> bytes:
+        limit, body = self.max_body_size, b""
+        try:
+            size = int(request.META.get("CONTENT_LENGTH") or 0)
+            if size <= limit:  # or no size is given: chunked, over ASGI
+                body = request.read(limit + 1)
+        except (ValueError, UnreadablePostError):
+            _refuse("request_unreadable")
+        if max(size, len(body)) > limit:
+            _refuse("request_too_large", status=413)
+        return body
+
+    def _deliver(self, event: AnymailEvent) -> bool:
+        send = partial(
+            self.signal.send, sender=type(self), event=event, esp_name=self.esp_name
+        )
+        if self.config.dedupe:
+            return run_once(event.event_id, send)
+        send()
+        return True
+
+
+class LettermintTrackingWebhookView(LettermintWebhookView):
+    """Send what becomes of sent mail to Anymail's `tracking` signal."""
+
+    signal = signals.tracking
+    max_body_size = 2**20
+
+    def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
+        """Return the event; types that are not known yet are UNKNOWN."""
+        if event.type == INBOUND:
+            _wrong_url(event, right="lettermint/inbound/")
+        return [tracking_event(event, correlation_key=self.config.correlation_key)]
+
+
+class LettermintInboundWebhookView(LettermintWebhookView):
+    """Send received mail to Anymail's `inbound` signal."""
+
+    signal = signals.inbound
+    # Lettermint's 25 MB a mail, attachments in base64, and room for JSON.
+    max_body_size = 40 * 2**20
+
+    def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
+        """Return the received mail; types that are not known yet hold none."""
+        if event.type in TRACKING_EVENTS:
+            _wrong_url(event, right="lettermint/tracking/")
+        return [inbound_event(event)] if event.type == INBOUND else []
+
+
+def _load_verify() -> Callable[..., dict[str, Any]]:
+    # Not at the top: the package works without the SDK, which also brings httpx along.
+    try:
+        from .signature import verify
+    except ImportError as error:
+        raise AnymailConfigurationError(
+            "Lettermint's webhooks need the official `lettermint` package, which cannot be "
+            'imported. Run `pip install "django-lettermint-smtp[webhooks]"`.'
+        ) from error
+    return verify
+
+
+def _refuse(reason: str, *, status: int = 400) -> NoReturn:
+    raise AnymailWebhookValidationFailure(reason, status_code=status) from None
+
+
+def _wrong_url(event: WebhookEvent, *, right: str) -> NoReturn:
+    # Not a refusal: the answer is 500, so that Lettermint keeps the event until the
+    # webhook's URL has been put right.
+    raise AnymailConfigurationError(
+        f"Lettermint sent {event.type} to the wrong webhook URL. In Lettermint's "
+        f"dashboard, let the webhook for these events post to …/{right}."
+    )
