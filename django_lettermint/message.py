@@ -17,6 +17,7 @@ from django.core import signing
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils.functional import LazyObject, Promise
 
+from .exceptions import LettermintInvalidMessage
 from .extras import (
     TENANT,
     Layer,
@@ -210,36 +211,40 @@ def freeze(message: _Message) -> _Message:
     For queues that keep headers and lose attributes. Send defaults are not written; they
     apply when the message is sent. A None cannot be a header: it stays an attribute.
     """
-    for name in _NOT_HEADERS:
-        if _attribute(message, name) not in (UNSET, None):
-            _refuse(f"{name} in freeze(): freeze one message for each recipient")
+    for field in _NOT_HEADERS:
+        if _attribute(message, field) not in (UNSET, None):
+            _refuse(f"{field} in freeze(): freeze one message for each recipient")
     found, headers = extract_extras(message.extra_headers or {})
     layer = merge(active_extras(), found, attribute_layer(message))
     frozen = resolve(layer)
     render(frozen)  # a line that cannot be folded fails now, not in the queue
     tenant = tenant_of(message, UNSET)
-    if tenant not in (UNSET, None):
-        tenant = tenant_name(tenant)
-    sender = _attribute(message, "envelope_sender")
-    if sender not in (UNSET, None) and str(sender).strip() in {"", "<>"}:
-        _refuse("an empty envelope_sender in freeze(): no header can hold it")
-    if sender not in (UNSET, None):
-        if not any(name.lower() == "from" for name in headers):
-            headers["From"] = str(message.from_email)
-        message.from_email = str(sender)
+    name = None if tenant in (UNSET, None) else tenant_name(tenant)
+    _freeze_sender(message, headers)
     message.extra_headers = headers | fields(frozen)
     attributes = vars(message)
-    for name in (*SOURCES, "envelope_sender", "tenant"):
-        if attributes.get(name) is not None:
-            del attributes[name]
+    for attribute in (*SOURCES, "envelope_sender", "tenant"):
+        if attributes.get(attribute) is not None:
+            del attributes[attribute]
+    layer["tenant"] = tenant
     attributes.update(
-        {name: None for name in _ATTRIBUTES if layer.get(name, "") is None}
+        {each: None for each in (*_ATTRIBUTES, "tenant") if layer.get(each, "") is None}
     )
-    if tenant is None:
-        attributes["tenant"] = None
-    elif tenant is not UNSET:
-        message.extra_headers[TENANT] = _signer(message).sign(tenant)
+    if name is not None:
+        message.extra_headers[TENANT] = _signer(message).sign(name)
     return message
+
+
+def _freeze_sender(message: EmailMessage, headers: dict[str, Any]) -> None:
+    """Make the envelope sender what Django takes for it."""
+    sender = _attribute(message, "envelope_sender")
+    if sender in (UNSET, None):
+        return
+    if str(sender).strip() in {"", "<>"}:
+        _refuse("an empty envelope_sender in freeze(): no header can hold it")
+    if not any(name.lower() == "from" for name in headers):
+        headers["From"] = str(message.from_email)
+    message.from_email = str(sender)
 
 
 def _attribute(message: EmailMessage, name: str) -> Any:

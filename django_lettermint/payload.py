@@ -25,6 +25,7 @@ from .delivery import submissions
 from .envelope import MAX_SIZE, Envelope, derived_key
 from .exceptions import LettermintInvalidMessage
 from .extras import (
+    TENANT,
     Extras,
     Layer,
     extract_extras,
@@ -143,6 +144,7 @@ class LettermintPayload(BasePayload):
                 each.address: each.given for each in reversed(mailboxes)
             },
             has_caller_key=keys != {None},
+            tenant=self.backend.config.endpoint.tenant,
         )
 
     # -- Anymail calls these, in the order of the attributes ---------------------------
@@ -181,7 +183,7 @@ class LettermintPayload(BasePayload):
     def process_extra_headers(self, headers: Mapping[str, object]) -> None:
         """Take our headers out, and spell those that Django looks up as it does."""
         default = cast("dict[str, object]", self.defaults.get("extra_headers") or {})
-        self.default_extras, below = extract_extras(default)
+        self.default_extras, below = _extract_shared(default)
         self.raw_extras, own = extract_extras(headers or {})
         self.copy.extra_headers = self._merged_headers(
             self._merged_headers({}, below), own
@@ -273,7 +275,7 @@ class LettermintPayload(BasePayload):
         """Return one recipient's message and extras."""
         message = copy.copy(self.copy)
         message.to = [to.text]
-        found, own = extract_extras(self.merge_headers.get(to.given, {}))
+        found, own = _extract_shared(self.merge_headers.get(to.given, {}))
         message.extra_headers = self._merged_headers(message.extra_headers, own)
         metadata = self.merge_metadata.get(to.given, {})
         return message, merge(found, {"metadata": metadata})
@@ -323,6 +325,7 @@ class LettermintPayload(BasePayload):
             smtputf8=not (
                 head.isascii() and all(map(str.isascii, (mail_from, *recipients)))
             ),
+            tenant=self.backend.config.endpoint.tenant,
         )
 
     def _written(self, message: EmailMessage, body: bytes | None) -> bytes:
@@ -350,6 +353,19 @@ class LettermintPayload(BasePayload):
         if given := extras.metadata.get(correlation_key):
             return lines, given
         return lines + metadata_line(correlation_key, own_id), own_id
+
+
+def _extract_shared(
+    headers: Mapping[str, object],
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Divide headers that are not one message's own."""
+    layer, others = extract_extras(headers)
+    if "signed_tenant" in layer:
+        raise LettermintInvalidMessage(
+            f"header {TENANT}: it is freeze() that writes it, for one message as a whole; "
+            "set the tenant in the message's attribute, or as the option `tenant`"
+        )
+    return layer, others
 
 
 def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:

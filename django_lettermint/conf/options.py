@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .secret import Hidden
 from .validators import (
     InvalidOption,
     ca_file,
@@ -35,7 +36,7 @@ from .validators import (
 )
 
 if TYPE_CHECKING:
-    from .secret import Hidden, Secret
+    from .secret import Secret
 
 #: Seconds for which Lettermint remembers an idempotency key: an attempt after them could
 #: deliver a message twice.
@@ -139,10 +140,10 @@ class BackendConfig:
     idna_encoder: Callable[[str], str]
     #: The names of the options that code has given, besides the settings.
     keywords: tuple[str, ...]
-    tenant: str | None
-    tenants: Tenants | None
+    tenant: str | None = None
+    tenants: Tenants | None = None
     #: The SettingsReader of all this; a tenant's options are laid over what it finds.
-    reader: Hidden = field(compare=False)
+    reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +189,9 @@ class WebhookConfig:
     signing_secrets: tuple[Secret, ...]
     dedupe: bool
     correlation_key: str | None
-    tenants: Tenants | None
+    tenants: Tenants | None = None
     #: As in BackendConfig.
-    reader: Hidden = field(compare=False)
+    reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

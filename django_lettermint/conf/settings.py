@@ -56,8 +56,7 @@ _QUEUE_OPTIONS = {**QUEUE_OPTIONS, "fail_silently": OPTIONS["fail_silently"]}
 _SETTABLE = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
 _OPTIONS = {**_SETTABLE, _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes)}
 _KEYWORDS = {*_SETTABLE, *_DJANGO_KEYWORDS}
-#: A NULL of a database must not become the token of the settings.
-_NOT_NONE = {"api_token", "tenant"}
+_MAY_BE_NONE = _KEYWORDS - {"api_token"}
 _OPTIONS_OF_TENANTS = [name for name in _BACKEND_OPTIONS if name not in NOT_OF_TENANTS]
 
 _OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
@@ -267,8 +266,8 @@ class SettingsReader:
     def _settle(self, name: str) -> None:
         """Replace a keyword that says nothing by what the settings say.
 
-        That is None, but not for what chooses the token. Django <= 6.0 passes
-        `fail_silently=False` with every mail.
+        That is None, but not for `api_token`: a NULL of a database must not become the
+        token of the settings. Django <= 6.0 passes `fail_silently=False` with every mail.
         """
         with suppress(Exception):  # a lazy value's: get() reports it
             self.given[name] = Hidden(resolve(self.given[name].reveal()))
@@ -276,7 +275,7 @@ class SettingsReader:
             self.given[name] = Hidden(bool(self.given[name].reveal()))
             if self.alias is not None or self.given[name].reveal():
                 return
-        elif name in _NOT_NONE or self.given[name].reveal() is not None:
+        elif name not in _MAY_BE_NONE or self.given[name].reveal() is not None:
             return
         del self.given[name]
         if name in self._of_mailer.reveal():
@@ -289,14 +288,17 @@ class SettingsReader:
         nothing else has the place of one that is missing.
         """
         reader = copy(self)
-        reader.tenant, reader._token = tenant, "api_token"  # noqa: S105
         own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
         for name in options.reveal():
             given = Hidden(resolve(options.reveal()[name]))
             if given.reveal() is not None:
                 own[name] = given
-        reader._of_tenant = frozenset(own)
-        reader.given = {**self.given, **own}
+        vars(reader).update(
+            tenant=tenant,
+            given={**self.given, **own},
+            _of_tenant=frozenset(own),
+            _token="api_token",  # noqa: S106 - the name of an option
+        )
         return reader
 
     def get(self, name: str) -> Any:
@@ -400,7 +402,7 @@ def build_backend_config(reader: SettingsReader) -> BackendConfig:
         fail_silently=reader.get("fail_silently"),
         **{name: reader.get(name) for name in ANYMAIL_OPTIONS},
         keywords=reader.keywords,
-        tenant=_tenant(reader),
+        tenant=reader.get("tenant"),
         tenants=reader.get("tenants"),
         reader=Hidden(reader),
     )
@@ -414,14 +416,6 @@ def _queue_config(reader: SettingsReader) -> QueueConfig:
     )
     reader.refuse_unknown()
     return config
-
-
-def _tenant(reader: SettingsReader) -> str | None:
-    tenant: str | None = reader.get("tenant")
-    if tenant is None and "tenant" in reader.keywords:
-        problem = "must not be None: leave it out for mail of no tenant."
-        raise reader.error("tenant", problem)
-    return tenant
 
 
 def build_webhook_config(reader: SettingsReader) -> WebhookConfig:

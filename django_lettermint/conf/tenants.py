@@ -31,13 +31,14 @@ def tenant_config(config: BackendConfig, tenant: object) -> BackendConfig:
     Raises LettermintInvalidMessage if there is none; it is `transient` if the resolver
     itself failed.
     """
-    name, key = tenant_name(tenant), (id(config), str(tenant))
-    kept = looked_up.get()
+    name = tenant_name(tenant)
+    key, kept = (id(config), name), looked_up.get()
     if kept is None:
         return _checked(_find(config, name, build_backend_config))
     if key not in kept:
         kept[key] = config, _find(config, name, build_backend_config)
-    return _checked(kept[key][1])
+    found: BackendConfig | LettermintInvalidMessage = kept[key][1]
+    return _checked(found)
 
 
 def tenant_webhook_config(config: WebhookConfig, tenant: object) -> WebhookConfig:
@@ -66,10 +67,14 @@ def _find(
         if isinstance(options.reveal(), Mapping):
             return build(config.reader.reveal().for_tenant(name, options))
         kind = type(options.reveal()).__name__
-        problem = f"tenant {name!r}: `tenants` must return a mapping of options, not {kind}"
+        problem = (
+            f"tenant {name!r}: `tenants` must return a mapping of options, not {kind}"
+        )
         return LettermintInvalidMessage(problem)
     except (LookupError, ObjectDoesNotExist):
-        problem = f"tenant {name!r}: the function in the option `tenants` does not know it"
+        problem = (
+            f"tenant {name!r}: the function in the option `tenants` does not know it"
+        )
         return LettermintInvalidMessage(problem)
     except AnymailConfigurationError as error:
         failed = LettermintInvalidMessage(f"tenant {name!r}: {error}")

@@ -30,6 +30,7 @@ from django.utils.module_loading import import_string
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.extras import (
     FIELD_NAME,
+    TENANT_RULE,
     Layer,
     extract_extras,
     render,
@@ -296,9 +297,10 @@ def resolver(value: object) -> Callable[..., Any]:
     if isinstance(value, str):
         try:
             found = import_string(value)
-        except Exception as error:  # the module's own, any kind
-            problem = f"cannot be imported ({type(error).__name__}: {error})"
-            raise InvalidOption(f"is {value!r}, which {problem}") from None
+        except Exception as error:  # noqa: BLE001 - the module's own, any kind
+            reason = f"{type(error).__name__}: {error}"
+            problem = f"must be what can be imported, and {value!r} cannot ({reason})"
+            raise InvalidOption(problem) from None
         if callable(found):
             return found  # type: ignore[no-any-return]
     raise invalid_value("a function or the dotted path of one", value)
@@ -306,10 +308,9 @@ def resolver(value: object) -> Callable[..., Any]:
 
 def tenant(value: object) -> str:
     """Accept the name of a tenant."""
-    try:
+    with suppress(LettermintInvalidMessage):
         return tenant_name(value)
-    except LettermintInvalidMessage as error:
-        raise InvalidOption(f"is no name: {str(error).removesuffix('.')}") from None
+    raise invalid_value(f"a name: {TENANT_RULE}", value)
 
 
 def attributes(value: object) -> dict[str, object]:

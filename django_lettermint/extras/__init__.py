@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .encoded_words import MAX_WORD, SHORTEST_WORD, decode, encode
-from .layers import Extras, Layer, merge, resolve, tenant_name
+from .layers import TENANT_RULE, Extras, Layer, merge, resolve, tenant_name
 from .lines import (
     IDEMPOTENCY_KEY,
     MAX_LINE,
@@ -30,7 +30,7 @@ from .text import (
 
 __all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]
 __all__ += ["idempotency_line", "is_lettermint_header", "metadata_line", "render"]
-__all__ += ["TENANT", "resolve", "tenant_name"]
+__all__ += ["TENANT", "TENANT_RULE", "resolve", "tenant_name"]
 # Text of any header.
 __all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
 __all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]

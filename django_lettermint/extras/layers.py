@@ -40,9 +40,8 @@ _RULES = {
         "an idempotency key has 1 to 255 printable ASCII characters, no outer spaces",
     ),
 }
-_TENANT_RULE = (
-    "a tenant's name is a str of 1 to 255 characters without control characters, and "
-    "without blanks at its ends"
+TENANT_RULE = (
+    "1 to 255 characters, no control characters among them, no blanks at the ends"
 )
 _KEY_RULE = (
     "a metadata key becomes part of a header name: one or more printable ASCII "
@@ -107,12 +106,15 @@ def resolve(*layers: Layer) -> Extras:
 
 
 def tenant_name(value: object) -> str:
-    """Return the name of a tenant as a plain str; raise LettermintInvalidMessage if it is none."""
+    """Return a tenant's name as a plain str; raise LettermintInvalidMessage for others."""
     name = plain_str(value)
-    if isinstance(name, str) and 0 < len(name) <= _MAX_LENGTH:
-        if name == name.strip() and not CONTROL.search(name):
-            return name
-    raise invalid_value("tenant", value, _TENANT_RULE)
+    if not isinstance(name, str):
+        rule = "its name must be a str, or None for no tenant"
+        raise invalid_value("tenant", value, rule)
+    sound = 0 < len(name) <= _MAX_LENGTH and not CONTROL.search(name)
+    if not sound or name != name.strip():
+        raise invalid_value("tenant", value, f"its name has {TENANT_RULE}")
+    return name
 
 
 def _merge_metadata(

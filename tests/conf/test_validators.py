@@ -51,6 +51,8 @@ OFF = {
     "idempotency",
     "correlation_key",
     "signing_secret",
+    "tenants",
+    "tenant",
 }
 
 
