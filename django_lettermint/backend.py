@@ -109,7 +109,7 @@ class EmailBackend(AnymailBaseBackend):
         self._keywords = config.keywords
         #: The tenant of messages that name none themselves.
         self.tenant: str | None = config.tenant
-        self._has_tenants = config.tenants is not None
+        self.has_tenants = config.tenants is not None
         self._whole_config = Hidden(config)
         #: Seconds for connecting and for each reply; django-health-check sets it.
         self.timeout: float | None = config.relay.timeout
@@ -172,7 +172,7 @@ class EmailBackend(AnymailBaseBackend):
         Nothing is held: connections belong to the process's pool.
         """
         try:
-            config = self._usual_sender().config
+            config = self.usual_sender().config
             with pool.lease(config, seconds=config.deadline) as connection:
                 return not connection.reused
         except (LettermintError, LettermintInvalidMessage):
@@ -240,9 +240,9 @@ class EmailBackend(AnymailBaseBackend):
 
     def _deliver(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
         config = self.config
-        if self._has_tenants:
+        if self.has_tenants:
             with suppress(LettermintInvalidMessage):  # each message will get it
-                config = self._usual_sender().config
+                config = self.usual_sender().config
         count = len(messages) if isinstance(messages, Sized) else None
         width = config.batch_connections
         size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
@@ -324,7 +324,7 @@ class EmailBackend(AnymailBaseBackend):
         except Exception as error:  # noqa: BLE001 - as above
             return _refused(message, error, tenant)
 
-    def _usual_sender(self) -> Self:
+    def usual_sender(self) -> Self:
         """Return what sends the messages that name no tenant themselves."""
         tenant = active_extras().get("tenant", self.tenant)
         return self if tenant is None else self.for_tenant(tenant)

@@ -46,6 +46,7 @@ class Id(enum.StrEnum):
 
     INVALID_BACKEND = "lettermint_smtp.E001"
     INVALID_WEBHOOKS = "lettermint_smtp.E002"
+    NO_TENANTS = "lettermint_smtp.E003"
     PLAINTEXT = "lettermint_smtp.W001"
     UNKNOWN_SETTING = "lettermint_smtp.W002"
     OTHER_DISTRIBUTION = "lettermint_smtp.W003"
@@ -101,6 +102,13 @@ def _check_backend(
             f"{place} sends mail and token in clear, though only to this machine.",
             hint='Keep security="plaintext" out of production.',
             id=Id.PLAINTEXT,
+        )
+    if backend.tenant is not None and not backend.has_tenants:
+        yield Error(
+            f"{place} has the option `tenant`, {backend.tenant!r}, but not `tenants`, "
+            "which finds its token.",
+            hint="Every mail sent this way is refused.",
+            id=Id.NO_TENANTS,
         )
     for name in ineffective:
         yield CheckWarning(
@@ -163,36 +171,59 @@ def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessa
     if not getattr(settings, "ROOT_URLCONF", None):
         return []
     views = list(_webhook_views(get_resolver().url_patterns))
-    shared = config.signing_secrets
-    refusing = [url for url, own in views if not (shared if own is None else own)]
-    found = [_without_secret(refusing)] if refusing else []
+    found = list(_without_secret(config, views))
     return [*found, *_check_correlation_keys(config)] if views else []
 
 
 def _webhook_views(
-    entries: Iterable[URLPattern | URLResolver], prefix: str = ""
-) -> Iterator[tuple[str, object]]:
-    """Find the URLs of our webhooks, each with the secrets that are its own."""
+    entries: Iterable[URLPattern | URLResolver],
+    prefix: str = "",
+    *,
+    named: bool = False,
+) -> Iterator[tuple[str, object, bool]]:
+    """Find the URLs of our webhooks, each with its own secrets.
+
+    Also tells whether it names a tenant, as with `named` the URLs around them do.
+    """
     ours = import_string(WEBHOOK_VIEW)
     for entry in entries:
         url = f"{prefix}{entry.pattern}"
+        names = {*entry.pattern.regex.groupindex}
         if isinstance(entry, URLResolver):
-            yield from _webhook_views(entry.url_patterns, url)
+            names |= entry.default_kwargs.keys()
+            inner = named or "tenant" in names
+            yield from _webhook_views(entry.url_patterns, url, named=inner)
             continue
+        names |= entry.default_args.keys()
         callback: Any = entry.callback
         view = getattr(callback, "view_class", None)
         if isinstance(view, type) and issubclass(view, ours):
             of_class = callback.view_class.signing_secret
-            yield url, callback.view_initkwargs.get("signing_secret", of_class)
+            own = callback.view_initkwargs.get("signing_secret", of_class)
+            yield url, own, named or "tenant" in names
 
 
-def _without_secret(urls: list[str]) -> CheckMessage:
-    return CheckWarning(
-        f"There is no secret to verify events with at {' and '.join(urls)}: all of "
-        "them are refused.",
-        hint="Set LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…",
-        id=Id.NO_SIGNING_SECRET,
-    )
+def _without_secret(
+    config: WebhookConfig, views: list[tuple[str, object, bool]]
+) -> Iterator[CheckMessage]:
+    remedies = {
+        False: "LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…",
+        True: "LETTERMINT_TENANTS, which finds the secrets of the tenants in these URLs.",
+    }
+    for of_tenants, remedy in remedies.items():
+        shared = config.tenants if of_tenants else config.signing_secrets
+        urls = [
+            url
+            for url, own, named in views
+            if named is of_tenants and not (shared if own is None else own)
+        ]
+        if urls:
+            yield CheckWarning(
+                "There is no secret to verify events with at "
+                f"{' and '.join(urls)}: all of them are refused.",
+                hint=f"Set {remedy}",
+                id=Id.NO_SIGNING_SECRET,
+            )
 
 
 def _check_correlation_keys(config: WebhookConfig) -> Iterator[CheckMessage]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import secrets as random_secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +17,8 @@ from anymail.exceptions import (
 from anymail.webhooks.base import AnymailBaseWebhookView
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from django_lettermint.conf import webhook_config
+from django_lettermint.conf import Secret, tenant_webhook_config, webhook_config
+from django_lettermint.exceptions import LettermintInvalidMessage
 
 from .dedupe import run_once
 from .events import (
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
     from django.http.response import HttpResponseBase
 
-    from django_lettermint.conf import Secret, WebhookConfig
+    from django_lettermint.conf import WebhookConfig
 
 logger = logging.getLogger("django_lettermint.webhooks")
 
@@ -55,6 +58,9 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     #: Bytes. Django's DATA_UPLOAD_MAX_MEMORY_SIZE is too small for mails.
     max_body_size: int = 0
 
+    #: The tenant in the URL, if it names one; events bring it as `event.tenant`.
+    tenant: str | None = None
+
     signal: Signal  # type: ignore[assignment]  # Anymail declares None
     config: WebhookConfig
     payload: Mapping[str, Any]
@@ -74,8 +80,10 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         A receiver's exception goes on, as in Anymail: Django answers 500 and Lettermint
         comes again. 503 asks for the same while a copy is being worked on.
         """
+        if kwargs.get("tenant") is not None:
+            self.tenant = str(kwargs["tenant"])  # of any path converter
         try:
-            self.config = webhook_config()
+            self.config = self._look_up_config()
             self.run_validators(request)
             events = self.parse_events(request)
         except AnymailWebhookValidationFailure as error:
@@ -91,6 +99,9 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         secrets = self.signing_secret
         if secrets is None:
             secrets = self.config.signing_secrets
+        if not secrets and self.tenant is not None:
+            # As any wrong signature, so that nobody learns which tenants there are.
+            secrets = (Secret(random_secrets.token_hex()),)
         if not secrets:
             _refuse("no signing secret is set (LETTERMINT_SIGNING_SECRET)", status=403)
         verify = _load_verify()
@@ -111,6 +122,24 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         """Return what the signal of this view sends for the event."""
         raise NotImplementedError
 
+    def _look_up_config(self) -> WebhookConfig:
+        """Read the settings, or the options of the tenant in the URL.
+
+        Without such a tenant there is no secret. Raises AnymailConfigurationError if that
+        is not known now: the answer is 500, so that Lettermint comes again.
+        """
+        config = webhook_config()
+        if self.tenant is None or self.signing_secret is not None:
+            return config
+        try:
+            return tenant_webhook_config(config, self.tenant)
+        except LettermintInvalidMessage as error:
+            unknown = error
+        if unknown.transient:
+            raise AnymailConfigurationError(str(unknown)) from unknown.__cause__
+        logger.warning("Lettermint webhook: %s", unknown)
+        return replace(config, signing_secrets=())
+
     def _body(self, request: HttpRequest) -> bytes:
         limit, body = self.max_body_size, b""
         try:
@@ -124,11 +153,12 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         return body
 
     def _deliver(self, event: AnymailEvent) -> bool:
+        event.tenant = self.tenant  # type: ignore[attr-defined]
         send = partial(
             self.signal.send, sender=type(self), event=event, esp_name=self.esp_name
         )
         if self.config.dedupe:
-            return run_once(event.event_id, send)
+            return run_once(event.event_id, send, tenant=self.tenant)
         send()
         return True
 
