@@ -42,7 +42,7 @@ from .exceptions import LettermintError, LettermintInvalidMessage
 from .extras import invalid_value
 from .message import UNSET, active_extras, signed_tenant, tenant_of
 from .outgoing import OutgoingMessage, notify
-from .payload import LettermintPayload
+from .payload import Payload
 from .results import Outcome, Phase, SendResult
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ class EmailBackend(AnymailBaseBackend):
                 return OutgoingMessage.not_to_send(message, Phase.NO_RECIPIENTS)
             tenant = tenant_of(message, self.tenant, signed=signed)
             sender = self if tenant is None else self.for_tenant(tenant)
-            return LettermintPayload(message, sender.send_defaults, sender).prepare()
+            return Payload(message, sender).prepare()
         except Exception as error:  # noqa: BLE001 - as above
             return _refused(message, error, tenant)
 
@@ -366,6 +366,9 @@ class _Finished:
             for each in batch:
                 self.results.append(each.result)
                 self.error = self.error or each.error
+                # They refer to each other: the octets would stay until Python's
+                # garbage collector comes.
+                each.submissions.clear()
 
     def interrupt(self, messages: Sequence[EmailMessage]) -> None:
         """End the messages that were not reached."""

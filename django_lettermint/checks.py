@@ -97,7 +97,7 @@ def _check_backend(
         hint = "Every mail sent this way raises this error."
         yield _error(error, hint, Id.INVALID_BACKEND)
         return
-    if backend.config.endpoint.security == "plaintext":
+    if backend.config.endpoint.security == "plaintext" and not settings.DEBUG:
         yield CheckWarning(
             f"{place} sends mail and token in clear, though only to this machine.",
             hint='Keep security="plaintext" out of production.',
@@ -170,8 +170,18 @@ def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessa
         return [_error(error, "Webhooks raise this error.", Id.INVALID_WEBHOOKS)]
     if not getattr(settings, "ROOT_URLCONF", None):
         return []
+    found: list[CheckMessage] = []
+    refusing: dict[bool, list[str]] = {False: [], True: []}
     views = list(_webhook_views(get_resolver().url_patterns))
-    found = list(_without_secret(config, views))
+    for url, view, names_tenant in views:
+        shared = config.tenants if names_tenant else config.signing_secrets
+        try:
+            if not _may_have_secret(view, shared):
+                refusing[names_tenant].append(url)
+        except Exception as error:  # noqa: BLE001 -- each event raises it as well
+            hint = f"The webhook at {url} raises this error."
+            found.append(_error(error, hint, Id.INVALID_WEBHOOKS))
+    found += [_without_secret(urls, of) for of, urls in refusing.items() if urls]
     return [*found, *_check_correlation_keys(config)] if views else []
 
 
@@ -179,51 +189,53 @@ def _webhook_views(
     entries: Iterable[URLPattern | URLResolver],
     prefix: str = "",
     *,
-    named: bool = False,
-) -> Iterator[tuple[str, object, bool]]:
-    """Find the URLs of our webhooks, each with its own secrets.
-
-    Also tells whether it names a tenant, as with `named` the URLs around them do.
-    """
+    names_tenant: bool = False,
+) -> Iterator[tuple[str, Any, bool]]:
+    """Find the URLs of our webhooks, each with its view, and whether it names a tenant."""
     ours = import_string(WEBHOOK_VIEW)
     for entry in entries:
         url = f"{prefix}{entry.pattern}"
         names = {*entry.pattern.regex.groupindex}
         if isinstance(entry, URLResolver):
-            names |= entry.default_kwargs.keys()
-            inner = named or "tenant" in names
-            yield from _webhook_views(entry.url_patterns, url, named=inner)
+            named = names_tenant or "tenant" in {*names, *entry.default_kwargs}
+            yield from _webhook_views(entry.url_patterns, url, names_tenant=named)
             continue
-        names |= entry.default_args.keys()
         callback: Any = entry.callback
         view = getattr(callback, "view_class", None)
         if isinstance(view, type) and issubclass(view, ours):
-            of_class = callback.view_class.signing_secret
-            own = callback.view_initkwargs.get("signing_secret", of_class)
-            yield url, own, named or "tenant" in names
+            named = names_tenant or "tenant" in {*names, *entry.default_args}
+            yield url, callback, named
 
 
-def _without_secret(
-    config: WebhookConfig, views: list[tuple[str, object, bool]]
-) -> Iterator[CheckMessage]:
-    remedies = {
-        False: "LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…",
-        True: "LETTERMINT_TENANTS, which finds the secrets of the tenants in these URLs.",
-    }
-    for of_tenants, remedy in remedies.items():
-        shared = config.tenants if of_tenants else config.signing_secrets
-        urls = [
-            url
-            for url, own, named in views
-            if named is of_tenants and not (shared if own is None else own)
-        ]
-        if urls:
-            yield CheckWarning(
-                "There is no secret to verify events with at "
-                f"{' and '.join(urls)}: all of them are refused.",
-                hint=f"Set {remedy}",
-                id=Id.NO_SIGNING_SECRET,
-            )
+def _may_have_secret(view: Any, shared: object) -> bool:
+    """Return whether a view can verify events; raise what is wrong with its secret.
+
+    `shared` is what it has without a secret of its own.
+    """
+    if "signing_secret" in view.view_initkwargs:
+        return bool(view.view_initkwargs["signing_secret"])
+    of_class = view.view_class.signing_secret
+    # A property, or what `setup()` sets, is known for a request only.
+    if hasattr(type(of_class), "__get__"):
+        return True
+    if of_class is None:
+        in_setup = view.view_class.setup is not import_string(WEBHOOK_VIEW).setup
+        return in_setup or bool(shared)
+    return bool(webhook_config({"signing_secret": of_class}).signing_secrets)
+
+
+def _without_secret(urls: list[str], of_tenants: bool) -> CheckMessage:  # noqa: FBT001
+    hint = "Set LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…"
+    if of_tenants:
+        hint = (
+            "Set LETTERMINT_TENANTS, which finds the secrets of the tenants in the URL."
+        )
+    return CheckWarning(
+        f"There is no secret to verify events with at {' and '.join(urls)}: all of "
+        "them are refused.",
+        hint=hint,
+        id=Id.NO_SIGNING_SECRET,
+    )
 
 
 def _check_correlation_keys(config: WebhookConfig) -> Iterator[CheckMessage]:

@@ -9,14 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .exceptions import LettermintInvalidMessage
-from .extras import (
-    CONTROL,
-    IDEMPOTENCY_KEY,
-    Extras,
-    idempotency_line,
-    tenant_name,
-)
-from .mime import seven_bit, with_crlf
+from .extras import CONTROL, IDEMPOTENCY_KEY, Extras, tenant_name
+from .mime import Part, seven_bit, with_crlf
 
 #: Octets; Lettermint's documented limit for the whole message, read as MiB.
 MAX_SIZE = 25 * 1024 * 1024
@@ -30,8 +24,10 @@ class Envelope:
 
     mail_from: str
     recipients: tuple[str, ...]
-    #: Lines end in CRLF; dots are not stuffed; without the Idempotency-Key line.
-    content: bytes
+    #: The fields, without Idempotency-Key and without the empty line behind them.
+    header: bytes
+    #: What follows that line; the copies of a message share it. Dots are not stuffed.
+    body: bytes
     #: Our id for the message; webhooks bring it back as `event.message_id`.
     message_id: str
     idempotency_key: str | None = None
@@ -41,28 +37,40 @@ class Envelope:
     tenant: str | None = None
 
     @property
+    def content(self) -> bytes:
+        """Return the message without the Idempotency-Key line."""
+        return b"\r\n".join([self.header, self.body])
+
+    @property
     def data(self) -> bytes:
         """Return what goes between DATA and the final dot, dots not stuffed."""
-        if self.idempotency_key is None:
-            return self.content
-        return idempotency_line(self.idempotency_key) + self.content
+        return b"".join([self._key_line, self.header, b"\r\n", self.body])
 
     @property
     def size(self) -> int:
         """Return the octets of `data`."""
+        return len(self._key_line) + len(self.header) + 2 + len(self.body)
+
+    @property
+    def is_ascii(self) -> bool:
+        """Return whether any relay can take it: else, 8BITMIME is needed."""
+        return self.header.isascii() and self.body.isascii()
+
+    @property
+    def _key_line(self) -> bytes:
         key = self.idempotency_key
-        line = 0 if key is None else len(f"{IDEMPOTENCY_KEY}: {key}\r\n")
-        return line + len(self.content)
+        return f"{IDEMPOTENCY_KEY}: {key}\r\n".encode() if key is not None else b""
 
     def seven_bit(self) -> Envelope:
         """Return the envelope with its bodies encoded for a relay without 8BITMIME."""
-        content = seven_bit(self.content)
-        if not content.isascii():
+        header, body = Part.parse(seven_bit(self.content))
+        envelope = replace(self, header=header, body=body)
+        if not envelope.is_ascii:
             raise LettermintInvalidMessage(
                 "a header has raw 8-bit characters, which the relay does not take: "
                 "encode it as RFC 2047 says"
             )
-        return replace(self, content=content)
+        return envelope
 
     def part(self, number: int, recipients: Sequence[str]) -> Envelope:
         """Return the envelope for another transaction with some of the recipients.
@@ -108,10 +116,13 @@ class Envelope:
                 "django-lettermint-smtp reads version 1, and 2 with a tenant"
             )
         try:
+            content = base64.b64decode(form["content"], validate=True)
+            header, body = Part.parse(content)
             envelope = cls(
                 mail_from=form["mail_from"],
                 recipients=tuple(form["recipients"]),
-                content=base64.b64decode(form["content"], validate=True),
+                header=header,
+                body=body,
                 message_id=form["message_id"],
                 idempotency_key=form["idempotency_key"],
                 smtputf8=form["smtputf8"],
@@ -127,7 +138,8 @@ class Envelope:
     def _is_sound(self) -> bool:
         """Return whether nothing in it could become a command of its own."""
         addresses = (self.mail_from, *self.recipients)
-        return with_crlf(self.content) == self.content and not any(
+        content = self.content
+        return with_crlf(content) == content and not any(
             CONTROL.search(each) or "<" in each or ">" in each for each in addresses
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.test import override_settings
 
 from django_lettermint.backend import EmailBackend
-from django_lettermint.payload import LettermintPayload
+from django_lettermint.payload import Payload
 
 if TYPE_CHECKING:
     from email.message import EmailMessage as Mime
@@ -25,7 +25,7 @@ def prepared(message: EmailMessage, **options: Any) -> OutgoingMessage:
     settings = {f"LETTERMINT_{name.upper()}": value for name, value in options.items()}
     with override_settings(LETTERMINT_API_TOKEN="lm_unused", **settings):
         backend = EmailBackend()
-    return LettermintPayload(message, backend.send_defaults, backend).prepare()
+    return Payload(message, backend).prepare()
 
 
 def envelopes(message: EmailMessage, **options: Any) -> list[Envelope]:

@@ -19,6 +19,7 @@ from django.core.mail import EmailMessage
 from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import RelayConfig, backend_config
 from django_lettermint.envelope import Envelope
+from django_lettermint.mime import Part
 from django_lettermint.results import SendResult
 from django_lettermint.signals import message_failed, message_sent
 from django_lettermint.smtp import MailTransaction, RelayState, connect
@@ -143,10 +144,12 @@ def envelope(
     *to: str, content: bytes = b"Subject: Hello\r\n\r\nHow are you?\r\n", **others: Any
 ) -> Envelope:
     """Return an envelope of a small message."""
+    header, body = Part.parse(content)
     return Envelope(
         mail_from="ann@example.org",
         recipients=to or ("bob@example.org",),
-        content=content,
+        header=header,
+        body=body,
         message_id="id",
         **others,
     )

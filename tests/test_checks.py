@@ -186,6 +186,9 @@ def test_plaintext_is_a_warning() -> None:
 
     assert message.id == "lettermint_smtp.W001"
     assert message.msg.startswith("EMAIL_BACKEND sends mail and token in clear")
+    # A local relay, as lettermint_relay is one.
+    with override_settings(DEBUG=True):
+        assert checks.check_backends() == []
 
 
 @override_settings(
@@ -333,7 +336,34 @@ class OwnView(LettermintTrackingWebhookView):
 class ViewWithSecret(LettermintTrackingWebhookView):
     """Its secret is an attribute."""
 
-    signing_secret = (Secret("whsec_own"),)
+    signing_secret = "whsec_own"
+
+
+class ViewWithSecrets(LettermintTrackingWebhookView):
+    """Its secrets are an attribute."""
+
+    signing_secret = ("whsec_own", Secret("whsec_older"))
+
+
+class ViewWithoutSecret(LettermintTrackingWebhookView):
+    """Its secret is an empty variable's."""
+
+    signing_secret = ""
+
+
+class ViewWithProperty(LettermintTrackingWebhookView):
+    """Its secret is known for a request only."""
+
+    @property
+    def signing_secret(self) -> str:  # type: ignore[override]
+        raise AssertionError("a check has no request")
+
+
+class ViewWithSetup(LettermintTrackingWebhookView):
+    """Its secret is set for each request."""
+
+    def setup(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a check has no request")
 
 
 def hook(
@@ -350,6 +380,7 @@ def hook(
         Urls(path("mail/", include(([hook()], "mail"), namespace="mail"))),
         Urls(hook(signing_secret="whsec_own"), hook()),
         Urls(hook(signing_secret=None)),
+        Urls(hook(ViewWithoutSecret)),
     ],
 )
 def test_a_webhook_without_a_secret_is_found_wherever_it_is(urls: Urls) -> None:
@@ -359,12 +390,27 @@ def test_a_webhook_without_a_secret_is_found_wherever_it_is(urls: Urls) -> None:
 
 @pytest.mark.parametrize(
     "view",
-    [hook(signing_secret="whsec_own"), hook(ViewWithSecret)],
-    ids=["option", "attribute"],
+    [
+        hook(signing_secret="whsec_own"),
+        *map(hook, [ViewWithSecret, ViewWithSecrets, ViewWithProperty, ViewWithSetup]),
+    ],
 )
 def test_a_webhook_with_a_secret_of_its_own_passes(view: URLPattern) -> None:
     with override_settings(ROOT_URLCONF=Urls(view)):
         assert checks.check_webhooks() == []
+
+
+@pytest.mark.parametrize("secret", [7, ["whsec_1", ""], "two words", b"whsec_1"])
+def test_an_odd_secret_of_a_view_is_an_error_that_names_the_url(secret: Any) -> None:
+    class Odd(LettermintTrackingWebhookView):
+        signing_secret = secret
+
+    with override_settings(ROOT_URLCONF=Urls(hook(Odd))):
+        [message] = checks.check_webhooks()
+
+    assert message.id == "lettermint_smtp.E002"
+    assert "signing_secret" in message.msg
+    assert message.hint == "The webhook at hook/ raises this error."
 
 
 @override_settings(

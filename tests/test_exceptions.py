@@ -47,7 +47,8 @@ RESULT = SendResult(
 ENVELOPE = Envelope(
     mail_from="shop@example.com",
     recipients=("ann@example.com",),
-    content=b"Subject: Hi\r\n\r\n",
+    header=b"Subject: Hi\r\n",
+    body=b"",
     message_id="m-1",
     idempotency_key="k-1",
 )

@@ -82,7 +82,12 @@ def test_all_that_testing_exports_is_listed() -> None:
         if name.startswith(prefix)
     }
 
-    assert listed == {*django_lettermint.testing.__all__, "fixtures.lettermint_relay"}
+    modules = {
+        "backend.EmailBackend",
+        "fixtures.lettermint_outbox",
+        "fixtures.lettermint_relay",
+    }
+    assert listed == {*django_lettermint.testing.__all__, *modules}
 
 
 @pytest.mark.parametrize(

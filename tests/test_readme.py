@@ -75,7 +75,7 @@ def test_the_example_sends_with_route_tag_and_metadata(
 
     [mail] = configured.messages
     assert mail.recipients == (parseaddr(defined["message"].to[0])[1],)
-    assert (mail.route, mail.tag) == ("transactional", "order shipped")
+    assert (mail.route, mail.tag) == ("outgoing", "order shipped")
     assert mail.metadata["order_id"] == "4711"
     assert capsys.readouterr().out.startswith("Outcome.SENT ")
 

@@ -85,7 +85,7 @@ def test_a_password_reset_has_its_tag_and_route(relay: Relay) -> None:
         Client().post("/accounts/password_reset/", {"email": "ada@example.com"})
 
     [mail] = relay.messages
-    assert (mail.tag, mail.route) == ("password reset", "transactional")
+    assert (mail.tag, mail.route) == ("password reset", "outgoing")
 
 
 def test_mail_of_allauth_has_its_template_as_tag(

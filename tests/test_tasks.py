@@ -703,7 +703,7 @@ def test_contents_that_differ_travel_both(server: FaultServer, queue: Queue) -> 
     config = sending.EmailBackend().config
     message = QueuedMessage.from_json(queue.form, config)
     second = message.submissions[1]
-    second.envelope = replace(second.envelope, content=b"Subject: 7 bit\r\n\r\n")
+    second.envelope = replace(second.envelope, header=b"Subject: 7 bit\r\n")
 
     again = QueuedMessage.from_json(json.loads(json.dumps(message.to_json())), config)
 

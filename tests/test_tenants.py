@@ -222,7 +222,7 @@ RESOLVERS: dict[str, Callable[[str], Any] | None] = {
     "away": fail,
     "none": None,
     "nothing": lambda name: None,
-    "text": lambda name: token(name),
+    "text": token,
     "no token": lambda name: {},
     "null": lambda name: {"api_token": None},
     "empty": lambda name: {"api_token": ""},
@@ -263,10 +263,10 @@ def test_a_tenant_without_options_ends_its_message_and_no_other(
 def test_what_is_no_name_ends_its_message(
     name: Any, relay: Relay, backend: EmailBackend
 ) -> None:
-    with pytest.raises(LettermintInvalidMessage, match="^tenant: "):
+    with pytest.raises(LettermintInvalidMessage, match=r"^tenant: "):
         backend.send_messages([mail(tenant=name)])
     with (
-        pytest.raises(LettermintInvalidMessage, match="^tenant: "),
+        pytest.raises(LettermintInvalidMessage, match=r"^tenant: "),
         extras(tenant=name),
     ):
         raise AssertionError
@@ -467,7 +467,7 @@ def test_the_log_names_the_tenant(
 def test_the_log_names_the_relay_of_the_tenant(
     relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = {"api_token": "lm_wrong", **{"host": "localhost"}}
+    own = {"api_token": "lm_wrong", "host": "localhost"}
     backend = EmailBackend(
         **relay.options(fail_silently=True), tenants=lambda name: own
     )
@@ -699,7 +699,9 @@ def test_the_header_stands_nowhere_else(
     message = mail(**attributes)
     if merge:
         message.merge_headers = merge  # type: ignore[attr-defined]
-    with pytest.raises(LettermintInvalidMessage, match="(?i)header '?X-Lettermint-Ten"):
+    with pytest.raises(
+        LettermintInvalidMessage, match=r"(?i)header '?X-Lettermint-Ten"
+    ):
         backend.send_messages([message])
     assert relay.messages == []
 

@@ -23,10 +23,12 @@ from django.core.cache import cache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connection, transaction
-from django.http import HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import Client, RequestFactory
 from django.urls import reverse
+from django.utils.functional import SimpleLazyObject, lazystr
 
+from django_lettermint.conf import Secret
 from django_lettermint.webhooks import (
     LettermintInboundWebhookView,
     LettermintTrackingWebhookView,
@@ -413,6 +415,145 @@ def test_a_views_own_secret_is_not_shown(receiver: Receiver) -> None:
 def test_an_odd_secret_of_a_url_is_an_error_at_once() -> None:
     with pytest.raises(AnymailConfigurationError, match="signing_secret"):
         view_with_own_secret(7)
+
+
+def class_with(secret: object) -> type[LettermintTrackingWebhookView]:
+    class Own(LettermintTrackingWebhookView):
+        signing_secret = secret
+
+    return Own
+
+
+def property_with(secret: object) -> type[LettermintTrackingWebhookView]:
+    class Own(LettermintTrackingWebhookView):
+        @property
+        def signing_secret(self) -> object:  # type: ignore[override]
+            return secret
+
+    return Own
+
+
+def setup_with(secret: object) -> type[LettermintTrackingWebhookView]:
+    class Own(LettermintTrackingWebhookView):
+        def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+            super().setup(request, *args, **kwargs)
+            self.signing_secret = secret
+
+    return Own
+
+
+PLACES = [class_with, property_with, setup_with]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "own",
+    [
+        "whsec_own",
+        ["whsec_own"],
+        ("whsec_older", "whsec_own"),
+        Secret("whsec_own"),
+        lazystr("whsec_own"),
+        SimpleLazyObject(lambda: "whsec_own"),
+        [lazystr("whsec_own"), "whsec_older"],
+    ],
+    ids=["text", "list", "tuple", "wrapped", "lazy text", "lazy", "lazy in a list"],
+)
+def test_a_view_may_hold_its_secret_wherever_a_view_can(
+    place: Callable[[object], type[LettermintWebhookView]],
+    own: object,
+    receiver: Receiver,
+) -> None:
+    view = place(own).as_view()
+    assert view(request_signed_with("whsec_own")).status_code == 200
+    assert view(request_signed_with(SECRET)).status_code == 400
+    assert len(receiver.events) == 1
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("own", ["", [], ()], ids=repr)
+def test_a_view_whose_secret_is_empty_accepts_nothing(
+    place: Callable[[object], type[LettermintWebhookView]],
+    own: object,
+    receiver: Receiver,
+) -> None:
+    view = place(own).as_view()
+    for secret in (SECRET, ""):
+        assert view(request_signed_with(secret)).status_code == 403
+    assert receiver.events == []
+
+
+@pytest.mark.parametrize("place", [property_with, setup_with])
+@pytest.mark.parametrize("own", [None, SimpleLazyObject(lambda: None)], ids=repr)
+def test_a_request_without_a_secret_of_its_own_does_not_use_that_of_the_settings(
+    place: Callable[[object], type[LettermintWebhookView]],
+    own: object,
+    receiver: Receiver,
+) -> None:
+    view = place(own).as_view()
+    assert view(request_signed_with(SECRET)).status_code == 403
+
+
+def test_a_class_without_a_secret_of_its_own_uses_that_of_the_settings(
+    receiver: Receiver,
+) -> None:
+    assert class_with(None).as_view()(request_signed_with(SECRET)).status_code == 200
+
+
+def test_the_secret_may_depend_on_the_url(receiver: Receiver) -> None:
+    class OfShop(LettermintTrackingWebhookView):
+        def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+            super().setup(request, *args, **kwargs)
+            self.signing_secret = {"a": "whsec_a", "b": "whsec_b"}.get(kwargs["shop"])
+
+    view = OfShop.as_view()
+    for shop, status in {"a": 200, "b": 400, "c": 403}.items():
+        assert view(request_signed_with("whsec_a"), shop=shop).status_code == status
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("own", [7, ["whsec_own", ""], "two words"], ids=repr)
+def test_an_odd_secret_of_a_view_is_an_error_at_each_event(
+    place: Callable[[object], type[LettermintWebhookView]],
+    own: object,
+    receiver: Receiver,
+) -> None:
+    with pytest.raises(AnymailConfigurationError, match="signing_secret"):
+        place(own).as_view()(request_signed_with(SECRET))
+    assert receiver.events == []
+
+
+def variables_of(error: BaseException) -> str:
+    """Return what an error tracker records: variables, and attributes of views."""
+    found = []
+    trace = error.__traceback__
+    while trace:
+        if "/tests/" not in trace.tb_frame.f_code.co_filename:
+            for value in trace.tb_frame.f_locals.values():
+                found.append(repr(value))
+                if not isinstance(value, type):
+                    found.append(repr(getattr(value, "__dict__", "")))
+        trace = trace.tb_next
+    return "".join(found)
+
+
+@pytest.mark.parametrize("place", [*PLACES, None])
+@pytest.mark.parametrize("dedupe", [True, "broken"])
+def test_the_secret_of_a_view_stands_in_no_frame(
+    place: Callable[[object], type[LettermintWebhookView]] | None,
+    dedupe: object,
+    settings: Any,
+    receiver: Receiver,
+) -> None:
+    if place is None:
+        view = view_with_own_secret("whsec_own")
+    else:
+        view = place("whsec_own").as_view()
+    configure(settings, webhook_dedupe=dedupe)
+    receiver.action = fail
+    with pytest.raises((ReceiverFailed, AnymailConfigurationError)) as caught:
+        view(request_signed_with("whsec_own"))
+    assert "whsec_own" not in variables_of(caught.value)
 
 
 def test_basic_auth_is_asked_for_besides_the_signature_if_configured(

@@ -17,7 +17,7 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Hidden, Secret
+from .secret import Hidden, Secret, hide
 from .settings import backend_config, queue_config, unknown_settings, webhook_config
 from .tenants import looked_up, tenant_config, tenant_webhook_config
 
@@ -38,6 +38,7 @@ __all__ = [
     "Secret",
     "WebhookConfig",
     "backend_config",
+    "hide",
     "looked_up",
     "queue_config",
     "tenant_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from operator import is_
 from typing import Any, NoReturn, Self
 
 
@@ -58,3 +59,15 @@ class Hidden(Secret):
     def reveal(self) -> Any:
         """Return the value."""
         return self._value
+
+    def holds_the_same(self, other: Hidden) -> bool:
+        """Return whether the values of two lists are the very same objects."""
+        return len(self._value) == len(other._value) and all(
+            map(is_, self._value, other._value)
+        )
+
+
+def hide(value: Any) -> Hidden:
+    """Wrap a value, unless it is wrapped."""
+    # Not isinstance(), which evaluates lazy objects.
+    return value if type(value) is Hidden else Hidden(value)

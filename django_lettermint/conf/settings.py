@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
-from operator import is_
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
@@ -36,7 +35,7 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Hidden
+from .secret import Hidden, hide
 from .validators import InvalidOption, attributes, is_loopback, resolve, suggestion
 
 _Config = TypeVar("_Config", BackendConfig, QueueConfig, WebhookConfig)
@@ -56,7 +55,8 @@ _QUEUE_OPTIONS = {**QUEUE_OPTIONS, "fail_silently": OPTIONS["fail_silently"]}
 _SETTABLE = {**_BACKEND_OPTIONS, **QUEUE_OPTIONS}
 _OPTIONS = {**_SETTABLE, _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attributes)}
 _KEYWORDS = {*_SETTABLE, *_DJANGO_KEYWORDS}
-_MAY_BE_NONE = _KEYWORDS - {"api_token"}
+#: A URL's None for `signing_secret` must not become the secret of the settings either.
+_MAY_BE_NONE = _KEYWORDS - {"api_token", "signing_secret"}
 _OPTIONS_OF_TENANTS = [name for name in _BACKEND_OPTIONS if name not in NOT_OF_TENANTS]
 
 _OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
@@ -124,9 +124,7 @@ def webhook_config(kwargs: dict[str, Any] | None = None) -> WebhookConfig:
     """Look up what webhooks need, in `kwargs` (of `as_view()`) and in the settings."""
     given = {}
     if kwargs is not None and "signing_secret" in kwargs:
-        given["signing_secret"] = kwargs.pop("signing_secret")
-        if given["signing_secret"] is None:  # which a URL may have for "none"
-            given["signing_secret"] = ()
+        given["signing_secret"] = hide(kwargs.pop("signing_secret"))
     return _configure(given, OPTIONS, build_webhook_config)
 
 
@@ -149,14 +147,13 @@ def _configure(
     build: Callable[[SettingsReader], _Config],
 ) -> _Config:
     """Build a configuration, or return the one that the same values made before."""
-    found, fixed = _look_up()
-    reader: SettingsReader = SettingsReader(kwargs, options, found)
-    if reader.keywords or not fixed:
+    reader: SettingsReader = SettingsReader(kwargs, options)
+    if reader.keywords or not reader.fixed:
         return build(reader)
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
     values = reader.values()
     kept = _kept.get(key)
-    if kept is not None and _same(kept[0], values):
+    if kept is not None and kept[0].holds_the_same(values):
         return cast("_Config", kept[1])
     config = build(reader)
     # The result of lazy() may be another each time.
@@ -206,10 +203,7 @@ def _values(holder: object, names: Iterable[str]) -> Any:
     return found
 
 
-def _same(before: Hidden, now: Hidden) -> bool:
-    """Tell whether all values are the very same objects."""
-    old, new = before.reveal(), now.reveal()
-    return len(old) == len(new) and all(map(is_, old, new))
+_NOTHING = Hidden({})
 
 
 class SettingsReader:
@@ -218,23 +212,22 @@ class SettingsReader:
     Values are wrapped, and in no variable: debug pages show the variables of each frame.
     """
 
-    def __init__(
-        self, kwargs: dict[str, Any], options: Mapping[str, Option], found: Hidden
-    ) -> None:
+    def __init__(self, kwargs: dict[str, Any], options: Mapping[str, Option]) -> None:
         self.alias: str | None = kwargs.get("alias")
         #: The tenant whose options come first.
         self.tenant: str | None = None
         self._of_tenant: frozenset[str] = frozenset()
         self._options = options
-        self._settings = found
         # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
         merged = frozenset(kwargs.get("_ignore_unknown_kwargs") or ())
         left = {"alias", "_ignore_unknown_kwargs"} | (merged - _KEYWORDS)
         self.given = {
-            name: Hidden(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
+            name: hide(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
         }
+        # Later than that: where the settings cannot be read, `kwargs` is shown.
+        self._settings, self.fixed = _look_up()
         self._of_code = frozenset(self.given) if self.alias is None else merged
-        self._of_mailer = Hidden(self._mailer() if self.given else {})
+        self._of_mailer = Hidden(self._mailer()) if self.given else _NOTHING
         for name in self._of_code & self.given.keys():
             self._settle(name)
         #: The options that code has given, besides the settings.

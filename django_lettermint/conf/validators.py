@@ -117,6 +117,8 @@ def optional(validate: Callable[[object], T]) -> Callable[[object], T | None]:
 
 def secret(value: object) -> Secret:
     """Accept a token; the error tells nothing about what was given instead."""
+    if isinstance(value, Secret):
+        return value
     if isinstance(value, str) and _PRINTABLE.fullmatch(value):
         return Secret(value)
     raise InvalidOption(

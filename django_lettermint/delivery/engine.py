@@ -88,12 +88,18 @@ class Delivery:
             if self.fatal:
                 self._fail_all(self.fatal)
             while todo := self._todo():
-                self._deliver_some(todo)
+                ready = self._ready(todo)
+                try:
+                    self._send(ready)
+                except (PoolTimeout, PoolClosed) as error:
+                    # The next message may find room in the pool, or a new pool.
+                    self._end_all(error)
+                except LettermintError as error:
+                    for submission in ready:
+                        submission.attempts += 1
+                    self._retry_connecting(error, ready[0])
         except BaseException:
-            for submissions in messages:
-                for submission in submissions:
-                    if not submission.done:
-                        submission.fail(None)
+            self._end_all(None)
             raise
 
     def _todo(self) -> list[Submission]:
@@ -105,22 +111,14 @@ class Delivery:
         ]
         if not self._stop.is_set():
             return todo
-        for submission in todo:
-            submission.fail(None)
+        self._end_all(None)
         return []
 
-    def _deliver_some(self, todo: Sequence[Submission]) -> None:
-        ready = self._ready(todo)
-        try:
-            self._send(ready)
-        except (PoolTimeout, PoolClosed) as error:
-            # The next message may find room in the pool, or a new pool.
-            for submission in todo:
-                submission.fail(error)
-        except LettermintError as error:
-            for submission in ready:
-                submission.attempts += 1
-            self._retry_connecting(error, ready[0])
+    def _end_all(self, error: Exception | None) -> None:
+        for submissions in self._messages:
+            for submission in submissions:
+                if not submission.done:
+                    submission.fail(error)
 
     def _ready(self, todo: Sequence[Submission]) -> list[Submission]:
         """Return those that may go now; sleep until the first one may."""
@@ -177,7 +175,8 @@ class Delivery:
             if leaving and not transaction.started:
                 return
             following = () if leaving else transactions[number:]
-            transaction.until = submission.deadline.start()
+            now = time.monotonic()
+            transaction.until = now + submission.deadline.seconds_left()
             session.send(transaction, following, config=self._config)
             decision = self._record(session, submission, transaction, used=used)
             if session.closed or self._stop.is_set():
@@ -212,7 +211,8 @@ class Delivery:
             or submission.refused_pipelined
         ):
             _learn(session.relay, submission, transaction)
-        lost = transaction.failure if session.closed else None
+        closed = session.closed
+        lost = transaction.failure if closed else None
         may_retry = False
         if lost and not used and transaction.outcome is Outcome.NOT_SENT:
             patience = self._patience
@@ -221,7 +221,7 @@ class Delivery:
                 patience = min(patience, policy.PATIENCE)
             may_retry = self._count_failure(patience)
         decision = submission.record(transaction, used=used, may_retry=may_retry)
-        if not session.closed:
+        if not closed:
             self._force_new = decision is Decision.FRESH
             self._failures = self._given_up = 0
             self._unreachable = None

@@ -27,14 +27,11 @@ class Deadline:
     #: In `time.monotonic()`; 0 until it runs.
     started: float = 0.0
 
-    def start(self) -> float:
-        """Let it run, if it does not yet; return its end (monotonic)."""
-        self.started = self.started or time.monotonic()
-        return self.started + self.seconds
-
     def seconds_left(self) -> float:
         """Return what is left of it; it runs from now on."""
-        return self.start() - time.monotonic()
+        now = time.monotonic()
+        self.started = self.started or now
+        return self.started + self.seconds - now
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -11,11 +11,11 @@ from .lines import (
     extract_extras,
     fields,
     fold,
-    idempotency_line,
     is_lettermint_header,
     metadata_line,
     pieces,
     render,
+    verbatim,
 )
 from .text import (
     ATOMS,
@@ -29,9 +29,10 @@ from .text import (
 )
 
 __all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]
-__all__ += ["idempotency_line", "is_lettermint_header", "metadata_line", "render"]
-__all__ += ["TENANT", "TENANT_RULE", "resolve", "tenant_name"]
+__all__ += ["is_lettermint_header", "metadata_line", "render", "resolve"]
+__all__ += ["TENANT", "TENANT_RULE", "tenant_name"]
 # Text of any header.
 __all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
 __all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
 __all__ += ["header_text", "invalid_value", "pieces", "short_repr", "single_line"]
+__all__ += ["verbatim"]

@@ -6,12 +6,11 @@ folds after the colon (5.2), and it checks header values only, never names.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from .encoded_words import decode, encode
-from .layers import Extras
 from .text import (
     CONTROL,
     FIELD_NAME,
@@ -21,6 +20,9 @@ from .text import (
     short_repr,
     value_text,
 )
+
+if TYPE_CHECKING:
+    from .layers import Extras
 
 ROUTE = "X-Lettermint-Route"
 TAG = "X-LM-Tag"
@@ -54,6 +56,8 @@ def extract_extras(
         raise invalid_value(
             "extra_headers", headers, "use a mapping of names to values"
         )
+    if not headers:
+        return {}, {}
     official: dict[str, tuple[str, object]] = {}
     aliases: dict[str, tuple[str, object]] = {}
     others: dict[str, object] = {}
@@ -95,19 +99,12 @@ def render(extras: Extras) -> bytes:
     """Write the header lines, CRLF included, without the idempotency key's."""
     lines = fields(extras)
     lines.pop(IDEMPOTENCY_KEY, None)
-    return b"".join(_line(name, text) for name, text in lines.items())
+    return b"".join([verbatim(name, text) for name, text in lines.items()])
 
 
 def metadata_line(key: str, value: str) -> bytes:
     """Write one more line of metadata that is known to be valid."""
-    return _line(METADATA_PREFIX + key, value)
-
-
-@functools.lru_cache(maxsize=256)
-def idempotency_line(key: str) -> bytes:
-    """Write the idempotency key's header line, CRLF included, the key as it is."""
-    Extras(idempotency_key=key)  # an envelope from a queue was not checked here
-    return f"{IDEMPOTENCY_KEY}: {key}\r\n".encode("ascii")
+    return verbatim(METADATA_PREFIX + key, value)
 
 
 def _check_name(name: object) -> None:
@@ -168,8 +165,11 @@ def _encoded(value: str) -> str:
     return value if value.isascii() and "=?" not in value else " ".join(encode(value))
 
 
-def _line(name: str, text: str) -> bytes:
-    return fold(name, pieces(f" {text}"))
+def verbatim(name: str, text: str, width: int = MAX_LINE) -> bytes:
+    """Write a field as it is, folded at its blanks if it is wider."""
+    if len(name) + len(": ") + len(text) <= width:
+        return f"{name}: {text}\r\n".encode()
+    return fold(name, pieces(f" {text}"), width)
 
 
 def pieces(text: str) -> list[str]:
@@ -181,7 +181,7 @@ def pieces(text: str) -> list[str]:
     return found
 
 
-def fold(name: str, value: Iterable[str], width: int = MAX_LINE) -> bytes:
+def fold(name: str, value: Iterable[str], width: int) -> bytes:
     """Write a field, CRLF included: lines end before pieces, unfolding gives all back.
 
     No line ends behind the colon, and none that needs not. Raises

@@ -109,7 +109,7 @@ class Diagnosis:
 
     def _send_one(self, session: Session, submission: Submission) -> None:
         transaction = submission.begin()
-        transaction.until = submission.deadline.start()
+        transaction.until = time.monotonic() + submission.deadline.seconds_left()
         try:
             session.send(transaction, config=self._config)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 import functools
-import random
 import re
 from collections.abc import Iterable
 from email import charset
@@ -34,6 +33,35 @@ class Part(NamedTuple):
 
     head: bytes
     body: bytes
+
+    @classmethod
+    def parse(cls, octets: bytes) -> Part:
+        """Divide an entity at the empty line behind its header."""
+        if octets.startswith(b"\r\n"):
+            return cls(b"", octets[2:])
+        head, _, body = octets.partition(b"\r\n\r\n")
+        return cls(head + b"\r\n", body)
+
+    @property
+    def octets(self) -> bytes:
+        """Return header, empty line and body."""
+        return b"\r\n".join(self)
+
+
+#: Python's names that readers do not know. The table of `email` differs from one version
+#: of Python to another.
+_MAIL_NAMES = {
+    "ascii": "us-ascii",
+    "cp949": "ks_c_5601-1987",
+    "euc_jp": "euc-jp",
+    "euc_kr": "euc-kr",
+    "utf8": "utf-8",
+    **{
+        f"latin{separator}{number}": f"iso-8859-{part}"
+        for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)
+        for separator in "-_"
+    },
+}
 
 
 class TextEncoding(NamedTuple):
@@ -65,18 +93,18 @@ def text_encoding(given: str | charset.Charset) -> TextEncoding:
 
 @functools.lru_cache(maxsize=64)
 def _named_encoding(name: str) -> TextEncoding:
-    # Python's aliases are not readers'; email knows the names for mail.
-    known = charset.Charset(name).input_charset if name.isascii() else name
-    return _encoding("utf-8" if known == "utf8" else str(known), name)
+    known = name.lower()
+    return _encoding(_MAIL_NAMES.get(known, known), name)
 
 
 def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
     try:
+        codec.encode("ascii")  # Python 3.15 warns about other names
         # The line ends of UTF-16 and EBCDIC are not those of SMTP.
         wide = "\r\n".encode(codec)[-2:] != b"\r\n"
     except (LookupError, ValueError) as error:
         raise LettermintInvalidMessage(
-            f"encoding: {short_repr(name)} is refused: Python has no such charset"
+            f"encoding: {short_repr(codec)} is refused: Python has no such charset"
         ) from error
     return TextEncoding(name, codec, "base64" if wide else wanted)
 
@@ -155,11 +183,6 @@ def base64(data: bytes) -> bytes:
     return b"\r\n".join([*bulk, *rest])
 
 
-def new_boundary() -> str:
-    """Draw a boundary: nineteen random digits need no search through the parts."""
-    return f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311
-
-
 def joined(head: bytes, boundary: str, parts: Iterable[Part]) -> Part:
     """Put parts together under the head of their multipart."""
     between = f"--{boundary}\r\n".encode()
@@ -170,6 +193,12 @@ def joined(head: bytes, boundary: str, parts: Iterable[Part]) -> Part:
     if not body.isascii():  # RFC 2045 section 6.4: it names what its parts need
         head += b"Content-Transfer-Encoding: 8bit\r\n"
     return Part(head, body)
+
+
+def as_message(part: Part) -> Part:
+    """Return the part that is a message's body: with MIME-Version, ended by CRLF."""
+    head = b"MIME-Version: 1.0\r\n" + part.head
+    return Part(head, part.body if part.body.endswith(b"\r\n") else part.body + b"\r\n")
 
 
 def attached_mail(data: bytes) -> bytes | None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import mimetypes
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import Message
-from email.utils import make_msgid
+from email.utils import format_datetime, make_msgid
 from socket import gethostname
 from typing import Any, TypeAlias
 
 from django.conf import settings
-from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.core.mail import (
+    EmailAlternative,
+    EmailAttachment,
+    EmailMessage,
+    EmailMultiAlternatives,
+)
 from django.core.mail.utils import DNS_NAME
 from django.utils.functional import Promise
 from django.utils.timezone import get_current_timezone
@@ -30,6 +37,8 @@ Attachment: TypeAlias = tuple[str, str | bytes | Message | EmailMessage, str]
 
 _OCTET_STREAM = "application/octet-stream"
 _CONTENT_RULE = "give text or bytes; of a file, pass its .read()"
+#: Headers that Django looks up under exactly these names.
+_LOOKED_UP = {name.lower(): name for name in ("From", "To", "Cc", "Reply-To")}
 #: The methods that build a message, in any version of Django.
 _BUILDERS = {"message"} | {
     name
@@ -52,45 +61,73 @@ def _is_stock_class(kind: type[EmailMessage]) -> bool:
     return all(map(_BUILDERS.isdisjoint, others))
 
 
-def render(message: EmailMessage, idna: IdnaEncode) -> bytes:
+def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     """Write a message; what another class builds is left to it.
 
     Raises LettermintInvalidMessage for what cannot be sent correctly.
     """
+    headers = {
+        name: extras.header_text(name, value)
+        for name, value in message.extra_headers.items()
+    }
     if not is_stock(message):
+        message = copy.copy(message)
+        message.extra_headers = {
+            _LOOKED_UP.get(name.lower(), name): fields.domains_encoded(name, text, idna)
+            for name, text in headers.items()
+        }
+        alternatives = getattr(message, "alternatives", None) or ()
+        if alternatives:
+            checked = [EmailAlternative(*_alternative(each)) for each in alternatives]
+            message.alternatives = checked  # type: ignore[attr-defined]
+        message.attachments = [
+            EmailAttachment(*each) if isinstance(each, tuple) else each
+            for each in map(_attachment, message.attachments)
+        ]
         return foreign.render(message, idna)
-    return header(message, idna) + body(message, idna)
-
-
-def header(message: EmailMessage, idna: IdnaEncode) -> bytes:
-    """Write the header, but for the fields of the body."""
-    own = {name.lower(): (name, value) for name, value in message.extra_headers.items()}
-    sender = parse_one("from_email", message.from_email, idna)
-    subject = extras.single_line("subject", message.subject or "")
-    written = [fields.free_text("Subject", subject)]
-    lists: dict[str, list[Mailbox]] = {
-        "From": [sender],
+    lists = {
+        "From": [parse_one("from_email", message.from_email, idna)],
         "To": parse("to", message.to, idna),
         "Cc": parse("cc", message.cc, idna),
         "Reply-To": parse("reply_to", message.reply_to, idna),
     }
+    subject = extras.single_line("subject", message.subject or "")
+    part = body(message, idna)
+    return Part(header(subject, lists, headers, idna) + part.head, part.body)
+
+
+def header(
+    subject: str,
+    lists: Mapping[str, Sequence[Mailbox]],
+    headers: Mapping[str, str],
+    idna: IdnaEncode,
+) -> bytes:
+    """Write the header, but for the fields of the body; `headers` win over `lists`."""
+    own = {name.lower(): (name, value) for name, value in headers.items()}
+    written = [fields.free_text("Subject", subject)]
     for name, mailboxes in lists.items():
         if given := own.pop(name.lower(), None):
-            written.append(_field(name, given[1], idna))
+            written.append(fields.write(name, given[1], idna))
         elif mailboxes:
             written.append(fields.addresses(name, mailboxes))
     if "date" not in own:
         local = settings.EMAIL_USE_LOCALTIME
         now = datetime.now(get_current_timezone() if local else UTC)
-        written.append(f"Date: {fields.date(now)}\r\n".encode())
+        written.append(_date(now.replace(microsecond=0), now.utcoffset()))
     if "message-id" not in own:
-        written.append(f"Message-ID: {make_msgid(domain=_domain(sender))}\r\n".encode())
-    written += [_field(name, value, idna) for name, value in own.values()]
+        domain = _domain(lists["From"][0])
+        written.append(f"Message-ID: {make_msgid(domain=domain)}\r\n".encode())
+    written += [fields.write(name, value, idna) for name, value in own.values()]
     return b"".join(written)
 
 
-def _field(name: str, value: object, idna: IdnaEncode) -> bytes:
-    return fields.write(name, extras.header_text(name, value), idna)
+@functools.lru_cache(maxsize=8)
+def _date(now: datetime, _offset: object) -> bytes:
+    """Write the date; the mails of a second share the work.
+
+    Equal times of two zones are written differently.
+    """
+    return f"Date: {format_datetime(now)}\r\n".encode()
 
 
 def _domain(sender: Mailbox) -> str:
@@ -103,14 +140,8 @@ def _domain(sender: Mailbox) -> str:
     return sender.address.rpartition("@")[2]
 
 
-def body(message: EmailMessage, idna: IdnaEncode) -> bytes:
-    """Write the fields of the body, and the body."""
-    part = _body(message, idna)
-    end = b"" if part.body.endswith(b"\r\n") else b"\r\n"
-    return b"".join([b"MIME-Version: 1.0\r\n", part.head, b"\r\n", part.body, end])
-
-
-def _body(message: EmailMessage, idna: IdnaEncode) -> Part:
+def body(message: EmailMessage, idna: IdnaEncode) -> Part:
+    """Write the body, and the fields that describe it."""
     encoding = bodies.text_encoding(message.encoding or settings.DEFAULT_CHARSET)
     alternatives = getattr(message, "alternatives", None) or ()
     parts: list[Part] = []
@@ -121,23 +152,27 @@ def _body(message: EmailMessage, idna: IdnaEncode) -> Part:
             text = text.decode(encoding.codec, "surrogateescape")
         parts.append(bodies.text("body", text, kind, encoding))
     if alternatives:
-        parts += [_alternative(each, encoding) for each in alternatives]
+        parts += [_write_alternative(each, encoding) for each in alternatives]
         parts = [_multipart(message, "alternative", parts)]
     if message.attachments:
-        parts += [_attachment(each, encoding, idna) for each in message.attachments]
+        parts += [
+            _write_attachment(each, encoding, idna) for each in message.attachments
+        ]
         parts = [_multipart(message, "mixed", parts)]
-    return parts[0]
+    return bodies.as_message(parts[0])
 
 
 def _multipart(message: EmailMessage, name: str, parts: Iterable[Part]) -> Part:
     """Put parts together, under another subtype if the message says so."""
-    field, boundary = f"{name}_subtype", bodies.new_boundary()
+    field = f"{name}_subtype"
     kind = bodies.content_type(field, f"multipart/{getattr(message, field, name)}")
+    # Nineteen random digits need no search through the parts.
+    boundary = f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311
     head = fields.parameters("Content-Type", kind.value, {"boundary": boundary})
     return bodies.joined(head, boundary, parts)
 
 
-def check_alternative(each: object) -> tuple[str | bytes, str]:
+def _alternative(each: object) -> tuple[str | bytes, str]:
     """Return content and MIME type of an alternative body, checked."""
     if not isinstance(each, tuple | list) or len(each) != 2:
         raise invalid_value("alternative", each, "give (content, MIME type)")
@@ -145,8 +180,8 @@ def check_alternative(each: object) -> tuple[str | bytes, str]:
     return _content("alternative", each[0]), str(each[1])
 
 
-def _alternative(each: object, encoding: TextEncoding) -> Part:
-    content, value = check_alternative(each)
+def _write_alternative(each: object, encoding: TextEncoding) -> Part:
+    content, value = _alternative(each)
     kind = bodies.content_type("alternative's type", value)
     if kind.main != "text":
         return bodies.octets(kind.value, _octets("alternative", content))
@@ -156,7 +191,7 @@ def _alternative(each: object, encoding: TextEncoding) -> Part:
     return bodies.text("alternative", text, kind, encoding)
 
 
-def check_attachment(each: object) -> Message | Attachment:
+def _attachment(each: object) -> Message | Attachment:
     """Return an attachment as Django takes it, checked, its MIME type guessed."""
     if isinstance(each, Message):
         return each
@@ -175,8 +210,8 @@ def check_attachment(each: object) -> Message | Attachment:
     return name, _content(_label(name), content), str(value)
 
 
-def _attachment(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
-    checked = check_attachment(each)
+def _write_attachment(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
+    checked = _attachment(each)
     if isinstance(checked, Message):
         return foreign.part(checked)
     name, content, value = checked
@@ -233,7 +268,7 @@ def _decoded(content: str | bytes, kind: ContentType) -> str | None:
 def _flattened(field: str, content: Message | EmailMessage, idna: IdnaEncode) -> bytes:
     try:
         if isinstance(content, EmailMessage):
-            return render(content, idna)
+            return render(content, idna).octets
         return foreign.flatten(content)
     except Exception as error:
         raise LettermintInvalidMessage(f"{field}: {error}") from error

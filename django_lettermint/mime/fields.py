@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from email.utils import format_datetime
 from urllib.parse import quote
 
 from django_lettermint import extras
-from django_lettermint.extras import ATOMS, fold, invalid_value, pieces, short_repr
+from django_lettermint.extras import (
+    ATOMS,
+    fold,
+    invalid_value,
+    pieces,
+    short_repr,
+    verbatim,
+)
 
 from .addresses import IdnaEncode, Mailbox, is_group, parse_list, parse_one
 
@@ -21,25 +25,13 @@ _ENCODED_WIDTH = 76
 #: Longer words are divided where that is possible.
 _MAX_PIECE = 900
 
+_STANDARD = {"from", "to", "cc", "sender", "reply-to"}
 #: Fields that hold addresses (RFC 5322, 8098; some by custom).
 ADDRESS_FIELDS = frozenset(
-    [
-        "from",
-        "to",
-        "cc",
-        "reply-to",
-        "sender",
-        "resent-from",
-        "resent-to",
-        "resent-cc",
-        "resent-sender",
-        "resent-reply-to",
-        "disposition-notification-to",
-        "return-receipt-to",
-        "errors-to",
-        "mail-followup-to",
-        "mail-reply-to",
-    ]
+    _STANDARD
+    | {f"resent-{name}" for name in _STANDARD}
+    | {"disposition-notification-to", "return-receipt-to", "errors-to"}
+    | {"mail-followup-to", "mail-reply-to"}
 )
 FREE_TEXT = frozenset({"subject", "comments", "keywords"})
 #: Fields that programs read, in which RFC 2047 section 5 allows no encoded words.
@@ -57,8 +49,11 @@ _RAW_QUOTABLE = re.compile(f"{_RAW}(?: {_RAW})*")
 _FILE_NAME = re.compile(r"[\w!#$&()+,.=@^`{}~-]+(?: [\w!#$&()+,.=@^`{}~-]+)*", re.ASCII)
 
 
-def address_text(name: str, text: str, idna: IdnaEncode) -> str:
-    """Return the value of a header of addresses with its domains in ASCII."""
+def domains_encoded(name: str, text: str, idna: IdnaEncode) -> str:
+    """Return a header's text, the domains of its addresses in ASCII."""
+    # An own message() would encode them by IDNA 2003, which leads elsewhere.
+    if text.isascii() or name.lower() not in ADDRESS_FIELDS:
+        return text
     mailboxes = parse_list(f"header {short_repr(name)}", text, idna)
     return ", ".join(each.text for each in mailboxes)
 
@@ -73,7 +68,7 @@ def write(name: str, text: str, idna: IdnaEncode) -> bytes:
     elif lower in FREE_TEXT:
         return free_text(name, text)
     if re.fullmatch(r"[\t -~]*", text):
-        return fold(name, pieces(f" {text}"), _ENCODED_WIDTH if "=?" in text else WIDTH)
+        return verbatim(name, text, _ENCODED_WIDTH if "=?" in text else WIDTH)
     found = re.fullmatch("([^<>]+) *(<[!-;=?-~]+>)", text)
     if lower == "list-id" and found:
         phrase = parse_one(field, f"{found[1]} <list@id.invalid>", idna).name
@@ -90,9 +85,7 @@ def write(name: str, text: str, idna: IdnaEncode) -> bytes:
 def free_text(name: str, text: str) -> bytes:
     """Write text for people: as it is if it is plain, else in encoded words."""
     if _is_plain(text, _WORDS) or not text:
-        if len(name) + 2 + len(text) <= WIDTH:
-            return f"{name}: {text}\r\n".encode()
-        return fold(name, pieces(f" {text}"), WIDTH)
+        return verbatim(name, text, WIDTH)
     return fold(name, _words(name, text), _ENCODED_WIDTH)
 
 
@@ -159,14 +152,3 @@ def _parameter(key: str, text: str) -> Iterator[str]:
             section = f"{key}*{number}*="
         section += octets
     yield section
-
-
-def date(value: datetime) -> str:
-    """Write a date as mail does; the mails of a second share the work."""
-    # Equal dates of two zones are written differently.
-    return _date(value.replace(microsecond=0), value.utcoffset())
-
-
-@functools.lru_cache(maxsize=8)
-def _date(value: datetime, _: object) -> str:
-    return format_datetime(value)

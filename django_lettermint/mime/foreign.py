@@ -54,7 +54,7 @@ class _AsSet(Compat32):
         return "\r\n".join([*lines, ""]).encode("ascii", "surrogateescape")
 
 
-def render(message: EmailMessage, idna: IdnaEncode) -> bytes:
+def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     """Write what the message's own class builds, its header by our rules."""
     built = message.message()
     if not isinstance(built, Message):
@@ -67,11 +67,8 @@ def render(message: EmailMessage, idna: IdnaEncode) -> bytes:
             del body[name]
             if name.lower() not in {"bcc", "resent-bcc", "mime-version"}:
                 head.append(_field(name, value, idna))
-    made = part(body)
-    end = b"" if made.body.endswith(b"\r\n") else b"\r\n"
-    return b"".join(
-        [*head, b"MIME-Version: 1.0\r\n", made.head, b"\r\n", made.body, end]
-    )
+    made = bodies.as_message(part(body))
+    return Part(b"".join([*head, made.head]), made.body)
 
 
 def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
@@ -93,7 +90,7 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
 
 def part(mime: Message) -> Part:
     """Write a MIME object; raise LettermintInvalidMessage for what cannot travel."""
-    return _fit(*_split(flatten(_with_octets(mime))))
+    return _fit(*Part.parse(flatten(_with_octets(mime))))
 
 
 def flatten(mime: Message) -> bytes:
@@ -148,15 +145,8 @@ def _with_octets(mime: Message) -> Message:
 
 def seven_bit(content: bytes) -> bytes:
     """Encode what has 8 bits in a written message, for a relay without 8BITMIME."""
-    made = _fit(*_split(content), seven_bit=True)
-    return bodies.with_crlf(b"".join([made.head, b"\r\n", made.body]))
-
-
-def _split(entity: bytes) -> Part:
-    if entity.startswith(b"\r\n"):
-        return Part(b"", entity[2:])
-    head, _, body = entity.partition(b"\r\n\r\n")
-    return Part(head + b"\r\n", body)
+    made = _fit(*Part.parse(content), seven_bit=True)
+    return bodies.with_crlf(made.octets)
 
 
 def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
@@ -188,7 +178,7 @@ def _children(boundary: str, body: bytes) -> list[Part]:
     mark = re.escape(f"--{boundary}").encode()
     _, *pieces = re.split(rb"(?:\A|\r\n)" + mark + rb"(--)?[ \t]*(?=\r\n|\Z)", body)
     pairs = zip(pieces[::2], pieces[1::2], strict=True)
-    return [_split(entity[2:]) for end, entity in pairs if not end]
+    return [Part.parse(entity[2:]) for end, entity in pairs if not end]
 
 
 def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:

@@ -1,11 +1,14 @@
-"""The connections of a pool, the requests that hold them, and how they are closed."""
+"""The connections of a pool, who holds them and who waits, and how they are closed."""
 
 from __future__ import annotations
 
+import bisect
+import operator
 import os
 import random
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,9 +19,14 @@ if TYPE_CHECKING:
     from django_lettermint.conf import PoolConfig
 
     from .connection_pool import ConnectionPool
+    from .stats import Event, PoolStats
 
 #: Lifetimes are shortened by up to this share, so that they do not all end together.
 LIFETIME_JITTER = 0.1
+#: Seconds for which a relay's limit of connections is remembered, and for which it is
+#: assumed when the other connections were still being opened: they may be refused, too.
+RELAY_LIMIT_SECONDS = 180.0
+ASSUMED_LIMIT_SECONDS = 1.0
 #: Seconds that one lease waits for servers to answer QUIT, however many there are.
 QUIT_TIMEOUT = 0.05
 
@@ -116,12 +124,12 @@ class PooledConnection(Generic[C]):
     max_idle: float
     #: The pool's clock when it was opened or, later, came back. Never decreases.
     idle_since: float
+    #: The pool's clock from when on it is not leased again, if it stays idle till then.
+    idle_until: float = float("inf")
     #: It was idle before this lease: the server may have closed it unnoticed.
     reused: bool = False
     #: Why it is closed when it comes back, if it is. Set once by the lease.
     discard_reason: CloseReason | None = None
-    #: How many of its messages the pool's statistics contain. At most `messages`.
-    counted: int = 0
 
     @classmethod
     def begin(cls, session: C, config: PoolConfig, now: float) -> Self:
@@ -140,6 +148,14 @@ class PooledConnection(Generic[C]):
         """Have the connection closed when it comes back."""
         self.discard_reason = reason
 
+    def end_lease(self, now: float) -> CloseReason | None:
+        """Note that it came back; return why it is to be closed, or None."""
+        self.reused, self.idle_since = True, now
+        self.idle_until = min(self.expires_at, now + self.max_idle)
+        if self.discard_reason:
+            return self.discard_reason
+        return self.limit_reached(now) if self.session.reusable else CloseReason.ERROR
+
     def limit_reached(self, now: float) -> CloseReason | None:
         """Return the limit after which it is not leased again, or None."""
         if now >= self.expires_at:
@@ -149,11 +165,6 @@ class PooledConnection(Generic[C]):
         if now - self.idle_since >= self.max_idle:
             return CloseReason.IDLE
         return None
-
-    def count_messages(self) -> int:
-        """Return how many messages it carried since the last call."""
-        counted, self.counted = self.counted, self.session.messages
-        return self.counted - counted
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -202,6 +213,254 @@ class PoolRequest(Generic[C]):
         """Return until when answers to QUIT are awaited; the first call begins the time."""
         self.quit_until = self.quit_until or time.monotonic() + QUIT_TIMEOUT
         return self.quit_until
+
+
+class Slots(Generic[C]):
+    """Who holds which connection and who waits for one; nothing here waits.
+
+    Idle connections and busy requests are the slots, never more than `max_size`.
+    Connections are leased newest first, so that a surplus grows old and is closed.
+    """
+
+    def __init__(
+        self, max_size: int, stats: PoolStats, clock: Callable[[], float]
+    ) -> None:
+        #: Held by the thread that calls the methods; see `ConnectionPool._locked()`.
+        self.lock = threading.RLock()
+        #: A method is being called. True only while the lock is held.
+        self.entered = False
+        self.max_size = max_size
+        self.clock = clock
+        #: Counters of the pool; what `report()` fills in is out of date.
+        self.stats = stats
+        #: Connections that are not leased, the one kept last at the end.
+        self.idle: list[PooledConnection[C]] = []
+        #: Requests that hold a slot.
+        self.busy: set[PoolRequest[C]] = set()
+        #: Requests without a slot, by `number`. Empty while a slot is free.
+        self.waiting: list[PoolRequest[C]] = []
+        #: How many connections were open when the relay refused another one; at least 1.
+        self.relay_limit: int | None = None
+        #: The pool's clock from when on one more is tried. Set with `relay_limit`.
+        self.relay_limit_until = 0.0
+
+    @property
+    def size(self) -> int:
+        """Return the number of slots in use."""
+        return len(self.idle) + len(self.busy)
+
+    def capacity(self) -> int:
+        """Return how many slots there are."""
+        if self.relay_limit is None:
+            return self.max_size
+        return min(
+            self.max_size, self.relay_limit + (self.clock() >= self.relay_limit_until)
+        )
+
+    # -- requests ------------------------------------------------------------------------
+
+    def enter(self, request: PoolRequest[C], max_waiting: int) -> bool:
+        """Give a new request a slot, or queue it; return False if too many wait."""
+        self.stats["requests"] += 1
+        if self.acquire(request):
+            return True
+        if max_waiting and len(self.waiting) > max_waiting:
+            self.release(request)
+            self.stats["timeouts"] += 1
+            return False
+        self.stats["waits"] += 1
+        return True
+
+    def acquire(self, request: PoolRequest[C]) -> bool:
+        """Queue a request, and return whether it has got a slot at once."""
+        if request not in self.waiting and request not in self.busy:
+            bisect.insort(self.waiting, request, key=operator.attrgetter("number"))
+        self._serve()
+        return request in self.busy
+
+    def recheck(
+        self, request: PoolRequest[C], since: float, *, last: bool
+    ) -> bool | None:
+        """Return whether a request that has waited has a slot; None if it never will.
+
+        One that was woken without a slot queues again, but not at `last`.
+        """
+        self.stats["wait_seconds"] += self.clock() - since
+        if request in self.busy:
+            return True
+        if last:
+            # At once, so that nothing is handed to it any more.
+            self.release(request)
+            self.stats["timeouts"] += 1
+            return None
+        request.ready = False
+        return self.acquire(request)
+
+    def wait_for_others(self, request: PoolRequest[C]) -> bool:
+        """Queue a request again that the relay refused, unless nothing else is open."""
+        others = self.size - (request in self.busy)
+        if not others:
+            # The relay refuses every connection now, which tells no limit.
+            self.relay_limit_until = self.clock()
+            return False
+        alive = self.idle or any(each.connection for each in self.busy)
+        seconds = RELAY_LIMIT_SECONDS if alive else ASSUMED_LIMIT_SECONDS
+        self.relay_limit, self.relay_limit_until = others, self.clock() + seconds
+        self.stats["waits"] += 1
+        request.force_new = request.ready = False
+        self.busy.discard(request)
+        self.acquire(request)
+        return True
+
+    def limit_to_open(self) -> bool:
+        """Have no further connection opened for now; return False if none is open."""
+        held = sum(request.connection is not None for request in self.busy)
+        if count := len(self.idle) + held:
+            self.relay_limit = count
+            self.relay_limit_until = self.clock() + RELAY_LIMIT_SECONDS
+        return bool(count)
+
+    def release(self, request: PoolRequest[C]) -> None:
+        """Take back a slot, or a place in the queue; what is in the slot is kept idle."""
+        if request in self.waiting:  # both at once, if acquire() was interrupted
+            self.waiting.remove(request)
+        connection, request.connection = request.connection, None
+        if request in self.busy:
+            self.busy.remove(request)
+            if connection:
+                self.idle.append(connection)
+        self._serve()
+
+    # -- connections ---------------------------------------------------------------------
+
+    def note_opened(
+        self, request: PoolRequest[C], connection: PooledConnection[C]
+    ) -> None:
+        """Put a new connection into a request's slot."""
+        request.connection = connection
+        self.stats["opened"] += 1
+        if self.relay_limit is not None and self.size > self.relay_limit:
+            # The relay accepted one more than the limit that was assumed.
+            self.relay_limit = None
+            self._serve()
+
+    def note_closed(self, request: PoolRequest[C]) -> bool:
+        """Empty the slot of a connection that was closed; return whether it was new."""
+        connection, request.connection = request.connection, None
+        if connection and request.close_reason:
+            self.count_closed(request.close_reason, [connection])
+        return bool(connection)
+
+    def replace(self, request: PoolRequest[C]) -> None:
+        """Put an idle connection, or none, where one was closed unused."""
+        if self.note_closed(request):
+            self.stats["reused"] -= 1
+        if not request.force_new:
+            request.connection = self._take_newest()
+            self.stats["reused"] += request.connection is not None
+
+    def give_back(self, request: PoolRequest[C], resets: int) -> bool:
+        """Note what a lease has done; return False if its connection is to be closed."""
+        if request.connection:
+            if request not in self.busy:  # of slots whose lock was broken
+                request.close_reason = request.close_reason or CloseReason.BROKEN
+            if request.close_reason:
+                return False
+        self.stats["resets"] += resets
+        self.release(request)
+        return True
+
+    def free(self, request: PoolRequest[C]) -> bool:
+        """Take back the slot of a connection that was closed; return whether it was new."""
+        noted = self.note_closed(request)
+        self.release(request)
+        return noted
+
+    def take_idle(
+        self,
+        pool: ConnectionPool[C],
+        taken: list[PoolRequest[C]],
+        kept_before: float,
+        reason_of_those: CloseReason,
+    ) -> None:
+        """Take idle connections that are to be closed; they keep their slots till then."""
+        now = self.clock()
+        for connection in tuple(self.idle):
+            reason = connection.limit_reached(now)
+            if connection.idle_since <= kept_before:
+                reason = reason_of_those
+            if reason:
+                request = PoolRequest(
+                    pool=pool, connection=connection, close_reason=reason
+                )
+                taken.append(request)
+                self.busy.add(request)
+                self.idle.remove(connection)
+
+    def clear(self, reason: CloseReason) -> list[PooledConnection[C]]:
+        """Wake all that wait; return what was idle, to be closed."""
+        idle, self.idle = self.idle, []
+        waiting, self.waiting = self.waiting, []
+        for request in waiting:
+            request.wake()
+        self.count_closed(reason, idle)
+        return idle
+
+    # -- statistics ----------------------------------------------------------------------
+
+    def count(self, event: Event) -> None:
+        """Add one to a counter."""
+        self.stats[event] += 1
+
+    def count_closed(
+        self, reason: CloseReason, connections: Sequence[PooledConnection[C]]
+    ) -> None:
+        """Count connections that were closed, and the messages they carried."""
+        if connections:
+            closed = self.stats["closed"]
+            closed[reason.value] = closed.get(reason.value, 0) + len(connections)
+        self.stats["messages"] += sum(each.session.messages for each in connections)
+
+    def report(self) -> PoolStats:
+        """Return the state and what has happened so far."""
+        held = [each.connection for each in self.busy if each.connection]
+        messages = sum(each.session.messages for each in (*self.idle, *held))
+        return {
+            **self.stats,
+            "messages": self.stats["messages"] + messages,
+            "size": self.size,
+            "idle": len(self.idle),
+            "in_use": len(self.busy),
+            "waiting": len(self.waiting),
+            "closed": dict(self.stats["closed"]),
+        }
+
+    # -- decisions -----------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Give the free slots to those who wait longest."""
+        while self.waiting:
+            request = self.waiting[0]
+            if request not in self.busy:
+                connection = None if request.force_new else self._take_newest()
+                if connection is None and self.size >= self.capacity():
+                    if not self.idle:
+                        return
+                    # To be closed, to make room for a new one.
+                    connection = self.idle.pop(0)
+                self.stats["reused"] += connection is not None
+                request.connection = connection
+                self.busy.add(request)
+            # Now, and again after an interrupt: none with a slot may wait on.
+            request.wake()
+            self.waiting.remove(request)
+
+    def _take_newest(self) -> PooledConnection[C] | None:
+        now = self.clock()
+        for number in reversed(range(len(self.idle))):
+            if now < self.idle[number].idle_until:
+                return self.idle.pop(number)
+        return None
 
 
 def close_gracefully(sessions: Sequence[Session], until: float) -> None:

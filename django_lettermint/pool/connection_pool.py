@@ -1,6 +1,6 @@
 """A pool of connections: opens, tests, leases and closes them.
 
-`_Slots` decides who gets what, while it is locked; connecting, testing and closing happen
+`Slots` decides who gets what, while it is locked; connecting, testing and closing happen
 outside of that. No thread is needed: what has expired is noticed at each return.
 
 A signal handler may raise between any two instructions (Ctrl-C, a task's time limit), so
@@ -9,14 +9,11 @@ whatever ends a lease can be run twice: the same call then completes what it had
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
-import operator
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
@@ -27,6 +24,7 @@ from .connection import (
     CloseReason,
     PooledConnection,
     PoolRequest,
+    Slots,
     close_and_free,
     close_sessions,
 )
@@ -40,10 +38,6 @@ PING_TIMEOUT = 5.0
 #: Seconds for the lock of the slots. Nothing waits while it is held, so a lock that cannot
 #: be had for so long is broken.
 LOCK_TIMEOUT = 1.0
-#: Seconds for which a relay's limit of connections is remembered, and for which it is
-#: assumed when the other connections were still being opened: they may be refused, too.
-RELAY_LIMIT_SECONDS = 180.0
-ASSUMED_LIMIT_SECONDS = 1.0
 
 #: Reasons that operators want to know of; the others are routine.
 _UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
@@ -51,241 +45,6 @@ _UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
 logger = logging.getLogger("django_lettermint")
 
 T = TypeVar("T")
-
-
-class _Slots(Generic[C]):
-    """Who holds which connection and who waits for one; nothing here waits.
-
-    Idle connections and busy requests are the slots, never more than `max_size`.
-    Connections are leased newest first, so that a surplus grows old and is closed.
-    """
-
-    def __init__(self, max_size: int, stats: PoolStats) -> None:
-        #: Held by the thread that calls the methods; see `ConnectionPool._locked()`.
-        self.lock = threading.RLock()
-        #: A method is being called. True only while the lock is held.
-        self.entered = False
-        self.max_size = max_size
-        #: Counters of the pool; what `report()` fills in is out of date.
-        self.stats = stats
-        #: Connections that are not leased, the one kept last at the end.
-        self.idle: list[PooledConnection[C]] = []
-        #: Requests that hold a slot.
-        self.busy: set[PoolRequest[C]] = set()
-        #: Requests without a slot, by `number`. Empty while a slot is free.
-        self.waiting: list[PoolRequest[C]] = []
-        #: How many connections were open when the relay refused another one; at least 1.
-        self.relay_limit: int | None = None
-        #: The pool's clock from when on one more is tried. Set with `relay_limit`.
-        self.relay_limit_until = 0.0
-
-    @property
-    def size(self) -> int:
-        """Return the number of slots in use."""
-        return len(self.idle) + len(self.busy)
-
-    def capacity(self, now: float) -> int:
-        """Return how many slots there are."""
-        if self.relay_limit is None:
-            return self.max_size
-        return min(self.max_size, self.relay_limit + (now >= self.relay_limit_until))
-
-    # -- requests ------------------------------------------------------------------------
-
-    def enter(self, request: PoolRequest[C], max_waiting: int, now: float) -> bool:
-        """Give a new request a slot, or queue it; return False if too many wait."""
-        self.stats["requests"] += 1
-        if self.acquire(request, now):
-            return True
-        if max_waiting and len(self.waiting) > max_waiting:
-            self.release(request, now)
-            self.stats["timeouts"] += 1
-            return False
-        self.stats["waits"] += 1
-        return True
-
-    def acquire(self, request: PoolRequest[C], now: float) -> bool:
-        """Queue a request, and return whether it has got a slot at once."""
-        if request not in self.waiting and request not in self.busy:
-            bisect.insort(self.waiting, request, key=operator.attrgetter("number"))
-        self._serve(now)
-        return request in self.busy
-
-    def recheck(
-        self, request: PoolRequest[C], since: float, now: float, *, last: bool
-    ) -> bool | None:
-        """Return whether a request that has waited has a slot; None if it never will.
-
-        One that was woken without a slot queues again, but not at `last`.
-        """
-        self.stats["wait_seconds"] += now - since
-        if request in self.busy:
-            return True
-        if last:
-            # At once, so that nothing is handed to it any more.
-            self.release(request, now)
-            self.stats["timeouts"] += 1
-            return None
-        request.ready = False
-        return self.acquire(request, now)
-
-    def wait_for_others(self, request: PoolRequest[C], now: float) -> bool:
-        """Queue a request again that the relay refused, unless nothing else is open."""
-        others = self.size - (request in self.busy)
-        if not others:
-            # The relay refuses every connection now, which tells no limit.
-            self.relay_limit_until = now
-            return False
-        alive = self.idle or any(each.connection for each in self.busy)
-        seconds = RELAY_LIMIT_SECONDS if alive else ASSUMED_LIMIT_SECONDS
-        self.relay_limit, self.relay_limit_until = others, now + seconds
-        self.stats["waits"] += 1
-        request.force_new = request.ready = False
-        self.busy.discard(request)
-        self.acquire(request, now)
-        return True
-
-    def limit_to_open(self, now: float) -> bool:
-        """Have no further connection opened for now; return False if none is open."""
-        held = sum(request.connection is not None for request in self.busy)
-        if count := len(self.idle) + held:
-            self.relay_limit, self.relay_limit_until = count, now + RELAY_LIMIT_SECONDS
-        return bool(count)
-
-    def release(self, request: PoolRequest[C], now: float) -> None:
-        """Take back a slot, or a place in the queue; what is in the slot is kept idle."""
-        if request in self.waiting:  # both at once, if acquire() was interrupted
-            self.waiting.remove(request)
-        connection, request.connection = request.connection, None
-        if request in self.busy:
-            self.busy.remove(request)
-            if connection:
-                self.idle.append(connection)
-        self._serve(now)
-
-    # -- connections ---------------------------------------------------------------------
-
-    def note_opened(
-        self, request: PoolRequest[C], connection: PooledConnection[C], now: float
-    ) -> None:
-        """Put a new connection into a request's slot."""
-        request.connection = connection
-        self.stats["opened"] += 1
-        if self.relay_limit is not None and self.size > self.relay_limit:
-            # The relay accepted one more than the limit that was assumed.
-            self.relay_limit = None
-            self._serve(now)
-
-    def note_closed(self, request: PoolRequest[C]) -> bool:
-        """Empty the slot of a connection that was closed; return whether it was new."""
-        connection, request.connection = request.connection, None
-        if connection and request.close_reason:
-            self.count_closed(request.close_reason, 1)
-        return bool(connection)
-
-    def replace(self, request: PoolRequest[C], now: float) -> None:
-        """Put an idle connection, or none, where one was closed."""
-        self.note_closed(request)
-        if not request.force_new:
-            request.connection = self._take_newest(now)
-
-    def give_back(self, request: PoolRequest[C], resets: int, now: float) -> bool:
-        """Note what a lease has done; return False if its connection is to be closed."""
-        connection = request.connection
-        if connection:
-            self.stats["messages"] += connection.count_messages()
-            if request not in self.busy:  # of slots whose lock was broken
-                request.close_reason = request.close_reason or CloseReason.BROKEN
-            if request.close_reason:
-                return False
-        self.stats["resets"] += resets
-        self.release(request, now)
-        return True
-
-    def free(self, request: PoolRequest[C], now: float) -> bool:
-        """Take back the slot of a connection that was closed; return whether it was new."""
-        noted = self.note_closed(request)
-        self.release(request, now)
-        return noted
-
-    def take_idle(
-        self,
-        pool: ConnectionPool[C],
-        close_reason: Callable[[PooledConnection[C]], CloseReason | None],
-        taken: list[PoolRequest[C]],
-    ) -> None:
-        """Take idle connections that are to be closed; they keep their slots till then."""
-        for connection in tuple(self.idle):
-            if reason := close_reason(connection):
-                request = PoolRequest(
-                    pool=pool, connection=connection, close_reason=reason
-                )
-                taken.append(request)
-                self.busy.add(request)
-                self.idle.remove(connection)
-
-    def clear(self, reason: CloseReason) -> list[PooledConnection[C]]:
-        """Wake all that wait; return what was idle, to be closed."""
-        idle, self.idle = self.idle, []
-        waiting, self.waiting = self.waiting, []
-        for request in waiting:
-            request.wake()
-        self.count_closed(reason, len(idle))
-        return idle
-
-    # -- statistics ----------------------------------------------------------------------
-
-    def count(self, event: Event) -> None:
-        """Add one to a counter."""
-        self.stats[event] += 1
-
-    def count_closed(self, reason: CloseReason, number: int) -> None:
-        """Add to the number of connections that were closed."""
-        if number:
-            closed = self.stats["closed"]
-            closed[reason.value] = closed.get(reason.value, 0) + number
-
-    def report(self) -> PoolStats:
-        """Return the state and what has happened so far."""
-        for request in self.busy:
-            if request.connection:
-                self.stats["messages"] += request.connection.count_messages()
-        return {
-            **self.stats,
-            "size": self.size,
-            "idle": len(self.idle),
-            "in_use": len(self.busy),
-            "waiting": len(self.waiting),
-            "closed": dict(self.stats["closed"]),
-        }
-
-    # -- decisions -----------------------------------------------------------------------
-
-    def _serve(self, now: float) -> None:
-        """Give the free slots to those who wait longest."""
-        while self.waiting:
-            request = self.waiting[0]
-            if request not in self.busy and not self._grant(request, now):
-                return
-            # Now, and again after an interrupt: none with a slot may wait on.
-            request.wake()
-            self.waiting.remove(request)
-
-    def _grant(self, request: PoolRequest[C], now: float) -> bool:
-        connection = None if request.force_new else self._take_newest(now)
-        if connection is None and self.size >= self.capacity(now):
-            if not self.idle:
-                return False
-            connection = self.idle.pop(0)  # is closed to make room for a new one
-        request.connection = connection
-        self.busy.add(request)
-        return True
-
-    def _take_newest(self, now: float) -> PooledConnection[C] | None:
-        for number in reversed(range(len(self.idle))):
-            if not self.idle[number].limit_reached(now):
-                return self.idle.pop(number)
-        return None
 
 
 class ConnectionPool(Generic[C]):
@@ -313,7 +72,7 @@ class ConnectionPool(Generic[C]):
         #: The process that may write to the connections; reset_after_fork() changes it.
         self.pid = os.getpid()
         #: Replaced as a whole when their lock is broken, and after a fork.
-        self.slots: _Slots[C] = _Slots(config.max_size, no_stats())
+        self.slots: Slots[C] = Slots(config.max_size, no_stats(), clock)
         #: Why returned connections are not kept. Set once, by close() or after a fork.
         self.closed: CloseReason | None = None
         self._clock = clock
@@ -377,23 +136,24 @@ class ConnectionPool(Generic[C]):
                 raise
 
     def take_expired(
-        self, taken: list[PoolRequest[C]], kept_before: float = float("-inf")
+        self,
+        taken: list[PoolRequest[C]],
+        kept_before: float = float("-inf"),
+        reason: CloseReason = CloseReason.SURPLUS,
     ) -> None:
-        """Take idle connections at a limit, or as old as `kept_before`, to be closed."""
+        """Take idle connections to be closed: at a limit, or kept before that moment."""
         now = self._clock()
-
-        def close_reason(connection: PooledConnection[C]) -> CloseReason | None:
-            if connection.idle_since <= kept_before:
-                return CloseReason.SURPLUS
-            return connection.limit_reached(now)
-
-        if any(map(close_reason, tuple(self.slots.idle))):
-            self._locked(lambda slots: slots.take_idle(self, close_reason, taken))
+        if any(
+            each.idle_until <= now or each.idle_since <= kept_before
+            for each in tuple(self.slots.idle)
+        ):
+            self._locked(
+                lambda slots: slots.take_idle(self, taken, kept_before, reason)
+            )
 
     def free(self, request: PoolRequest[C]) -> None:
         """Give back the slot of a connection that was closed."""
-        now = self._clock()
-        if self._locked(lambda slots: slots.free(request, now)):
+        if self._locked(lambda slots: slots.free(request)):
             self._log(request.close_reason)
 
     def close(
@@ -419,7 +179,7 @@ class ConnectionPool(Generic[C]):
         for connection in filter(None, held):
             connection.session.close()
 
-    def leave_broken(self, slots: _Slots[C]) -> None:
+    def leave_broken(self, slots: Slots[C]) -> None:
         """Begin anew, as the lock of these slots cannot be had.
 
         Idle connections are closed without a word, those in use when they come back;
@@ -432,7 +192,7 @@ class ConnectionPool(Generic[C]):
         logger.warning(
             "%s: an interrupt broke the pool's lock; idle connections dropped: %d",
             self.name,
-            dropped,
+            len(dropped),
         )
 
     def count(self, event: Event) -> None:
@@ -444,8 +204,7 @@ class ConnectionPool(Generic[C]):
 
         For a relay that accepts no other one. Return False if none is open.
         """
-        now = self._clock()
-        return self._locked(lambda slots: slots.limit_to_open(now))
+        return self._locked(lambda slots: slots.limit_to_open())
 
     def absorb(self, other: PoolStats) -> None:
         """Add what has happened in a pool that ends to this one's statistics."""
@@ -457,9 +216,7 @@ class ConnectionPool(Generic[C]):
 
     # -- the slots -----------------------------------------------------------------------
 
-    def _locked(
-        self, act: Callable[[_Slots[C]], T], seconds: float = LOCK_TIMEOUT
-    ) -> T:
+    def _locked(self, act: Callable[[Slots[C]], T], seconds: float = LOCK_TIMEOUT) -> T:
         """Return what `act` returns, called while the slots are locked.
 
         A lock that cannot be had is left, with its slots. So is one that this thread
@@ -484,15 +241,16 @@ class ConnectionPool(Generic[C]):
             except RuntimeError:
                 pass  # not acquired
 
-    def _replace_slots(self, stats: PoolStats) -> int:
-        """Put new slots in place of the old; return how many connections were idle."""
-        slots, self.slots = self.slots, _Slots(self.config.max_size, stats)
+    def _replace_slots(self, stats: PoolStats) -> Sequence[PooledConnection[C]]:
+        """Put new slots in place of the old; return the connections that were idle."""
+        slots = self.slots
+        self.slots = Slots(slots.max_size, stats, slots.clock)
         idle = tuple(slots.idle)
         for connection in idle:
             connection.session.close()
         for request in tuple(slots.waiting):
             request.wake()
-        return len(idle)
+        return idle
 
     # -- to a connection -----------------------------------------------------------------
 
@@ -504,9 +262,15 @@ class ConnectionPool(Generic[C]):
         request.wait_until = until = now + seconds
         if not request.ignore_pool_timeout:
             request.wait_until = min(until, now + self.config.timeout)
-        self._enter(request)
+        limit = 0 if request.ignore_pool_timeout else self.config.max_waiting
+        if not self._locked(lambda slots: slots.enter(request, limit)):
+            raise PoolTimeout(
+                f"the queue for a connection to {self.name} is full, {limit} long (pool "
+                "max_waiting): nothing was sent; send less at once or raise max_size"
+            )
         while True:
-            self._wait(request)
+            if not request.ready:
+                self._wait(request)
             if connection := self._usable(request):
                 return connection
             try:
@@ -515,19 +279,9 @@ class ConnectionPool(Generic[C]):
                 if not error.limits_connections or not self._wait_for_others(request):
                     raise
 
-    def _enter(self, request: PoolRequest[C]) -> None:
-        """Queue a request; raise PoolTimeout if too many wait."""
-        limit = 0 if request.ignore_pool_timeout else self.config.max_waiting
-        now = request.asked_at
-        if not self._locked(lambda slots: slots.enter(request, limit, now)):
-            raise PoolTimeout(
-                f"the queue for a connection to {self.name} is full, {limit} long (pool "
-                "max_waiting): nothing was sent; send less at once or raise max_size"
-            )
-
     def _wait(self, request: PoolRequest[C]) -> None:
         """Wait until the request has a slot; raise PoolTimeout, PoolClosed."""
-        served: bool | None = request.ready
+        served: bool | None = False
         while served is False:
             since = self._clock()
             left = request.wait_until - since
@@ -540,9 +294,8 @@ class ConnectionPool(Generic[C]):
     def _recheck(
         self, request: PoolRequest[C], since: float, left: float
     ) -> bool | None:
-        now = self._clock()
         last = bool(self.closed) or (left <= LOCK_TIMEOUT and not request.ready)
-        return self._locked(lambda slots: slots.recheck(request, since, now, last=last))
+        return self._locked(lambda slots: slots.recheck(request, since, last=last))
 
     def _raise_unserved(self, request: PoolRequest[C]) -> NoReturn:
         if self.closed:
@@ -551,7 +304,7 @@ class ConnectionPool(Generic[C]):
                 "connection: nothing was sent; send it again"
             )
         seconds = request.wait_until - request.asked_at
-        capacity = self.slots.capacity(self._clock())
+        capacity = self.slots.capacity()
         raise PoolTimeout(
             f"no connection to {self.name} became free in {seconds:.3g} s, all {capacity} "
             "are in use (pool timeout, max_size): nothing was sent"
@@ -562,17 +315,12 @@ class ConnectionPool(Generic[C]):
         while connection := request.connection:
             reason = self._close_reason(request, connection)
             if reason is None:
-                self.count("reused")
                 return connection
             request.close_reason = reason
             close_sessions([request], request.quit_by())
-            self._replace(request)
+            self._locked(lambda slots: slots.replace(request))
             self._log(reason)
         return None
-
-    def _replace(self, request: PoolRequest[C]) -> None:
-        now = self._clock()
-        self._locked(lambda slots: slots.replace(request, now))
 
     def _close_reason(
         self, request: PoolRequest[C], connection: PooledConnection[C]
@@ -582,8 +330,8 @@ class ConnectionPool(Generic[C]):
         session, ping_after = connection.session, self.config.ping_after
         if request.force_new:
             return CloseReason.REPLACED
-        if reason := connection.limit_reached(now):
-            return reason
+        if now >= connection.idle_until:
+            return connection.limit_reached(now)
         try:
             if not session.alive():
                 return CloseReason.STALE
@@ -597,19 +345,12 @@ class ConnectionPool(Generic[C]):
             raise
         # Those that idled longer share its path, and most likely its fate.
         request.force_new = True
-        self._drop_idle(connection.idle_since)
-        return CloseReason.STALE
-
-    def _drop_idle(self, kept_before: float) -> None:
         dropped: list[PoolRequest[C]] = []
-
-        def close_reason(connection: PooledConnection[C]) -> CloseReason | None:
-            return CloseReason.STALE if connection.idle_since <= kept_before else None
-
         try:
-            self._locked(lambda slots: slots.take_idle(self, close_reason, dropped))
+            self.take_expired(dropped, connection.idle_since, CloseReason.STALE)
         finally:
             close_and_free(dropped, until=0.0)
+        return CloseReason.STALE
 
     def _open(
         self, request: PoolRequest[C], until: float, timeout: float
@@ -620,9 +361,8 @@ class ConnectionPool(Generic[C]):
             self.count("open_errors")
             raise
         try:
-            now = self._clock()
-            connection = PooledConnection.begin(session, self.config, now)
-            self._locked(lambda slots: slots.note_opened(request, connection, now))
+            connection = PooledConnection.begin(session, self.config, self._clock())
+            self._locked(lambda slots: slots.note_opened(request, connection))
         except BaseException:
             session.close()  # no request holds it yet
             raise
@@ -630,8 +370,7 @@ class ConnectionPool(Generic[C]):
 
     def _wait_for_others(self, request: PoolRequest[C]) -> bool:
         """Queue a request that the relay refused; return False if nothing is open."""
-        now = self._clock()
-        waits = self._locked(lambda slots: slots.wait_for_others(request, now))
+        waits = self._locked(lambda slots: slots.wait_for_others(request))
         if waits:
             logger.info(
                 "%s: the relay refused another connection, %s at once are used for now",
@@ -655,24 +394,13 @@ class ConnectionPool(Generic[C]):
         self, request: PoolRequest[C], closing: list[PoolRequest[C]]
     ) -> None:
         """Keep or hand over the connection of a request, or add it to `closing`."""
-        now = self._clock()
-        connection, resets = request.connection, 0
-        if connection:
-            connection.reused, connection.idle_since = True, now
-            request.close_reason = self._discard_reason(connection, now)
+        resets = 0
+        if connection := request.connection:
+            reason = connection.end_lease(self._clock())
+            request.close_reason = reason or self.closed
             resets = connection.session.needs_rset
-        if not self._locked(lambda slots: slots.give_back(request, resets, now)):
+        if not self._locked(lambda slots: slots.give_back(request, resets)):
             closing.append(request)
-
-    def _discard_reason(
-        self, connection: PooledConnection[C], now: float
-    ) -> CloseReason | None:
-        """Return why a connection that comes back is not kept, or None."""
-        if connection.discard_reason:
-            return connection.discard_reason
-        if not connection.session.reusable:
-            return CloseReason.ERROR
-        return self.closed or connection.limit_reached(now)
 
     def _log(self, reason: CloseReason | None) -> None:
         level = logging.INFO if reason in _UNUSUAL else logging.DEBUG

@@ -52,10 +52,6 @@ class _Registry:
         self.pid = os.getpid()
         self.pools: dict[Endpoint, Pool] = {}
 
-    def all(self) -> list[Pool]:
-        """Return the pools, while other threads may add some."""
-        return list(self.pools.copy().values())
-
     def add(self, endpoint: Endpoint) -> Pool:
         """Return the pool of an endpoint, made now unless another thread was faster."""
         pool = self.pools.setdefault(endpoint, _new_pool(endpoint))
@@ -69,7 +65,7 @@ class _Registry:
 
     def evict(self, closing: list[PoolRequest[Session]]) -> None:
         """Take what has expired in any pool, and the oldest of too many idle connections."""
-        pools = self.all()
+        pools = self.pools.copy().values()
         for pool in pools:
             pool.take_expired(closing)
         idle_since = sorted(moment for pool in pools for moment in pool.idle_since)
@@ -79,8 +75,8 @@ class _Registry:
 
     def reset_after_fork(self) -> None:
         """Begin without connections; the parent process goes on using its own."""
-        pools, self.pools, self.pid = self.all(), {}, os.getpid()
-        for pool in pools:
+        pools, self.pools, self.pid = self.pools, {}, os.getpid()
+        for pool in pools.copy().values():
             pool.reset_after_fork()
         # Those being opened or closed are in no pool.
         close_inherited()

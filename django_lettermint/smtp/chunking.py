@@ -84,4 +84,4 @@ def _write_chunk(
     if not transaction.refused:
         session.commit(transaction)
     # Also of a refused chunk: the server waits for all its octets.
-    session.write_bytes(data[-FINAL_OCTETS:])
+    session.write(transaction, content=data[-FINAL_OCTETS:])

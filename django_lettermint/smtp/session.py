@@ -158,20 +158,21 @@ class Session:
     def _send_data(
         self, transaction: MailTransaction, following: Sequence[MailTransaction]
     ) -> None:
-        if not transaction.pipelined:
-            if not self.begin(transaction):
-                return
+        if transaction.pipelined:
+            self.read_replies(transaction)
+        elif not self.begin(transaction):
+            return
+        else:
             for group in self.groups(transaction, DATA):
                 if not transaction.refused:
                     self.write(transaction, group)
                     self.read_replies(transaction)
-        self.read_replies(transaction)
         if transaction.refused:
             self._leave_refused(transaction)
             return
         transaction.phase = Phase.CONTENT
         self._write_content(transaction)
-        follower = self._follower(following)
+        follower = self._follower(following[0]) if following else None
         self.commit(transaction)
         self.write(transaction, [DOT], follower)
         self.read_replies(transaction)
@@ -187,7 +188,8 @@ class Session:
         except LettermintInvalidMessage as error:
             transaction.phase, transaction.failure = Phase.MESSAGE, error
             return False
-        if not behind and self.stream.has_input():
+        # After idling, the pool has just looked.
+        if not (behind or transaction.after_idle) and self.stream.has_input():
             raise ConnectionResetError("the server closed the connection while idle")
         transaction.started = time.monotonic()
         transaction.connection_carried = self.carried or behind
@@ -216,26 +218,20 @@ class Session:
         self, transaction: MailTransaction, *last: Command
     ) -> list[list[Command]]:
         """Return [RSET] MAIL RCPT* and the last command, by the writes they may share."""
-        most = GROUP_COMMANDS if self._pipelining else 1
-        return pipelining_groups(self._commands(transaction, *last), most=most)
-
-    def _commands(self, transaction: MailTransaction, *last: Command) -> list[Command]:
         first = [RSET] if self.needs_rset else []
-        return [*first, *mail_commands(transaction.envelope, self.features), *last]
+        commands = mail_commands(transaction.envelope, self.features)
+        most = GROUP_COMMANDS if self._pipelining else 1
+        return pipelining_groups([*first, *commands, *last], most=most)
 
     def _follower(
-        self, following: Sequence[MailTransaction]
+        self, transaction: MailTransaction
     ) -> tuple[MailTransaction, list[Command]] | None:
         """Return the next message's commands, if they may go behind this one's end."""
-        transaction = following[0] if following else None
-        if (
-            transaction is None
-            or not self.may_follow(transaction)
-            or not self.begin(transaction, behind=True)
-        ):
+        if not self.may_follow(transaction) or not self.begin(transaction, behind=True):
             return None
         transaction.pipelined = True
-        return transaction, self._commands(transaction, DATA)
+        # So few recipients make a single group.
+        return transaction, self.groups(transaction, DATA)[0]
 
     def _leave_refused(self, transaction: MailTransaction) -> None:
         """Leave a refused message so that the next one can follow."""
@@ -255,24 +251,29 @@ class Session:
         if data.startswith(b"."):
             data = b"." + data
         try:
-            self.write_bytes(data, stop_on_reply=True)
+            self.write(transaction, content=data, stop_on_reply=True)
         except OSError:
             if not self.stream.has_input():
                 raise
         if self.stream.has_input():
-            self._interrupted(transaction, self._read(self._config.timeout))
+            until = min(self._until, time.monotonic() + self._config.timeout)
+            self._interrupted(transaction, self.stream.read_reply(until))
 
     # -- commands and their replies ------------------------------------------------------
 
     def write(
         self,
         transaction: MailTransaction,
-        commands: Sequence[Command],
+        commands: Sequence[Command] = (),
         follower: tuple[MailTransaction, Sequence[Command]] | None = None,
         *,
         content: bytes = b"",
+        stop_on_reply: bool = False,
     ) -> None:
-        """Write commands of a message and of its follower, or content, at once."""
+        """Write commands of a message and of its follower, and content, at once.
+
+        With `stop_on_reply`, return when the server sends something meanwhile.
+        """
         first = len(self.pending)
         sequence = [(transaction, command) for command in commands]
         if follower:
@@ -283,13 +284,9 @@ class Session:
             self.pending.append(_Pending(owner, command, grouped))
             owner.pending_replies += 1
         lines = b"".join([command.line for _, command in sequence])
-        self.write_bytes(lines + content)
-
-    def write_bytes(self, data: bytes, *, stop_on_reply: bool = False) -> None:
-        """Write octets; with `stop_on_reply`, return when the server sends meanwhile."""
         try:
             self.stream.write(
-                data,
+                lines + content,
                 self._until,
                 stall=self._config.timeout,
                 stop_on_reply=stop_on_reply,
@@ -312,29 +309,27 @@ class Session:
     def _read_next(self) -> None:
         # The command stays pending if anything breaks: see send().
         transaction, command, grouped = self.pending[0]
-        if command.phase is Phase.COMMIT:
-            reply = self._read(self._config.final_reply_timeout)
-            self._take_final_reply(transaction, reply)
-        else:
-            if transaction.phase is not Phase.COMMIT and not transaction.refused:
-                transaction.phase = command.phase
-            reply = self._read(self._config.timeout, grouped=grouped)
-            self._take_reply(transaction, command, reply)
-        if self._trace is not untraced:
-            self._trace(command.line.decode().strip(), str(reply))
-        self.pending.popleft()
-        transaction.pending_replies -= 1
-
-    def _read(self, seconds: float, *, grouped: bool = False) -> Reply:
+        final = command.phase is Phase.COMMIT
+        if not (final or transaction.phase is Phase.COMMIT or transaction.refused):
+            transaction.phase = command.phase
+        seconds = self._config.final_reply_timeout if final else self._config.timeout
         try:
-            return self.stream.read_reply(min(self._until, time.monotonic() + seconds))
+            reply = self.stream.read_reply(min(self._until, time.monotonic() + seconds))
         except TimeoutError:
-            if not grouped:
+            if final or not grouped:
                 raise
             raise TimeoutError(
                 "timed out behind another command: if the relay offers PIPELINING "
                 "without mastering it, set pipelining=False"
             ) from None
+        if final:
+            self._take_final_reply(transaction, reply)
+        else:
+            self._take_reply(transaction, command, reply)
+        if self._trace is not untraced:
+            self._trace(command.line.decode().strip(), str(reply))
+        self.pending.popleft()
+        transaction.pending_replies -= 1
 
     def _take_reply(
         self, transaction: MailTransaction, command: Command, reply: Reply
@@ -356,8 +351,9 @@ class Session:
             # After a refused MAIL, the 503 to what follows does not speak of recipients.
             if reply.positive or not transaction.refused:
                 transaction.replies[command.recipient] = reply
-            # Now: the server may hang up instead of answering what follows.
-            transaction.refuse_without_recipients()
+            if reply.negative:
+                # Now: the server may hang up instead of answering what follows.
+                transaction.refuse_without_recipients()
         elif reply.negative:
             transaction.refuse(command.phase, reply)
         elif command is DATA:
@@ -376,7 +372,8 @@ class Session:
         elif not transaction.refused:
             transaction.phase, transaction.reply = Phase.DONE, reply
         elif transaction.accepted:
-            transaction.phase, transaction.reply = Phase.COMMIT, None
+            transaction.phase = Phase.COMMIT
+            transaction.reply, transaction.refused = None, False
             raise ProtocolError(f"a message that was refused at MAIL got {reply}")
         if reply.closing:
             raise ServerClosing(reply)
@@ -392,7 +389,7 @@ class Session:
 
     def alive(self) -> bool:
         """Return, without a round trip, whether the connection is open and silent."""
-        return not self.closed and not self.stream.has_input()
+        return self.state is not State.CLOSED and not self.stream.has_input()
 
     def ping(self, seconds: float) -> bool:
         """Send NOOP and require 250, with no 421 queued behind it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import select
 import socket
 import ssl
@@ -68,6 +69,8 @@ class SMTPStream:
         self._ended = False
         #: What a reply must not show, should the relay echo it.
         self._secrets: list[Secret] = []
+        #: Replaces that. (A method, as the repr of a pattern shows what it looks for.)
+        self._redact = re.compile(b"(?!)").sub
         #: Replies by their lines, which hold no secret.
         self._known: dict[tuple[bytes, ...], Reply] = {}
         self._readable = _waiter(sock, reading=True)
@@ -119,6 +122,9 @@ class SMTPStream:
     def redact(self, *secrets: Secret) -> None:
         """Replace these texts by *** wherever the relay echoes them."""
         self._secrets += secrets
+        self._redact = re.compile(  # in no variable, which a debug page would show
+            b"|".join([re.escape(each.reveal().encode()) for each in self._secrets])
+        ).sub
         self._known.clear()
 
     def write(
@@ -162,7 +168,9 @@ class SMTPStream:
                     f"{replies.MAX_LINES} lines"
                 )
             if line[3:4] != b"-":  # not followed by another one
-                return self._parsed(tuple(lines))
+                # A server sends few different replies, over and over again.
+                key = tuple(lines)
+                return self._known.get(key) or self._parse(key)
 
     def has_input(self) -> bool:
         """Return, without waiting, whether the server has sent something or closed."""
@@ -247,20 +255,12 @@ class SMTPStream:
         if seconds <= 0 or not ready(seconds):
             raise TimeoutError("timed out")
 
-    def _parsed(self, lines: tuple[bytes, ...]) -> Reply:
-        # A server sends few different replies, over and over again.
-        reply = self._known.get(lines)
-        if reply is None:
-            redacted = tuple(map(self._redacted, lines))
-            reply = replies.parse(redacted)
-            if redacted == lines and len(self._known) < _KNOWN_REPLIES:
-                self._known[lines] = reply
+    def _parse(self, lines: tuple[bytes, ...]) -> Reply:
+        redacted = tuple([self._redact(b"***", line) for line in lines])
+        reply = replies.parse(redacted)
+        if redacted == lines and len(self._known) < _KNOWN_REPLIES:
+            self._known[lines] = reply
         return reply
-
-    def _redacted(self, line: bytes) -> bytes:
-        for secret in self._secrets:
-            line = line.replace(secret.reveal().encode(), b"***")
-        return line
 
 
 def _clear_openssl_errors(tls: ssl.SSLObject) -> None:
@@ -268,10 +268,16 @@ def _clear_openssl_errors(tls: ssl.SSLObject) -> None:
 
     Any library, or another connection, may have left an error there: `tls.read()` would
     report it in place of SSLWantReadError. Without input there is nothing that can fail
-    by itself, and what Python reports it also removes. Handshakes clear the queue.
+    by itself, and what Python reports it also removes, but for errors of the system:
+    those stay from Python 3.12.9 and 3.13.2 on. Handshakes clear the queue, as does
+    creating an SSL object, which takes longer.
     """
-    with contextlib.suppress(OSError):
+    try:
         tls.read(1)
+    except ssl.SSLWantReadError:
+        pass
+    except OSError:
+        tls.context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x")
 
 
 def _waiter(

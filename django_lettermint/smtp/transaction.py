@@ -58,6 +58,8 @@ class MailTransaction:
     connection_carried: bool = False
     #: The reply that decided: the first refusal, or the one to the end of the content.
     reply: Reply | None = None
+    #: The relay has refused the message, by that reply.
+    refused: bool = False
     #: What broke the connection before a reply decided, or what the relay cannot take.
     failure: OSError | LettermintInvalidMessage | None = None
 
@@ -86,11 +88,6 @@ class MailTransaction:
         return len(left) < 2 or all(who in self.replies for who in left)
 
     @property
-    def refused(self) -> bool:
-        """Return whether the relay has refused the message."""
-        return self.reply is not None and self.reply.negative
-
-    @property
     def permanent_failure(self) -> bool:
         """Return whether the same message would fail again."""
         return (self.reply is not None and self.reply.code >= 500) or isinstance(
@@ -109,7 +106,7 @@ class MailTransaction:
     def refuse(self, phase: Phase, reply: Reply) -> None:
         """Keep the first refusal: later ones only follow from it."""
         if not self.refused:
-            self.phase, self.reply = phase, reply
+            self.phase, self.reply, self.refused = phase, reply, True
 
     def refuse_without_recipients(self) -> None:
         """Take the message as refused if every recipient is.
@@ -128,7 +125,7 @@ class MailTransaction:
         """
         if self.phase not in (Phase.COMMIT, Phase.DONE):
             if self.reply and self.reply.bad_connection:
-                self.reply = None
+                self.reply, self.refused = None, False
             self.replies = {
                 who: reply
                 for who, reply in self.replies.items()
@@ -162,7 +159,7 @@ def adapt_to(features: Mapping[str, str], transaction: MailTransaction) -> Envel
             "an address has non-ASCII characters before its @, and the relay does not "
             "offer SMTPUTF8 (RFC 6531): use an ASCII address"
         )
-    if "8BITMIME" not in features and not envelope.content.isascii():
+    if "8BITMIME" not in features and not envelope.is_ascii:
         if transaction.frozen:
             raise LettermintInvalidMessage(
                 "the relay no longer offers 8BITMIME: the message cannot be repeated "
@@ -184,7 +181,7 @@ def mail_commands(envelope: Envelope, features: Mapping[str, str]) -> list[Comma
     parameters = ""
     if "SIZE" in features:
         parameters += f" SIZE={envelope.size}"
-    if not envelope.content.isascii():
+    if not envelope.is_ascii:
         parameters += " BODY=8BITMIME"
     if envelope.smtputf8:
         parameters += " SMTPUTF8"

@@ -43,7 +43,8 @@ def tenant_in(form: Mapping[str, Any]) -> str | None:
     """Return whose message a form holds, unchecked; raise ValueError if it holds none."""
     tenant: str | None
     try:
-        (tenant,) = {each["envelope"].get("tenant") for each in form["transactions"]}
+        envelopes = [each["envelope"] for each in form["transactions"]]
+        (tenant,) = {each.get("tenant") for each in envelopes} or {None}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"not a queued message: {error!r}") from error
     return tenant
@@ -202,8 +203,10 @@ def _envelope(
     form: Mapping[str, Any], content: str, others: list[Submission]
 ) -> Envelope:
     envelope = Envelope.from_json({"content": content, **form["envelope"]})
-    if others and others[0].envelope.content == envelope.content:
-        envelope = replace(envelope, content=others[0].envelope.content)
+    # The parts of a message share its octets.
+    for shared in (each.envelope for each in others[:1]):
+        if (shared.header, shared.body) == (envelope.header, envelope.body):
+            return replace(envelope, header=shared.header, body=shared.body)
     return envelope
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,3 +19,19 @@ def lettermint_relay() -> Iterator[Relay]:
 
     with Relay() as relay:
         yield relay
+
+
+@pytest.fixture
+def lettermint_outbox(settings: Any) -> list[Any]:
+    """Let `django_lettermint.testing.backend` take one test's mail; needs pytest-django."""
+    from django import VERSION
+    from django.core import mail
+
+    backend = "django_lettermint.testing.backend.EmailBackend"
+    if VERSION >= (6, 1):
+        aliases = {"default", *getattr(settings, "MAILERS", ())}
+        settings.MAILERS = {alias: {"BACKEND": backend} for alias in aliases}
+    else:
+        settings.EMAIL_BACKEND = backend
+    outbox: list[Any] = mail.outbox
+    return outbox

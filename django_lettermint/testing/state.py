@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -23,8 +23,9 @@ class RelayState:
         self.changed = threading.Condition()
         self.reply_delay = reply_delay
         self.keys = IdempotencyKeys()
-        self.messages: list[ReceivedMessage] = []
-        self.refusals: list[Refusal] = []
+        kept = None if keep_messages else 0
+        self.messages: deque[ReceivedMessage] = deque(maxlen=kept)
+        self.refusals: deque[Refusal] = deque(maxlen=kept)
         #: Called with each message and refusal by its session's thread; must not block.
         self.listeners: list[Callable[[ReceivedMessage | Refusal], None]] = []
         #: Code and text by verb and address.
@@ -36,7 +37,6 @@ class RelayState:
         self.stopping = threading.Event()
         self._counts: Counter[str] = Counter()
         self._commands: Counter[str] = Counter()
-        self._keep = keep_messages
 
     def statistics(self) -> Statistics:
         with self.changed:
@@ -70,15 +70,13 @@ class RelayState:
 
     def deliver(self, message: ReceivedMessage) -> None:
         with self.changed:
-            if self._keep:
-                self.messages.append(message)
+            self.messages.append(message)
             self.add(messages=1, octets=len(message.content))
         self._tell(message)
 
     def refused(self, refusal: Refusal) -> None:
         with self.changed:
-            if self._keep:
-                self.refusals.append(refusal)
+            self.refusals.append(refusal)
             self.changed.notify_all()
         self._tell(refusal)
 

@@ -333,22 +333,30 @@ class Webhooks:
         return done
 
     def subscribe(
-        self, url: str, secret: str, *, attempts: int = 1, timeout: float = 5.0
+        self,
+        url: str,
+        secret: str,
+        *,
+        attempts: int = 1,
+        timeout: float = 5.0,
+        on_delivery: Callable[[WebhookDelivery], None] = lambda delivery: None,
     ) -> None:
-        """Post the events of each message from now on, until the relay stops."""
+        """Post the events of each message from now on, until the relay stops.
+
+        `on_delivery` is called with each attempt, by a thread of the subscription's own.
+        """
         check_url(url)
         waiting: queue.SimpleQueue[object] = queue.SimpleQueue()
 
         def work() -> None:
             while (record := waiting.get()) is not _END and not self._stopping.is_set():
-                if isinstance(record, ReceivedMessage):
-                    self.post(
-                        url,
-                        secret,
-                        messages=[record],
-                        attempts=attempts,
-                        timeout=timeout,
-                    )
+                if not isinstance(record, ReceivedMessage):
+                    continue
+                for event in events_for(record):
+                    for delivery in self.post(
+                        url, secret, events=[event], attempts=attempts, timeout=timeout
+                    ):
+                        on_delivery(delivery)
 
         thread = threading.Thread(target=work, name="lettermint-webhooks", daemon=True)
         thread.start()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import secrets as random_secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from anymail import signals
@@ -17,7 +17,12 @@ from anymail.exceptions import (
 from anymail.webhooks.base import AnymailBaseWebhookView
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from django_lettermint.conf import Secret, tenant_webhook_config, webhook_config
+from django_lettermint.conf import (
+    Secret,
+    hide,
+    tenant_webhook_config,
+    webhook_config,
+)
 from django_lettermint.exceptions import LettermintInvalidMessage
 
 from .dedupe import run_once
@@ -52,27 +57,32 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     # The signature protects more than basic auth does; both may be used together.
     warn_if_no_basic_auth = False
 
-    #: The secrets of this URL's webhook; None takes them from the settings. As a keyword
-    #: of `as_view()`, a string or a list of strings.
-    signing_secret: Sequence[Secret] | None = None
+    #: The secret of this URL's webhook, or a list of several: as a keyword of `as_view()`,
+    #: an attribute of a subclass, a property, or set in `setup()`. None takes it from the
+    #: settings if it is the class's; else there is none, and no event is accepted.
+    signing_secret: object = None
     #: Bytes. Django's DATA_UPLOAD_MAX_MEMORY_SIZE is too small for mails.
     max_body_size: int = 0
 
-    #: The tenant in the URL, if it names one; events bring it as `event.tenant`.
-    tenant: str | None = None
-
     signal: Signal  # type: ignore[assignment]  # Anymail declares None
+    #: The tenant that the URL names; events bring it as `event.tenant`.
+    tenant: str | None = None
     config: WebhookConfig
     payload: Mapping[str, Any]
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
         """Return the view; a missing SDK shows here, not at the first lost event."""
-        _load_verify()
         if "signing_secret" in initkwargs:
             # Wrapped at once: debug pages show the keywords of a view.
+            initkwargs["signing_secret"] = hide(initkwargs["signing_secret"])
             initkwargs["signing_secret"] = webhook_config(initkwargs).signing_secrets
+        _load_verify()
         return super().as_view(**initkwargs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Error trackers show the attributes of a view.
+        super().__setattr__(name, hide(value) if name == "signing_secret" else value)
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Answer 200 when the receivers have run, 4xx to what is not a genuine event.
@@ -96,12 +106,10 @@ class LettermintWebhookView(AnymailBaseWebhookView):
 
     def validate_request(self, request: HttpRequest) -> None:
         """Check size, signature, age and JSON; Anymail adds basic auth, if it is set."""
-        secrets = self.signing_secret
-        if secrets is None:
-            secrets = self.config.signing_secrets
+        secrets = self.config.signing_secrets
         if not secrets and self.tenant is not None:
-            # As any wrong signature, so that nobody learns which tenants there are.
-            secrets = (Secret(random_secrets.token_hex()),)
+            # Like any wrong signature: the answer does not tell which tenants there are.
+            secrets = (Secret(token_hex()),)
         if not secrets:
             _refuse("no signing secret is set (LETTERMINT_SIGNING_SECRET)", status=403)
         verify = _load_verify()
@@ -123,13 +131,14 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         raise NotImplementedError
 
     def _look_up_config(self) -> WebhookConfig:
-        """Read the settings, or the options of the tenant in the URL.
+        """Read the settings or, for a tenant in the URL, its options.
 
-        Without such a tenant there is no secret. Raises AnymailConfigurationError if that
-        is not known now: the answer is 500, so that Lettermint comes again.
+        An unknown tenant has no secret. If it is not known at the moment,
+        AnymailConfigurationError is raised: the answer is 500, and Lettermint comes again.
         """
-        config = webhook_config()
-        if self.tenant is None or self.signing_secret is not None:
+        own = self._own_secret()
+        config = webhook_config(own)
+        if self.tenant is None or own:
             return config
         try:
             return tenant_webhook_config(config, self.tenant)
@@ -139,6 +148,13 @@ class LettermintWebhookView(AnymailBaseWebhookView):
             raise AnymailConfigurationError(str(unknown)) from unknown.__cause__
         logger.warning("Lettermint webhook: %s", unknown)
         return replace(config, signing_secrets=())
+
+    def _own_secret(self) -> dict[str, Any]:
+        """Return the secret of the class or of this request, as an option."""
+        of_class = type(self).signing_secret
+        if of_class is None and "signing_secret" not in vars(self):
+            return {}
+        return {"signing_secret": hide(self.signing_secret)}
 
     def _body(self, request: HttpRequest) -> bytes:
         limit, body = self.max_body_size, b""

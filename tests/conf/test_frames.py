@@ -18,6 +18,7 @@ from django.views.debug import ExceptionReporter
 import django_lettermint
 from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import Secret, queue_config, webhook_config
+from django_lettermint.webhooks import LettermintTrackingWebhookView as WebhookView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,3 +163,18 @@ def test_a_token_that_cannot_be_read_is_in_no_frame() -> None:
                 api_token=SECRET, signing_secret=[make()]
             )
         )
+
+
+@pytest.mark.parametrize(
+    "broken", [{"ANYMAIL": 7}, {"ANYMAIL": "nope"}]
+)
+def test_a_keyword_is_in_no_frame_when_the_settings_cannot_be_read(
+    broken: dict[str, object],
+) -> None:
+    for token in forms(SECRET):
+        with override_settings(**broken):
+            check(lambda token=token: EmailBackend(api_token=token))  # type: ignore[misc]
+            check(lambda token=token: EmailBackend(password=token))  # type: ignore[misc]
+            check(lambda token=token: queue_config({"token": token}))  # type: ignore[misc]
+            check(lambda token=token: webhook_config({"signing_secret": token}))  # type: ignore[misc]
+            check(lambda token=token: WebhookView.as_view(signing_secret=token))  # type: ignore[misc]

@@ -195,7 +195,9 @@ def test_lazy_values_are_resolved() -> None:
 
 
 def test_without_a_resolver_there_are_no_tenants() -> None:
-    with pytest.raises(LettermintInvalidMessage, match="option `tenants`.* is not set"):
+    with pytest.raises(
+        LettermintInvalidMessage, match=r"option `tenants`.* is not set"
+    ):
         tenant_config(backend_config({"api_token": TOKEN}), "acme")
 
 
@@ -207,7 +209,7 @@ def test_what_is_no_name_reaches_no_resolver(name: object) -> None:
         raise AssertionError
 
     usual = backend_config({"api_token": TOKEN, "tenants": tenants})
-    with pytest.raises(LettermintInvalidMessage, match="^tenant: .* cannot be sent"):
+    with pytest.raises(LettermintInvalidMessage, match=r"^tenant: .* cannot be sent"):
         tenant_config(usual, name)
 
 

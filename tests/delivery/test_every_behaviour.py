@@ -44,7 +44,8 @@ def message(number: int, recipients: int, relay: RelayConfig) -> list[Submission
     envelope = Envelope(
         mail_from=f"{number}@from.example",
         recipients=tuple(f"{who}@to.example" for who in range(recipients)),
-        content=b"Subject: x\r\n\r\n.dot\r\n",
+        header=b"Subject: x\r\n",
+        body=b".dot\r\n",
         message_id=str(number),
         idempotency_key=f"key-{number}" if relay.idempotency else None,
     )

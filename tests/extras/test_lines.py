@@ -15,7 +15,6 @@ from django_lettermint.extras import (
     Extras,
     extract_extras,
     fields,
-    idempotency_line,
     render,
     resolve,
 )
@@ -82,19 +81,8 @@ def test_each_extra_is_one_line() -> None:
     )
 
 
-def test_the_idempotency_key_is_a_line_of_its_own() -> None:
+def test_the_idempotency_key_is_not_among_the_lines() -> None:
     assert render(Extras(idempotency_key="k/1")) == b""
-    assert idempotency_line("k/1") == b"Idempotency-Key: k/1\r\n"
-
-
-def test_the_idempotency_key_is_written_as_it_is() -> None:
-    # Encoded it could exceed Lettermint's 255 characters, and differ from the API's.
-    assert idempotency_line("=?utf-8?q?x?=") == b"Idempotency-Key: =?utf-8?q?x?=\r\n"
-
-
-def test_an_idempotency_key_that_breaks_the_rule_is_not_written() -> None:
-    with pytest.raises(LettermintInvalidMessage, match="idempotency_key"):
-        idempotency_line("k\r\nBcc: x@y.test")
 
 
 def test_a_tag_of_255_characters_is_one_line() -> None:

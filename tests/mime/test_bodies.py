@@ -118,6 +118,8 @@ def test_other_charsets_arrive(name: str) -> None:
         ("latin_1", "iso-8859-1"),
         ("Latin-1", "iso-8859-1"),
         ("ISO-8859-15", "iso-8859-15"),
+        ("iso-8859-8", "iso-8859-8"),
+        ("cp1252", "cp1252"),
         ("us-ascii", "us-ascii"),
     ],
 )

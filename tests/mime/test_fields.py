@@ -15,7 +15,6 @@ from django.core.mail.utils import DNS_NAME
 from django.test import override_settings
 from django.utils.translation import gettext_lazy
 
-from django_lettermint.mime import fields as fields_module
 from tests.preparing import envelope
 
 from .conformance import check
@@ -467,15 +466,6 @@ def test_the_date_is_in_djangos_zone_or_utc(local: bool, zone: str) -> None:  # 
         EMAIL_USE_LOCALTIME=local, USE_TZ=True, TIME_ZONE="Asia/Kolkata"
     ):
         assert field(mail(), "Date").endswith(zone)
-
-
-def test_equal_dates_of_two_zones_are_written_each_in_its_own() -> None:
-    here = datetime(2026, 3, 2, 10, 0, 0, 1, tzinfo=UTC)
-    there = here.astimezone(timezone(timedelta(hours=5, minutes=30)))
-    assert [fields_module.date(here), fields_module.date(there)] == [
-        "Mon, 02 Mar 2026 10:00:00 +0000",
-        "Mon, 02 Mar 2026 15:30:00 +0530",
-    ]
 
 
 # -- What must not be given ----------------------------------------------------------------

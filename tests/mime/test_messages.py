@@ -16,6 +16,7 @@ from django.core.mail import EmailMessage, EmailMultiAlternatives
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.mime import seven_bit, with_crlf
 from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
@@ -311,20 +312,19 @@ def test_a_message_that_returns_a_message_of_another_policy_is_sent() -> None:
 
 @pytest.mark.parametrize("odd", [None, "text", b"bytes", 5, object()])
 def test_a_message_that_returns_something_else_is_refused(odd: object) -> None:
-    with pytest.raises(
-        LettermintInvalidMessage, match=r"cannot be rendered: .*; check"
-    ):
-        envelope(returning(lambda: odd))
+    error = EmailBackend(api_token="lm_unused").prepare(returning(lambda: odd)).error
+    assert isinstance(error, LettermintInvalidMessage)
+    assert "not a MIME message" in str(error)
 
 
 def test_what_goes_wrong_while_rendering_is_told() -> None:
     def fail() -> object:
         raise RuntimeError("no template today")
 
-    with pytest.raises(LettermintInvalidMessage) as caught:
-        envelope(returning(fail))
-    assert "no template today (RuntimeError)" in str(caught.value)
-    assert isinstance(caught.value.__cause__, RuntimeError)
+    error = EmailBackend(api_token="lm_unused").prepare(returning(fail)).error
+    assert isinstance(error, LettermintInvalidMessage)
+    assert "no template today (RuntimeError); check" in str(error)
+    assert isinstance(error.__cause__, RuntimeError)
 
 
 INJECTIONS = ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1", "a\n", "a\r\n\r\nbody"]
@@ -348,7 +348,9 @@ def test_a_header_name_injected_by_an_own_message_is_refused(name: str) -> None:
         made[name] = "value"
         return made
 
-    with pytest.raises(LettermintInvalidMessage, match=r"header 'X.*proper name"):
+    # From Python 3.14 on, the message itself refuses the name.
+    rule = r"header 'X.*proper name|field name contains invalid characters"
+    with pytest.raises(LettermintInvalidMessage, match=rule):
         envelope(returning(make))
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
 from django_lettermint.pool import CloseReason
-from django_lettermint.pool.connection import LIFETIME_JITTER
-from django_lettermint.pool.connection_pool import (
+from django_lettermint.pool.connection import (
     ASSUMED_LIMIT_SECONDS,
-    PING_TIMEOUT,
+    LIFETIME_JITTER,
     RELAY_LIMIT_SECONDS,
 )
+from django_lettermint.pool.connection_pool import PING_TIMEOUT
 from tests.pool.fakes import (
     Caller,
     FakePool,

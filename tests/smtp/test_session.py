@@ -98,7 +98,9 @@ def test_lines_that_begin_with_dots_arrive_unchanged() -> None:
         @example([b".", b"..", b"", b".", b"x."])
         @example([b".MAIL FROM:<x>", b"."])
         def round_trip(lines: list[bytes]) -> None:
-            content = b"".join(line + b"\r\n" for line in lines) or b"\r\n"
+            content = b"Subject: Hi\r\n\r\n" + b"".join(
+                line + b"\r\n" for line in lines
+            )
             one = transaction(content=content)
             held.send(one)
             assert one.outcome is SENT

@@ -97,9 +97,10 @@ def test_the_outcome_follows_from_the_phase_and_the_reply(
     outcome: Outcome,
     permanent: Any,
 ) -> None:
-    one = MailTransaction(
-        envelope=envelope(), phase=phase, reply=reply, failure=failure
-    )
+    one = MailTransaction(envelope=envelope(), failure=failure)
+    if reply and reply.negative:
+        one.refuse(phase, reply)
+    one.phase, one.reply = phase, reply
     assert one.outcome is outcome
     assert one.permanent_failure is permanent
 

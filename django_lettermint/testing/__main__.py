@@ -1,0 +1,7 @@
+"""Run the local relay: `python -m django_lettermint.testing`."""
+
+from __future__ import annotations
+
+from .command import main
+
+main()
