@@ -17,6 +17,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from .conf import WEBHOOK_OPTIONS, unknown_settings, webhook_config
+from .exceptions import LettermintInvalidMessage
 
 if TYPE_CHECKING:
     from .conf import WebhookConfig
@@ -55,6 +56,7 @@ class Id(enum.StrEnum):
     FROM_EMAIL = "lettermint_smtp.W006"
     CORRELATION_KEY = "lettermint_smtp.W007"
     OTHER_SETTINGS = "lettermint_smtp.W008"
+    WRONG_TENANT = "lettermint_smtp.W009"
 
 
 def check_backends(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -160,6 +162,29 @@ def _is_ours(path: object, backend: str) -> TypeGuard[str]:
     return _is_a(path, backend) and (
         import_string(path).__init__ is import_string(backend).__init__
     )
+
+
+def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    """Report what the mail of the option `tenant` would raise.
+
+    To look it up may take a database, so this runs with `check --database` only, `migrate`
+    included. A warning: the tenant's row may be made later.
+    """
+    found: list[CheckMessage] = []
+    for place, path, options in _mailers():
+        if not _is_ours(path, BACKEND):
+            continue
+        try:
+            backend = import_string(path)(**options)
+            if backend.has_tenants:
+                backend.usual_sender()
+        except LettermintInvalidMessage as error:
+            if not error.transient:  # else its table may be missing so far
+                hint = f"Mail sent by {place} is refused, unless it names another tenant."
+                found.append(CheckWarning(str(error), hint=hint, id=Id.WRONG_TENANT))
+        except Exception:  # noqa: BLE001, S112 -- which check_backends() reports
+            continue
+    return found
 
 
 def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:

@@ -137,9 +137,9 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         AnymailConfigurationError is raised: the answer is 500, and Lettermint comes again.
         """
         own = self._own_secret()
-        config = webhook_config(own)
         if self.tenant is None or own:
-            return config
+            return webhook_config(own)
+        config = webhook_config()
         try:
             return tenant_webhook_config(config, self.tenant)
         except LettermintInvalidMessage as error:
