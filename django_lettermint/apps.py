@@ -23,4 +23,4 @@ class LettermintConfig(AppConfig):
         register(checks.check_names, "mail")
         register(checks.check_other_settings, "mail")
         register(checks.check_distributions, "mail")
-        register(checks.check_tenants, "mail", Tags.database)
+        register(checks.check_tenants, Tags.database)

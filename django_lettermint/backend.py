@@ -274,7 +274,7 @@ class EmailBackend(AnymailBaseBackend):
                     # It ends as interrupted if the next line does.
                     batch.append(OutgoingMessage(message))
                     batch[-1] = self.prepare(message)
-                    octets += batch[-1].octets
+                    octets += sum(each.envelope.size for each in batch[-1].submissions)
                     if octets > BATCH_OCTETS:
                         break
             except Exception as error:  # noqa: BLE001 - raised below

@@ -180,7 +180,9 @@ def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessag
                 backend.usual_sender()
         except LettermintInvalidMessage as error:
             if not error.transient:  # else its table may be missing so far
-                hint = f"Mail sent by {place} is refused, unless it names another tenant."
+                hint = (
+                    f"Mail sent by {place} is refused, unless it names another tenant."
+                )
                 found.append(CheckWarning(str(error), hint=hint, id=Id.WRONG_TENANT))
         except Exception:  # noqa: BLE001, S112 -- which check_backends() reports
             continue

@@ -44,22 +44,24 @@ class Envelope:
     @property
     def data(self) -> bytes:
         """Return what goes between DATA and the final dot, dots not stuffed."""
-        return b"".join([self._key_line, self.header, b"\r\n", self.body])
+        lines = [self.header, self.body]
+        if self.idempotency_key is not None:
+            lines[0] = (
+                f"{IDEMPOTENCY_KEY}: {self.idempotency_key}\r\n".encode() + lines[0]
+            )
+        return b"\r\n".join(lines)
 
     @property
     def size(self) -> int:
         """Return the octets of `data`."""
-        return len(self._key_line) + len(self.header) + 2 + len(self.body)
+        key = self.idempotency_key
+        line = 0 if key is None else len(f"{IDEMPOTENCY_KEY}: {key}\r\n")
+        return line + len(self.header) + len("\r\n") + len(self.body)
 
     @property
     def is_ascii(self) -> bool:
-        """Return whether any relay can take it: else, 8BITMIME is needed."""
+        """Return whether it needs no 8BITMIME."""
         return self.header.isascii() and self.body.isascii()
-
-    @property
-    def _key_line(self) -> bytes:
-        key = self.idempotency_key
-        return f"{IDEMPOTENCY_KEY}: {key}\r\n".encode() if key is not None else b""
 
     def seven_bit(self) -> Envelope:
         """Return the envelope with its bodies encoded for a relay without 8BITMIME."""

@@ -105,6 +105,10 @@ class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):
     #: The relay's reply (0 and b"" when there was none), named as in smtplib.
     smtp_code: int = 0
     smtp_error: Any = b""
+    #: What happened, without the advice that the text ends with; "" if they are one.
+    summary: str = ""
+    #: A step took longer than its timeout.
+    timed_out: bool = False
 
     def with_reply(self, code: int, text: str) -> Self:
         """Attach the relay's reply; a 4yz or 5yz code decides `transient`."""
@@ -136,6 +140,8 @@ class TLSFailed(LettermintError, smtplib.SMTPConnectError):
     """
 
     step: str = "TLS"
+    #: Why OpenSSL did not verify the certificate (X509_V_ERR_…); 0: for another reason.
+    verify_code: int = 0
 
 
 class AuthenticationFailed(LettermintError, smtplib.SMTPAuthenticationError):

@@ -179,8 +179,10 @@ def attribute_layer(
     `unsupported` is told what Lettermint has no header for; if it returns, that is left out.
     """
     layer: dict[str, object] = {}
-    values = {name: getattr(message, name, UNSET) for name in SOURCES}
-    for spelling in _spellings(_given(values.items()), unsupported):
+    values = _given((name, getattr(message, name, UNSET)) for name in SOURCES)
+    if not values:  # as with most messages
+        return layer
+    for spelling in _spellings(values, unsupported):
         for name, value in spelling.items():
             # A value hides the lower layers as None does, so the two do not conflict.
             if layer.get(name) is None:
@@ -199,6 +201,8 @@ def default_layer(
     Defaults for Lettermint and for all of Anymail's backends arrive merged: no message
     can help it if they differ.
     """
+    if not defaults:
+        return {}
     if "tag" in defaults:
         defaults = {**defaults, "tags": []}
     own, esp_extra, tags = _spellings(defaults, unsupported)
@@ -270,8 +274,6 @@ def _spellings(
     values: Mapping[str, Any], unsupported: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the layers that our own names, `esp_extra` and `tags` make."""
-    if not values:  # as with most messages
-        return {}, {}, {}
     return (
         {name: _non_lazy(values[name]) for name in _ATTRIBUTES if name in values},
         _from_esp_extra(values.get("esp_extra"), unsupported),

@@ -72,11 +72,6 @@ class OutgoingMessage:
     tenant: str | None = None
 
     @property
-    def octets(self) -> int:
-        """Return what its rendered form keeps in memory."""
-        return sum(each.envelope.size for each in self.submissions)
-
-    @property
     def prepared(self) -> bool:
         """Return whether it has submissions, or has ended before that."""
         return bool(self.submissions or self.error or self.suppress_signals)

@@ -30,7 +30,6 @@ from .extras import (
     header_text,
     invalid_value,
     merge,
-    metadata_line,
     render,
     resolve,
     single_line,
@@ -176,13 +175,13 @@ class Payload:
     ) -> Envelope:
         key = each.extras.idempotency_key
         own_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
-        lines = render(each.extras)
-        message_id = None
-        if (correlation_key := self.backend.correlation_key) is not None:
-            # An id that the caller gave as metadata is carried already.
-            message_id = each.extras.metadata.get(correlation_key)
-            if message_id is None:
-                lines += metadata_line(correlation_key, own_id)
+        extras, correlation_key = each.extras, self.backend.correlation_key
+        # An id that the caller gave as metadata is carried already.
+        message_id = extras.metadata.get(correlation_key or "")
+        own_metadata = {}
+        if message_id is None and correlation_key is not None:
+            own_metadata = {correlation_key: own_id}
+        lines = render(extras, own_metadata)
         part = self._written(each, message, body)
         recipients = [one.address for one in _distinct([*each.to, *self.cc, *self.bcc])]
         envelope = Envelope(
@@ -240,7 +239,7 @@ def _attributes(message: EmailMessage, defaults: Mapping[str, Any]) -> dict[str,
         value = getattr(message, name, UNSET)
         if name in _ADDRESS_LISTS and not isinstance(value, list):
             _check_list(name, value)
-        if name in _BY_RECIPIENT:
+        if name in _BY_RECIPIENT and (name in defaults or value is not UNSET):
             _check_by_recipient(name, defaults.get(name), value)
         if name in defaults:
             value = combine(defaults[name], value)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,51 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from django_lettermint.testing import Relay
+from tests.browsing import picture, serving, use_phone
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.external]
 
-SERVE = Path(__file__).parent.parent / "example_project" / "serve.py"
 SECRET = "whsec_example"
 PAGES = ("", "outbox/", "pool/", "check/")
-# Debian's Chromium looks for its makers' servers otherwise.
-ARGUMENTS = [
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-]
-
-
-@contextmanager
-def serving(database: Path, **environment: object) -> Iterator[str]:
-    """Run the site in a process of its own and yield its address."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("LETTERMINT_", "DJANGO_"))
-    }
-    own = {name: str(value) for name, value in environment.items()}
-    process = subprocess.Popen(
-        [sys.executable, str(SERVE), "--port", "0"],
-        env=inherited | own | {"EXAMPLE_DATABASE": str(database)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stdout
-            # Its second line; the end of the output, if it has died.
-            said = process.stdout.readline() + process.stdout.readline()
-            address = re.search(r"http://\S+", said)
-            assert address, said
-            yield address[0]
-        finally:
-            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -76,53 +35,6 @@ def site(relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     settings = relay.settings() | {"LETTERMINT_SIGNING_SECRET": SECRET}
     with serving(database, **settings) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    # Not at the top: only the environments that run these tests have Playwright.
-    from playwright.sync_api import sync_playwright
-
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that may ask this machine only, and has no errors in its scripts."""
-    page = browser.new_page(viewport={"width": 1100, "height": 800})
-    page.set_default_timeout(20_000)
-    complaints: list[str] = []
-    requests: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    yield page
-    page.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith("http://127.0.0.1:")] == []
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pictures go: PYTEST_SCREENSHOTS=docs/screenshots renews the documentation's."""
-    chosen = os.environ.get("PYTEST_SCREENSHOTS")
-    return Path(chosen).resolve() if chosen else tmp_path_factory.mktemp("screenshots")
-
-
-def picture(page: Page, where: Path, name: str, *, full: bool = False) -> None:
-    """Take two: on a desktop, and on a phone in the dark."""
-    page.screenshot(path=where / f"{name}.png", full_page=full, animations="disabled")
-    use_phone(page)
-    page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=where / f"phone-{name}.png", animations="disabled")
-
-
-def use_phone(page: Page) -> None:
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.emulate_media(color_scheme="dark")
 
 
 def send(page: Page) -> None:
@@ -207,13 +119,15 @@ def test_a_refused_mail_does_not_show_the_events_of_the_one_that_had_its_key(
 ) -> None:
     key = {"Idempotency key": "order-4711"}
     compose(page, site, Subject="The first with its key", **key)
-    compose(page, site, Subject="The second with its key", **key)
-    post_events(relay, site)
-
     first = card(page, "The first with its key")
-    first.get_by_text("delivered", exact=True).wait_for()
+    first.get_by_text("SENT", exact=True).wait_for()
+    compose(page, site, Subject="The second with its key", **key)
     second = card(page, "The second with its key")
     second.get_by_text("NOT SENT", exact=True).wait_for()
+
+    post_events(relay, site)
+
+    first.get_by_text("delivered", exact=True).wait_for()
     assert second.get_by_text("delivered", exact=True).count() == 0
 
 
@@ -226,7 +140,8 @@ def test_times_are_those_of_the_visitors_clock(site: str, browser: Browser) -> N
 
     sent = datetime.fromisoformat(time.get_attribute("datetime") or "")
     there = sent.astimezone(timezone(timedelta(hours=5, minutes=45)))
-    assert time.text_content() == f"{there:%H:%M:%S}"
+    # Once the page's script has run.
+    time.filter(has_text=f"{there:%H:%M:%S}").wait_for()
     page.close()
 
 
@@ -241,12 +156,12 @@ def test_a_bad_tag_and_a_bad_key_show_their_rules_at_the_fields(
 
     send(page)
 
+    page.get_by_text("tag: 'user@example.com' cannot be sent: a tag has").wait_for()
+    page.get_by_text("metadata key: 'a:b' cannot be sent").wait_for()
     tag = page.get_by_label("Tag")
     assert tag.get_attribute("aria-invalid") == "true"
     assert tag.input_value() == "user@example.com"
-    page.get_by_text("tag: 'user@example.com' cannot be sent: a tag has").wait_for()
-    page.get_by_text("metadata key: 'a:b' cannot be sent").wait_for()
-    assert page.evaluate("document.activeElement.id") == "id_tag"
+    page.wait_for_function("document.activeElement.id === 'id_tag'")
     assert len(relay.messages) == before
 
 

@@ -155,7 +155,7 @@ def test_the_backend_has_the_attribute(name: str) -> None:
     assert hasattr(EmailBackend(api_token="lm_test_token"), name)
 
 
-@pytest.mark.parametrize("name", names("Keywords that are no settings"))
+@pytest.mark.parametrize("name", names("Arguments without a setting"))
 def test_the_keyword_is_understood_and_is_no_setting(name: str) -> None:
     assert name not in OPTIONS
     EmailBackend(api_token="lm_test_token", **{name: "another"})

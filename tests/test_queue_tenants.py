@@ -52,9 +52,11 @@ def tenants() -> Tenants:
 
 @pytest.fixture
 def relay(tenants: Tenants) -> Iterator[Relay]:
-    with Relay(TOKEN, other_tokens=[OWN, NEW]) as running:
-        with override_settings(ANYMAIL=running.settings(tenants=tenants, retries=0)):
-            yield running
+    with (
+        Relay(TOKEN, other_tokens=[OWN, NEW]) as running,
+        override_settings(ANYMAIL=running.settings(tenants=tenants, retries=0)),
+    ):
+        yield running
 
 
 @pytest.fixture

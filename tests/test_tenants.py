@@ -218,7 +218,7 @@ def fail(name: str) -> Mapping[str, object]:
 
 
 RESOLVERS: dict[str, Callable[[str], Any] | None] = {
-    "unknown": {}.__getitem__,
+    "unknown": dict[str, Any]().__getitem__,
     "away": fail,
     "none": None,
     "nothing": lambda name: None,

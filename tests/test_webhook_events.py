@@ -519,6 +519,82 @@ def test_no_headers_and_attachments_of_strangers_make_it_fail(
     assert message.get_content_type() == "multipart/mixed"
 
 
+ODD_SENDERS = [
+    ("[Shop] News <n@example.com>", "[Shop] News", "n@example.com"),
+    ("Last, First <a@example.com>", "Last, First", "a@example.com"),
+    ("=?utf-8?q?Gr=C3=BC=C3=9Fe=2C?= B <a@example.com>", "Grüße, B", "a@example.com"),
+    ("Shop: News <mailto:n@example.com>", "Shop: News", "n@example.com"),
+    ("=?utf-8?b?x?=, B <a@b.c>", "=?utf-8?b?x?=, B", "a@b.c"),
+    ("<<a@example.com>>", "", "a@example.com"),
+    ("a;b@example.com", "", "b@example.com"),
+    ("a..b@example.com", "", "a..b@example.com"),
+    ("=?utf-8?q?a=0d=0ab?= <a@example.com>", "a b", "a@example.com"),
+]
+NO_SENDERS = [
+    "MAILER-DAEMON (Mail Delivery System)",
+    *("<>", "a@", "@", "a@b@c", "undisclosed-recipients:;", "a:", "[", '"'),
+    *('"\\', "(", "=?utf-8?q?=0a?=", "=?x?q?a?=", ";", "Grüße", "\x00", "1.:"),
+]
+
+
+def places(value: str) -> dict[str, dict[str, Any]]:
+    """Return a mail with this From among the headers, in the JSON, and in both."""
+    header = {"headers": [{"name": "From", "value": value}]}
+    field = {"from": {"email": value, "name": None}}
+    return {"headers": header | {"from": None}, "json": field, "both": header | field}
+
+
+@pytest.mark.parametrize("place", places(""))
+@pytest.mark.parametrize(("value", "name", "address"), ODD_SENDERS)
+def test_an_odd_sender_has_the_address_that_is_found_in_it(
+    value: str, name: str, address: str, place: str
+) -> None:
+    message = received(**{"headers": [], **places(value)[place]})
+    assert message.from_email.display_name == name
+    assert message.from_email.addr_spec == address
+    assert address in str(message["From"])
+    assert message.as_bytes()
+
+
+@pytest.mark.parametrize("place", places(""))
+@pytest.mark.parametrize("value", NO_SENDERS)
+def test_a_sender_without_an_address_is_none(value: str, place: str) -> None:
+    message = received(**{"headers": [], **places(value)[place]})
+    assert message.from_email is None
+    assert isinstance(message["From"], str)
+    assert message.as_bytes()
+
+
+@pytest.mark.parametrize("name", ["To", "Cc", "Bcc", "Reply-To", "Message-ID", "Date"])
+@given(value=st.text(alphabet='aü@.<>"\\()[],;: =?utf-8?q?0', max_size=24))
+def test_any_field_can_be_read(name: str, value: str) -> None:
+    message = received(headers=[{"name": name, "value": value}])
+    assert message.to is not None
+    assert message.cc is not None
+    assert message.bcc is not None
+    assert message.get_address_header("Reply-To") is not None
+    assert message.date is None or message.date
+    assert [str(text) for _, text in message.items()]
+    assert message.as_bytes()
+
+
+def test_the_addresses_of_an_odd_field_are_all_found() -> None:
+    value = "Last, First <a@example.com>, b@example.com, (c"
+    message = received(headers=[{"name": "To", "value": value}])
+    assert [to.addr_spec for to in message.to] == ["a@example.com", "b@example.com"]
+
+
+def test_a_forwarded_mail_of_an_odd_sender_can_be_read() -> None:
+    forwarded = b"From: [Shop] News <n@example.com>\r\nMessage-ID: <\r\n\r\nHi\r\n"
+    content = base64.b64encode(forwarded).decode()
+    message = received(
+        attachments=[{"content": content, "content_type": "message/rfc822"}]
+    )
+    [inner] = message.attachments[0].get_payload()
+    assert str(inner.from_email) == '"[Shop] News" <n@example.com>'
+    assert inner["Message-ID"] == "<"
+
+
 def test_the_documented_table_is_the_mapping() -> None:
     rows = re.findall(
         r"^\| `(\S+)` \| (\w+) \| (\S+) \|", DOCS.read_text(), re.MULTILINE

@@ -912,3 +912,26 @@ def test_the_documented_receiver_works(
     assert {"on_tracking", "on_inbound"} <= kept.keys()
     assert f"{OUR_ID} bounced: User unknown" in caplog.text
     assert json.dumps("Grüße", ensure_ascii=False).strip('"') in caplog.text
+
+
+@pytest.mark.parametrize("place", ["headers", "from"])
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "[Shop] News <n@example.com>",
+        "Last, First <a@example.com>",
+        "MAILER-DAEMON (Mail Delivery System)",
+        *("<>", "a@", "a@[", '"'),
+    ],
+)
+def test_the_documented_receiver_accepts_any_sender(place: str, sender: str) -> None:
+    values = {
+        "headers": [{"name": "From", "value": sender}],
+        "from": {"email": sender, "name": sender},
+    }
+    shown = snippet(DOCS / "webhooks.md", "@receiver(tracking)")
+    with receivers_forgotten():
+        kept = shown.run({"__name__": "shop.receivers"})
+        content = payload("message.inbound", **{"headers": [], place: values[place]})
+        assert post(content, url=INBOUND).status_code == 200
+    assert "on_inbound" in kept

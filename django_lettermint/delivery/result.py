@@ -164,7 +164,7 @@ def _unknown(submissions: Sequence[Submission]) -> DeliveryUnknown:
         reason += f"; a repeat was answered by {first.last.reply}"
     repeatable = all(each.repeatable for each in unknown)
     advice = (
-        "EmailBackend.repeat(error.envelopes) is safe for 24 hours from the first try"
+        "`EmailBackend.repeat()` of its envelopes is safe for 24 hours from the first try"
         if repeatable
         else "look it up in the dashboard before you send it again"
     )
@@ -187,6 +187,7 @@ def _lost(submission: Submission) -> Exception:
         f"the connection failed at {last.phase.upper()} ({_why(last.failure)}; "
         f"attempts: {submission.attempts}): the message was not sent; send it again"
     )
+    error.timed_out = isinstance(last.failure, TimeoutError)
     if isinstance(last.failure, ServerClosing):
         error.with_reply(last.failure.reply.code, last.failure.reply.text)
     return error

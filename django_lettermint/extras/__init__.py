@@ -12,7 +12,6 @@ from .lines import (
     fields,
     fold,
     is_lettermint_header,
-    metadata_line,
     pieces,
     render,
     verbatim,
@@ -29,7 +28,7 @@ from .text import (
 )
 
 __all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]
-__all__ += ["is_lettermint_header", "metadata_line", "render", "resolve"]
+__all__ += ["is_lettermint_header", "render", "resolve"]
 __all__ += ["TENANT", "TENANT_RULE", "tenant_name"]
 # Text of any header.
 __all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .encoded_words import decode, encode
@@ -34,6 +35,7 @@ TENANT = "X-Lettermint-Tenant"
 #: RFC 5322 section 2.1.1: octets in a line, CRLF not counted.
 MAX_LINE = 998
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _ONE_SPACE = re.compile(" [^ \t]")
 
 _FIELDS = {
@@ -95,16 +97,16 @@ def fields(extras: Extras) -> dict[str, str]:
     }
 
 
-def render(extras: Extras) -> bytes:
-    """Write the header lines, CRLF included, without the idempotency key's."""
+def render(extras: Extras, further_metadata: Mapping[str, str] = _NOTHING) -> bytes:
+    """Write the header lines, CRLF included, without the idempotency key's.
+
+    Further metadata is known to be valid.
+    """
     lines = fields(extras)
     lines.pop(IDEMPOTENCY_KEY, None)
+    for key, value in further_metadata.items():
+        lines[METADATA_PREFIX + key] = value
     return b"".join([verbatim(name, text) for name, text in lines.items()])
-
-
-def metadata_line(key: str, value: str) -> bytes:
-    """Write one more line of metadata that is known to be valid."""
-    return verbatim(METADATA_PREFIX + key, value)
 
 
 def _check_name(name: object) -> None:

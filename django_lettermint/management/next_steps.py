@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from typing import Any
 
 from anymail.exceptions import AnymailCancelSend, AnymailError
 from django.core.exceptions import ImproperlyConfigured
@@ -22,42 +22,6 @@ from django_lettermint.exceptions import (
 
 _SCAN = "`manage.py test_lettermint --scan-ports` tries every port from here"
 
-#: What OpenSSL, or `connect`, says (in lower case).
-_TLS = {
-    "has expired": "date",
-    "not yet valid": "date",
-    "mismatch": "name",
-    "self-signed": "issuer",
-    "self signed": "issuer",
-    "issuer": "issuer",
-    "starttls on": "starttls",
-    "unsupported protocol": "old",
-    "protocol version": "old",
-}
-
-_BY_MEANING = {
-    "date": "Look at this machine's clock first. If it is right, the certificate is not: "
-    "ask those who run the relay (for smtp.lettermint.co: Lettermint's support).",
-    "name": "Set `host` to a name that is in the certificate: smtp.lettermint.co, not an "
-    "alias of yours or an IP address.",
-    "issuer": "If this is Lettermint: is a proxy or virus scanner in between, or does "
-    "this machine lack CA certificates (Debian: the package ca-certificates)? For a "
-    "relay of your own, set `ca_file` to its authority.",
-    "starttls": "Remove `port` and `security` from the settings: the default, 465, "
-    f"speaks TLS from the first byte, so nobody can strip STARTTLS. {_SCAN}.",
-    "old": "The server knows no TLS 1.2, so it is not Lettermint's: check `host`.",
-}
-
-#: An error's last clause, if it names attributes: for those who catch it.
-_FOR_CODE = re.compile(r"; [^;]*\berror\.\w[^;]*$")
-
-_BY_STEP = {
-    "DNS": "Check the spelling of `host`; if it is right, this machine (or container) "
-    "cannot resolve names: try `getent hosts smtp.lettermint.co` on it.",
-    "TCP": "Many hosting providers and firewalls block outgoing mail ports: "
-    f"{_SCAN} and says which `port` to set.",
-}
-
 
 class Failed(Exception):
     """A step did not succeed; `next_step` says what to do about it."""
@@ -65,10 +29,9 @@ class Failed(Exception):
     def __init__(self, error: Exception, step: str, next_step: str = "") -> None:
         self.error = error
         self.step = step
-        self.next_step = next_step or advise(error, step)
+        self.next_step = next_step or advise(error)
         foreign = self.next_step == _OTHERWISE
-        text = f"{type(error).__name__}: {error}" if foreign else str(error)
-        super().__init__(_FOR_CODE.sub("", text))
+        super().__init__(f"{type(error).__name__}: {error}" if foreign else str(error))
 
     def to_json(self) -> dict[str, object]:
         """Return it as plain data."""
@@ -85,47 +48,43 @@ def brief(error: LettermintError) -> str:
     """Return why there is no connection: what the relay said, or else what happened."""
     if error.smtp_code:
         return f"{error.smtp_code} {error.smtp_error.decode()}"
-    return str(error).partition(". Nothing was sent")[0]
+    return error.summary
 
 
-def advise(error: Exception, step: str) -> str:
-    """Return what to do about an error that came at a step."""
+def advise(error: Exception) -> str:
+    """Return what to do about an error."""
     if isinstance(error, LettermintError) and error.smtp_code and error.transient:
         return _LATER
     for kind, advice in _ADVICE.items():
         if isinstance(error, kind):
-            return advice(error, step) if callable(advice) else advice
+            return advice(error) if callable(advice) else advice
     return _OTHERWISE
 
 
-def _connect(error: Exception, step: str) -> str:
-    if step in _BY_STEP:
-        return _BY_STEP[step]
-    if step == "TLS":
-        return _tls(error, step)
-    if "timed out" in str(error):
+def _connect(error: ConnectFailed) -> str:
+    if error.timed_out and error.step not in _BY_STEP:
         return (
             "The server is silent. A port with TLS from the first byte (465) needs "
             'security="tls", the others "starttls"; a slow network needs a higher '
             f"`timeout`. {_SCAN}."
         )
-    return f"Do `host` and `port` belong to an SMTP relay? {_SCAN}."
+    otherwise = f"Do `host` and `port` belong to an SMTP relay? {_SCAN}."
+    return _BY_STEP.get(error.step, otherwise)
 
 
-def _tls(error: Exception, step: str) -> str:
-    text = str(error).lower()
-    for sign, meaning in _TLS.items():
-        if sign in text:
-            return _BY_MEANING[meaning]
-    return (
-        "Does the port speak TLS in this way? 465 does from the first byte "
-        '(security="tls"), the others after STARTTLS (security="starttls"): remove '
-        f"`security` from the settings to follow the port. {_SCAN}."
-    )
+def _tls(error: TLSFailed) -> str:
+    if error.step == "STARTTLS":
+        return (
+            "Remove `port` and `security` from the settings: the default, 465, speaks "
+            f"TLS from the first byte, so nobody can strip STARTTLS. {_SCAN}."
+        )
+    if error.verify_code:
+        return _BY_VERIFY_CODE.get(error.verify_code, _ISSUER)
+    return _BY_STEP["TLS"]
 
 
-def _login(error: Exception, step: str) -> str:
-    if not getattr(error, "smtp_code", 0):
+def _login(error: AuthenticationFailed) -> str:
+    if not error.smtp_code:
         return (
             "Is this Lettermint's relay? Check `host` and `port`, and remove "
             "`auth_mechanism` from the settings."
@@ -137,15 +96,38 @@ def _login(error: Exception, step: str) -> str:
     )
 
 
-def _lost(error: Exception, step: str) -> str:
-    advice = "Nothing was sent: run it again."
-    if "timed out" in str(error):
-        return f"{advice} If it keeps failing, raise `timeout`, or try another port: {_SCAN}."
-    return (
-        f"{advice} If it keeps failing, something on the way cuts connections: {_SCAN}."
-    )
+def _lost(error: ConnectionLost) -> str:
+    advice = "Nothing was sent: run it again. If it keeps failing,"
+    if error.timed_out:
+        return f"{advice} raise `timeout`, or try another port: {_SCAN}."
+    return f"{advice} something on the way cuts connections: {_SCAN}."
 
 
+_BY_STEP = {
+    "DNS": "Check the spelling of `host`; if it is right, this machine (or container) "
+    "cannot resolve names: try `getent hosts smtp.lettermint.co` on it.",
+    "TCP": "Many hosting providers and firewalls block outgoing mail ports: "
+    f"{_SCAN} and says which `port` to set.",
+    "TLS": "Does the port speak TLS 1.2 or later in this way? 465 does from the first "
+    'byte (security="tls"), the others after STARTTLS (security="starttls"): remove '
+    f"`security` from the settings to follow the port. {_SCAN}.",
+}
+_DATE = (
+    "Look at this machine's clock first. If it is right, the certificate is not: ask "
+    "those who run the relay (for smtp.lettermint.co: Lettermint's support)."
+)
+_NAME = (
+    "Set `host` to a name that is in the certificate: smtp.lettermint.co, not an alias "
+    "of yours or an IP address."
+)
+_ISSUER = (
+    "If this is Lettermint: is a proxy or virus scanner in between, or does this machine "
+    "lack CA certificates (Debian: the package ca-certificates)? For a relay of your "
+    "own, set `ca_file` to its authority."
+)
+#: OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and
+#: _IP_ADDRESS_MISMATCH.
+_BY_VERIFY_CODE = {9: _DATE, 10: _DATE, 62: _NAME, 64: _NAME}
 _LATER = (
     "The relay's reply says why. Wait some minutes and run it again; if that does not "
     "help, show the reply to Lettermint's support."
@@ -156,7 +138,7 @@ _OTHERWISE = (
 )
 
 _ADVICE: dict[
-    type[Exception] | tuple[type[Exception], ...], str | Callable[[Exception, str], str]
+    type[Exception] | tuple[type[Exception], ...], str | Callable[[Any], str]
 ] = {
     ConnectFailed: _connect,
     TLSFailed: _tls,

@@ -38,11 +38,15 @@ def _choose(handshake: Handshake, features: Mapping[str, str]) -> str:
     for name in candidates:
         if name in offered:
             return name
-    raise AuthenticationFailed(
+    summary = (
         f"{handshake.steps.where} offers AUTH {' '.join(offered) or '(nothing)'}, not "
-        f"{' or '.join(candidates)}. Nothing was sent; check `host`, `port` and "
-        "`auth_mechanism`"
+        f"{' or '.join(candidates)}"
     )
+    error = AuthenticationFailed(
+        f"{summary}. Nothing was sent; check `host`, `port` and `auth_mechanism`"
+    )
+    error.summary = summary
+    raise error
 
 
 def _plain(handshake: Handshake) -> Reply:

@@ -183,15 +183,17 @@ class Steps:
             failure = error.with_traceback(None)
         if isinstance(failure, LettermintError) or not isinstance(failure, OSError):
             raise failure
-        raise self.failed(step, _reason(failure), advice)
+        failed = self.failed(step, _reason(failure), advice)
+        failed.timed_out = isinstance(failure, TimeoutError)
+        raise failed
 
     def failed(self, step: str, reason: str, advice: str) -> ConnectFailed:
         """Return the error of a step that broke."""
-        return self._error(step, f"failed: {reason}. Nothing was sent; {advice}")
+        return self._error(step, f"failed: {reason}", f"; {advice}")
 
     def refused(self, step: str, reply: Reply) -> ConnectFailed:
         """Return the error of a step that the relay refused."""
-        error = self._error(step, f"was refused: {reply}. Nothing was sent")
+        error = self._error(step, f"was refused: {reply}")
         # A site's refusal may heal, if not within a second.
         error.with_reply(reply.code, reply.text).transient = True
         return error
@@ -199,13 +201,16 @@ class Steps:
     def no_tls(self, step: str, reason: str, advice: str) -> TLSFailed:
         """Return the error of a connection without verified TLS."""
         name = "TLS with" if step == "TLS" else f"{step} on"
-        error = TLSFailed(f"{name} {self.where} {reason}. Nothing was sent; {advice}")
-        error.step = step
+        summary = f"{name} {self.where} {reason}"
+        error = TLSFailed(f"{summary}. Nothing was sent; {advice}")
+        error.step, error.summary = step, summary
         return error
 
-    def _error(self, step: str, what: str) -> ConnectFailed:
-        error = ConnectFailed(f"{step} on {self.where} {what}")
-        error.step, error.phase = step, _PHASES.get(step, Phase.CONNECT)
+    def _error(self, step: str, what: str, advice: str = "") -> ConnectFailed:
+        summary = f"{step} on {self.where} {what}"
+        error = ConnectFailed(f"{summary}. Nothing was sent{advice}")
+        error.step, error.summary = step, summary
+        error.phase = _PHASES.get(step, Phase.CONNECT)
         return error
 
 
@@ -325,11 +330,13 @@ class Handshake:
         except ssl.SSLCertVerificationError as error:
             # OpenSSL ends some of these with a full stop, and our sentence goes on.
             reason = error.verify_message.rstrip(".")
-            raise steps.no_tls(
+            failed = steps.no_tls(
                 "TLS",
                 f"failed: certificate not accepted: {reason}",
                 "check `host`, and `ca_file` for a private relay",
-            ) from None
+            )
+            failed.verify_code = error.verify_code
+            raise failed from None
 
 
 def _features(reply: Reply) -> dict[str, str]:

@@ -142,6 +142,7 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
             stack.enter_context(relay)
         text = settings_text(relay.options(security), signed=bool(options.webhook))
         write(f"Your settings:\n\n{text}")
+        write("")
         if options.webhook:
             relay.webhooks.subscribe(options.webhook, secret, on_delivery=records.put)
         save = _folder(options.save) if options.save else None
@@ -156,7 +157,7 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
             with _explained("--inbox-port", options.inbox_port):
                 stack.enter_context(inbox)
             write(f"Inbox: {inbox.url}")
-        write("Waiting for mail. Ctrl-C ends this.\n")
+        write("Waiting for mail. Ctrl-C ends this.")
         while (record := records.get()) is not None:
             lines = list(describe(record))
             if save and isinstance(record, ReceivedMessage):
@@ -213,7 +214,7 @@ def settings_text(options: Mapping[str, object], *, signed: bool = False) -> str
         lines.append(f"LETTERMINT_{name.upper()} = {literal}")
     if signed:
         lines.append(f'{SECRET_VARIABLE} = os.environ["{SECRET_VARIABLE}"]')
-    return "".join(f"{line}\n" for line in lines)
+    return "\n".join(lines)
 
 
 def describe(record: ReceivedMessage | Refusal | WebhookDelivery) -> Iterator[str]:

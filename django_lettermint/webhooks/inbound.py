@@ -10,12 +10,15 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from email.utils import format_datetime, quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anymail.inbound import AnymailInboundMessage
 from anymail.signals import AnymailInboundEvent, EventType
 
 from .events import WebhookEvent, items, mapping, moment, text
+from .received import ADDRESS_FIELDS, LENIENT, ReceivedMessage
+
+if TYPE_CHECKING:
+    from anymail.inbound import AnymailInboundMessage
 
 # RFC 5322 section 3.6.8, and a bound: longer names are no headers.
 _HEADER_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")
@@ -33,11 +36,6 @@ def _words(bounds: str) -> re.Pattern[str]:
 # a text it would make many short words, which the email package is slow to read.
 _IN_TEXT = _words(r"\s")
 _IN_ADDRESSES = _words(r'\s"<>(),;:@')
-_ADDRESSES = frozenset(
-    f"{resent}{name}"
-    for resent in ("", "resent-")
-    for name in ("from", "sender", "reply-to", "to", "cc", "bcc")
-)
 _MEDIA_TYPE = re.compile(r"(?!multipart/)[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
 _CHARSET = re.compile(
     r';\s*charset\s*=\s*"?([\w.:+-]{1,64})"?\s*(?:;|$)', re.ASCII | re.IGNORECASE
@@ -54,13 +52,15 @@ def inbound_event(event: WebhookEvent) -> AnymailInboundEvent:
     data = event.data
     body = mapping(data.get("body"))
     attachments = [mapping(each) for each in items(data.get("attachments"))]
-    message = AnymailInboundMessage.construct(
+    message = ReceivedMessage.construct(
         raw_headers="".join(f"{name}: {value}\n" for name, value in _headers(data)),
         text=text(body.get("text")),
         html=text(body.get("html")),
         # A route that delivers attachments as links sends `url`, not `content`.
         attachments=[_attachment(each) for each in attachments if each.get("content")],
     )
+    for part in message.walk():
+        part.policy = LENIENT
     _annotate(message, data)
     return AnymailInboundEvent(
         event_type=EventType.INBOUND,
@@ -110,7 +110,7 @@ def _line(value: str) -> str:
 
 def _encoded(name: str, value: str) -> str:
     # Python 3.11's email package reads raw text, but cannot write it again.
-    words = _IN_ADDRESSES if name.lower() in _ADDRESSES else _IN_TEXT
+    words = _IN_ADDRESSES if name.lower() in ADDRESS_FIELDS else _IN_TEXT
     return words.sub(_encoded_word, value)
 
 
@@ -137,7 +137,7 @@ def _attachment(data: Mapping[str, Any]) -> AnymailInboundMessage:
         content = b64decode(data["content"])
     except (TypeError, ValueError):
         raise ValueError("attachment_invalid") from None
-    return AnymailInboundMessage.construct_attachment(  # type: ignore[no-any-return]
+    return ReceivedMessage.construct_attachment(  # type: ignore[no-any-return]
         content_type=_content_type(text(data.get("content_type")) or "", content),
         content=content,
         filename=_line(text(data.get("filename")) or "") or None,

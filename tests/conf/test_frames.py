@@ -165,9 +165,7 @@ def test_a_token_that_cannot_be_read_is_in_no_frame() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "broken", [{"ANYMAIL": 7}, {"ANYMAIL": "nope"}]
-)
+@pytest.mark.parametrize("broken", [{"ANYMAIL": 7}, {"ANYMAIL": "nope"}])
 def test_a_keyword_is_in_no_frame_when_the_settings_cannot_be_read(
     broken: dict[str, object],
 ) -> None:

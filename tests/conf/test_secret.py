@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from django_lettermint.conf import Secret
-from django_lettermint.conf.settings import Hidden
+from django_lettermint.conf.secret import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from anymail.signals import pre_send
@@ -303,6 +303,39 @@ def test_a_thread_that_gets_no_connection_fails_if_no_other_has_one() -> None:
         with pytest.raises(ConnectFailed):
             backend(server, batch_connections=2, retries=0).send_messages(messages)
         assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
+
+
+def test_an_iterator_without_messages_sends_none() -> None:
+    with FaultServer() as server:
+        assert backend(server, batch_connections=2).send_messages(iter([])) == 0
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize("kind", [SystemExit, RuntimeError])
+def test_what_a_thread_raises_is_raised_where_its_batch_is_awaited(
+    kind: type[BaseException],
+) -> None:
+    class Broken:
+        @property
+        def submissions(self) -> list[Submission]:
+            raise kind
+
+    class Whole:
+        submissions: ClassVar[list[Submission]] = []
+
+    config = backend_config({"api_token": "t"}).relay
+    batches: list[list[Any]] = [[Broken()], [Whole()], [Whole()]]
+    finished: list[Any] = []
+
+    def send_all() -> None:
+        connections = pool.get_pool(config.endpoint)
+        with BatchSender[Any](config, connections, finished.append, width=2) as sender:
+            for batch in batches:
+                sender.send(batch)
+
+    with pytest.raises(kind):
+        send_all()
+    assert finished == batches
 
 
 def test_a_single_batch_takes_no_thread() -> None:

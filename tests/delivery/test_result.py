@@ -123,7 +123,7 @@ def test_an_unknown_delivery_names_the_envelopes_that_are() -> None:
     assert isinstance(error, DeliveryUnknown)
     assert [each.recipients for each in error.envelopes] == [("a@x.test",), ("c@x.test",)]  # fmt: skip
     assert error.repeatable
-    assert "EmailBackend.repeat(error.envelopes)" in str(error)
+    assert "`EmailBackend.repeat()` of its envelopes" in str(error)
 
 
 def test_an_unknown_delivery_without_idempotency_says_to_look_first() -> None:

@@ -139,10 +139,14 @@ def alarms() -> Iterator[Callable[[float], object]]:
     """Give a function that has an Interrupt raised in so many seconds; 0: not at all."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        # coverage.py holds a lock in its own code, which nobody would ever release.
-        if frame and f"{os.sep}coverage{os.sep}" in frame.f_code.co_filename:
-            signal.setitimer(signal.ITIMER_REAL, 0.0001)
-            return
+        own = interrupt.__code__
+        # Up to the scene, past an interrupt of this function.
+        while frame and (frame.f_code is own or frame.f_code.co_filename != __file__):
+            # coverage.py holds a lock in its own code, which would stay locked.
+            if f"{os.sep}coverage{os.sep}" in frame.f_code.co_filename:
+                signal.setitimer(signal.ITIMER_REAL, 0.0001)
+                return
+            frame = frame.f_back
         raise Interrupt
 
     previous = signal.signal(signal.SIGALRM, interrupt)
@@ -267,10 +271,7 @@ class Interrupt(BaseException):
     pass
 
 def interrupt(number, frame):
-    if "coverage" in frame.f_code.co_filename:
-        signal.setitimer(signal.ITIMER_REAL, 0.0001)
-    else:
-        raise Interrupt
+    raise Interrupt
 
 def keep_sending():
     global others
@@ -283,19 +284,21 @@ signal.signal(signal.SIGALRM, interrupt)
 thread = threading.Thread(target=keep_sending)
 thread.start()
 end = time.monotonic() + float(os.environ["SECONDS"])
-while time.monotonic() < end:
-    try:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-3))
-        send("interrupted@example.org")
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    except Interrupt:
-        interrupts += 1
-signal.setitimer(signal.ITIMER_REAL, 0)
-done = True
+try:
+    while time.monotonic() < end or min(interrupts, others) < 10:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-3))
+            send("interrupted@example.org")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupt:
+            interrupts += 1
+finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    done = True
 thread.join()
 send("last@example.org")
 stats = pool.get_stats()[0]
-say((stats["in_use"], stats["waiting"], stats["timeouts"], interrupts > 9, others > 9))
+say((stats["in_use"], stats["waiting"], stats["timeouts"]))
 say(others)
 """
 
@@ -305,11 +308,14 @@ def test_a_process_whose_mail_is_interrupted_again_and_again_goes_on_sending(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SECONDS", str(SECONDS))
+    # An interrupt within coverage.py can leave a lock of its own locked.
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    monkeypatch.delenv("COVERAGE_PROCESS_START", raising=False)
     with FaultServer(tls=None) as server:
         options = server.options(pool={"max_size": 2, "timeout": 5})
         state, others = output(INTERRUPTED_SENDING, options)
 
-        assert state == "(0, 0, 0, True, True)"
+        assert state == "(0, 0, 0)"
         delivered = server.delivered
         assert delivered["last@example.org"] == 1
         assert {delivered[f"{n}@other.test"] for n in range(int(others))} == {1}

@@ -78,7 +78,8 @@ def test_a_host_that_swallows_packets_is_given_up_after_the_timeout() -> None:
         error = failure(server, port=port, timeout=SHORT)
     assert SHORT * 0.9 < time.monotonic() - began < 4
     assert isinstance(error, ConnectFailed)
-    assert "timed out" in str(error)
+    assert error.timed_out
+    assert error.summary == f"TCP on 127.0.0.1:{port} failed: timed out"
 
 
 def test_an_interrupt_while_connecting_leaves_no_socket() -> None:

@@ -65,6 +65,7 @@ def test_a_server_that_cannot_be_verified_gets_no_login(kind: str, tls: str) -> 
     else:
         assert isinstance(error, TLSFailed)
         assert "certificate not accepted" in str(error)
+        assert error.verify_code
         assert "check `host`, and `ca_file`" in str(error)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -16,11 +17,13 @@ from django_lettermint.management.diagnosis import Diagnosis, Step, send_through
 from django_lettermint.management.mailers import find_backend
 from django_lettermint.management.next_steps import Failed
 from django_lettermint.message import LettermintMessage
+from django_lettermint.mime import parse_one
 from django_lettermint.results import Outcome
 
 if TYPE_CHECKING:
     from django_lettermint.backend import EmailBackend
     from django_lettermint.conf import RelayConfig, Secret
+    from django_lettermint.management.dns_records import Record
     from django_lettermint.results import SendResult
 
 #: For terminals and files that cannot hold these signs.
@@ -58,6 +61,8 @@ class Command(BaseCommand):
         modes.add_argument("--check", action="store_true", help=check)
         scan = "send no mail and do not log in: try every port"
         modes.add_argument("--scan-ports", action="store_true", help=scan)
+        records = "send no mail: look for the DNS records of the sender's domain"
+        modes.add_argument("--dns", action="store_true", help=records)
         add("--json", action="store_true", help="print a JSON document instead")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -72,6 +77,7 @@ class Command(BaseCommand):
             "messages": [],
             "pools": [],
             "ports": [],
+            "dns": None,
             "error": None,
         }
         failure = self._failure(options)
@@ -106,8 +112,11 @@ class Command(BaseCommand):
         elif options["check"]:
             Diagnosis(config, self._show).check()
             self._succeed("The relay takes the token; no mail was sent.")
-        else:
+        elif not options["dns"]:
             self._send(backend, config, messages, options)
+        has_records = options["check"] and asks_for_records(config.endpoint.host)
+        if options["dns"] or has_records:
+            self._look_up(backend, next(messages).from_email)
 
     def _introduce(self, alias: str | None, config: RelayConfig) -> None:
         place = {
@@ -133,6 +142,23 @@ class Command(BaseCommand):
             self._row(f"{each.port:>5} {each.security:<9}", each)
         ports.require(config.endpoint.port, found)
         self._succeed(f"The port in use, {config.endpoint.port}, is good.")
+
+    def _look_up(self, backend: EmailBackend, sender: str) -> None:
+        try:
+            from django_lettermint.management import dns_records
+        except ImportError as error:
+            advice = "Install the extra: pip install 'django-lettermint-smtp[dns]'."
+            raise Failed(error, "dns", advice) from None
+        found = dns_records.look_up(_domain(backend, sender))
+        self._document["dns"] = asdict(found)
+        self._say(f"DNS of {found.name}, the sender's domain")
+        self._say("")
+        for record in found.records:
+            self._row(f"{record.purpose:<11}", record)
+        for line in found.to_enter():
+            self._say(line)
+        found.require()
+        self._succeed("The domain has the records that Lettermint asks for.")
 
     def _send(
         self,
@@ -175,7 +201,7 @@ class Command(BaseCommand):
                 f"reused {_count(each['reused'], 'time')}, {each['retries']} retried"
             )
 
-    def _row(self, name: str, row: Step | ports.Port) -> None:
+    def _row(self, name: str, row: Step | ports.Port | Record) -> None:
         time = f"{row.seconds * 1000:>8.1f} ms"
         self._say(f"  {self._mark(ok=row.ok)} {name} {time}  {row.detail}")
 
@@ -210,6 +236,29 @@ def _config(backend: EmailBackend, tenant: str | None) -> RelayConfig:
     except LettermintInvalidMessage as error:
         remedy = "Correct the name, or what `tenants` returns for it, and run it again."
         raise Failed(error, "tenant", remedy) from None
+
+
+def asks_for_records(host: str) -> bool:
+    """Return whether a check of this relay looks for DNS records, too."""
+    ours = f".{host.lower()}".endswith(".lettermint.co")
+    return ours and find_spec("dns") is not None
+
+
+def _domain(backend: EmailBackend, sender: str) -> str:
+    """Return the domain of a sender, in ASCII."""
+    try:
+        address = parse_one("from_email", sender, backend.idna_encode).address
+    except LettermintInvalidMessage as error:
+        raise Failed(error, "options") from None
+    domain = address.rpartition("@")[2].lower()
+    if "." not in domain:
+        raise Failed(
+            LookupError(f"the sender's domain is {domain!r}: no mail can come from it"),
+            "options",
+            "Set DEFAULT_FROM_EMAIL to an address of a domain that the Lettermint "
+            "dashboard shows as verified, or name a sender with --from.",
+        )
+    return domain
 
 
 def _messages(options: Mapping[str, Any]) -> Iterator[LettermintMessage]:
