@@ -983,7 +983,7 @@ def test_manage_py_runs_it_without_warnings_and_traceback(
 
 
 @contextmanager
-def tenants(**others: object) -> Iterator[Relay]:
+def tenants(**others: Any) -> Iterator[Relay]:
     """Serve a project with the tenants "acme" and, with a wrong token, "globex"."""
     known = {"acme": {"api_token": "lm_acme"}, "globex": {"api_token": "lm_wrong"}}
     with Relay(other_tokens=["lm_acme"]) as relay:
