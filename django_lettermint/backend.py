@@ -29,6 +29,7 @@ from .conf import (
     tenant_config,
 )
 from .delivery import (
+    BATCH_SIZE,
     LIST_PATIENCE,
     PATIENCE,
     BatchSender,
@@ -36,6 +37,7 @@ from .delivery import (
     Delivery,
     build_error,
     build_result,
+    list_connections,
     submissions,
 )
 from .exceptions import LettermintError, LettermintInvalidMessage
@@ -51,9 +53,8 @@ if TYPE_CHECKING:
 
     from .envelope import Envelope
 
-#: Messages that are rendered before, and reported after, they go out together; a batch
-#: also ends with this many octets, so that memory does not grow with the list.
-BATCH_SIZE = 25
+#: Octets of the batches that are sent at once; one batch ends with them, too, so that
+#: memory does not grow with the list.
 BATCH_OCTETS = 8 * 1024 * 1024
 
 _FILTER = "Anymail's signal pre_send, or override prepare()"
@@ -244,24 +245,27 @@ class EmailBackend(AnymailBaseBackend):
             with suppress(LettermintInvalidMessage):  # each message will get it
                 config = self.usual_sender().config
         count = len(messages) if isinstance(messages, Sized) else None
-        width = config.batch_connections
-        size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
         with pool.open_pool(config) as connections:
+            width = 1
+            if count != 1:
+                width = list_connections(config, connections.relay, count)
+            size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
             if width == 1:
                 patience = PATIENCE if count == 1 else LIST_PATIENCE
                 delivery = Deliveries(config, connections, patience=patience)
-                for batch in self._batches(messages, size):
+                for batch in self._batches(messages, size, BATCH_OCTETS):
                     try:
                         delivery.deliver([each.submissions for each in batch])
                     finally:
                         finished.add(batch)
                 return
             with BatchSender(config, connections, finished.add, width=width) as sender:
-                for batch in self._batches(messages, size):
+                octets = BATCH_OCTETS // width
+                for batch in self._batches(messages, size, octets):
                     sender.send(batch)
 
     def _batches(
-        self, messages: Iterable[EmailMessage], size: int
+        self, messages: Iterable[EmailMessage], size: int, most_octets: int
     ) -> Iterator[list[OutgoingMessage]]:
         """Prepare messages as they are taken; what interrupts that is raised after them."""
         iterator = iter(messages)
@@ -275,7 +279,7 @@ class EmailBackend(AnymailBaseBackend):
                     batch.append(OutgoingMessage(message))
                     batch[-1] = self.prepare(message)
                     octets += sum(each.envelope.size for each in batch[-1].submissions)
-                    if octets > BATCH_OCTETS:
+                    if octets > most_octets:
                         break
             except Exception as error:  # noqa: BLE001 - raised below
                 # A pre_send receiver's: its message has no end. Or the iterator's.

@@ -109,9 +109,10 @@ def notify(
     """
     if outgoing.submissions:
         outgoing.result = build_result(outgoing.submissions)
-        outgoing.error = build_error(
-            outgoing.submissions, has_caller_key=outgoing.has_caller_key
-        )
+        if outgoing.result.outcome is not Outcome.SENT:
+            outgoing.error = build_error(
+                outgoing.submissions, has_caller_key=outgoing.has_caller_key
+            )
     if outgoing.error:
         outgoing.error.result = outgoing.result  # type: ignore[attr-defined]
     if outgoing.suppress_signals:

@@ -69,7 +69,9 @@ def _option(default: object, validate: Callable[[Any], Any], doc: str) -> Any:
 class PoolConfig:
     """How connections are shared and kept; times are seconds."""
 
-    max_size: int = _option(4, whole_number(1), "Connections at once, in this process.")
+    max_size: int = _option(
+        10, whole_number(1), "Connections at once, in this process."
+    )
     timeout: float = _option(10.0, seconds, "Seconds to wait for a free connection.")
     max_waiting: int = _option(
         0, whole_number(0), "Callers that may wait for one; 0: any number."
@@ -122,7 +124,8 @@ class RelayConfig:
     retries: int
     pipelining: bool
     chunking: bool
-    batch_connections: int
+    #: None: as many as `delivery.list_connections()` says.
+    batch_connections: int | None
     idempotency: bool
 
 
@@ -311,9 +314,10 @@ OPTIONS = _table(
     Option("chunking", False, flag, "Use CHUNKING (RFC 3030) if it is offered."),
     Option(
         "batch_connections",
-        1,
-        whole_number(1),
-        "Connections that one `send_messages()` may use at once.",
+        None,
+        optional(whole_number(1)),
+        "Connections that one `send_messages()` may use at once; `None`: half of the pool "
+        "for a long list, else one.",
     ),
     Option(
         "idempotency",

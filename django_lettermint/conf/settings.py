@@ -427,7 +427,7 @@ def _relay_config(reader: SettingsReader) -> RelayConfig:
     port, security = _port_and_security(reader, host)
     pool = reader.get("pool")
     batch_connections = reader.get("batch_connections")
-    if pool and batch_connections > pool.max_size:
+    if pool and (batch_connections or 1) > pool.max_size:
         problem = f"must not exceed the pool's max_size, {pool.max_size}"
         raise reader.error("batch_connections", f"{problem}, or that must be raised.")
     idempotency = reader.get("idempotency")

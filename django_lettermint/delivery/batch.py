@@ -1,7 +1,8 @@
-"""The batches of a list over several connections at once."""
+"""A list over several connections: how many, and the batches that they carry."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,9 +21,43 @@ if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
     from django_lettermint.exceptions import LettermintError
     from django_lettermint.pool import ConnectionPool
-    from django_lettermint.smtp import Session
+    from django_lettermint.smtp import RelayState, Session
 
     from .submission import Submission
+
+
+#: Messages in one batch, at most.
+BATCH_SIZE = 25
+#: Messages for which a further connection is worth its login.
+WORTH_A_CONNECTION = 5
+
+
+def list_connections(config: RelayConfig, relay: RelayState, count: int | None) -> int:
+    """Return how many connections a list of so many messages may use at once.
+
+    `count` is None if that is not known.
+    """
+    if not _runs_threads():
+        return 1
+    if config.batch_connections is not None:
+        return config.batch_connections
+    most = BATCH_SIZE + 1 if count is None else count
+    # Where commands go behind the end of a message, it takes a single round trip.
+    quick = config.pipelining and relay.pipelines_past_data
+    if not config.endpoint.pooled or (quick and most <= BATCH_SIZE):
+        return 1
+    # Of any pool, other senders get the other half.
+    half = config.endpoint.pool.max_size // 2
+    return max(1, min(half, most // WORTH_A_CONNECTION))
+
+
+def _runs_threads() -> bool:
+    """Return whether threads run in this process: uWSGI has to be told so."""
+    options = getattr(sys.modules.get("uwsgi"), "opt", None)
+    if options is None:
+        return True
+    told = options.get("enable-threads", False)
+    return "threads" in options or told in (True, b"true", b"1")
 
 
 class Deliveries:
@@ -40,12 +75,14 @@ class Deliveries:
         patience: float = LIST_PATIENCE,
         stop: threading.Event | None = None,
         ignore_pool_timeout: bool = False,
+        connected: threading.Event | None = None,
         fatal: dict[object, LettermintError] | None = None,
     ) -> None:
         self._config = config
         self._patience = patience
         self._stop = stop
         self._ignore_pool_timeout = ignore_pool_timeout
+        self._connected = connected
         self._fatal = {} if fatal is None else fatal
         self._delivery = self._new_delivery(config, connections)
 
@@ -96,6 +133,7 @@ class Deliveries:
             patience=self._patience,
             stop=self._stop,
             ignore_pool_timeout=self._ignore_pool_timeout,
+            connected=self._connected,
         )
 
 
@@ -135,6 +173,10 @@ class BatchSender(Generic[M]):
         self._fatal: dict[object, LettermintError] = {}
         #: Set by an interrupt: nothing new is begun.
         self._stop = threading.Event()
+        #: Set once the first batch has a connection, or its end. Until then no other is
+        #: opened: one finds out that the token is wrong, or the relay gone.
+        self._connected = threading.Event()
+        self._first: Sequence[M] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +192,8 @@ class BatchSender(Generic[M]):
         try:
             self._wait_for_all_but(self._width)
             if self._pending:
+                if self._pending[-1][0] is not self._first:
+                    self._connected.wait()
                 self._deliver_here(*self._pending[-1])
             self._wait_for_all_but(0)
         except BaseException:
@@ -162,6 +206,7 @@ class BatchSender(Generic[M]):
 
     def send(self, batch: Sequence[M]) -> None:
         """Take a batch, to be delivered by a thread."""
+        self._first = self._first or batch
         self._pending.append((batch, Future()))
         if len(self._pending) > 1:
             self._submit(*self._pending[-2])
@@ -177,6 +222,8 @@ class BatchSender(Generic[M]):
     def _deliver_in_thread(self, batch: Sequence[M], future: Future[None]) -> None:
         if not future.set_running_or_notify_cancel():
             return
+        if batch is not self._first:
+            self._connected.wait()
         try:
             self._deliver(batch)
         except BaseException as error:  # noqa: BLE001 - raised where it is awaited
@@ -211,6 +258,10 @@ class BatchSender(Generic[M]):
             stop=self._stop,
             # Waiting for a connection is no failure while other threads have one.
             ignore_pool_timeout=self._executor is not None,
+            connected=self._connected,
             fatal=self._fatal,
         )
-        deliveries.deliver([each.submissions for each in batch])
+        try:
+            deliveries.deliver([each.submissions for each in batch])
+        finally:
+            self._connected.set()

@@ -48,6 +48,7 @@ OFF = {
     "auth_mechanism",
     "ca_file",
     "local_hostname",
+    "batch_connections",
     "idempotency",
     "correlation_key",
     "signing_secret",
