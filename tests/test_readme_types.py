@@ -8,6 +8,8 @@ import pytest
 from django.core import mail
 from django.test import override_settings
 
+from django_lettermint.message import LettermintMessage
+
 from .snippets import ROOT, receivers_forgotten, snippet
 
 README = ROOT / "README.md"
@@ -65,6 +67,7 @@ def test_the_snippets_run_with_locmem() -> None:
         shown = [snippet(README, text).run({}) for text in SHOWN]
 
     [kept] = mail.outbox
+    assert isinstance(kept, LettermintMessage)
     assert kept.tag == "order shipped"
     assert kept.metadata == {"order_id": 4711}
     assert shown[0]["result"] is None
