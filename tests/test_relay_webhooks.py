@@ -112,7 +112,12 @@ def test_a_delivery_is_posted_signed_and_with_the_documented_headers(
             "content": "OK",
         },
     }
-    assert json.loads(body)["context"].keys() == {"scope", "team_id", "project_id", "route_id"}
+    assert json.loads(body)["context"].keys() == {
+        "scope",
+        "team_id",
+        "project_id",
+        "route_id",
+    }
 
 
 def test_a_message_without_a_tag_has_no_tags(relay: Relay) -> None:

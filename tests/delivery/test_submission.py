@@ -72,6 +72,17 @@ def test_a_repeat_has_the_same_bytes_and_waits_for_its_time() -> None:
     assert pause > 0.5 * policy.PAUSE
 
 
+def test_a_repeat_that_was_lost_with_the_answers_for_its_recipients_is_the_last() -> (
+    None
+):
+    submission = one(A, B)
+    assert lost(submission) is Decision.REPEAT
+    repeat = submission.begin()
+    repeat.phase, repeat.failure = Phase.COMMIT, ConnectionResetError("gone")
+    assert submission.record(repeat) is Decision.UNKNOWN
+    assert not submission.repeatable
+
+
 def test_without_idempotency_there_is_no_repeat() -> None:
     submission = one(idempotency=False)
     assert lost(submission) is Decision.UNKNOWN
