@@ -14,6 +14,7 @@ from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
     ConnectionLost,
+    TLSFailed,
 )
 from django_lettermint.results import Outcome
 from tests.faultserver import (
@@ -164,13 +165,17 @@ def test_a_stop_within_a_list_leaves_what_is_certain(*, chunking: bool) -> None:
 
 @pytest.mark.parametrize(
     ("step", "code", "kind"),
-    [("auth", 535, AuthenticationFailed), ("banner", 500, ConnectFailed)],
+    [
+        ("auth", 535, AuthenticationFailed),
+        ("banner", 500, ConnectFailed),
+        ("starttls", 554, TLSFailed),
+    ],
 )
 def test_a_failure_for_good_is_told_though_another_connection_is_open(
     step: Phase, code: int, kind: type[Exception]
 ) -> None:
     script = [On(step, connection=2, do=reply(code, "no"))]
-    with FaultServer(script) as server:
+    with FaultServer(script, tls="starttls") as server:
         config = relay(server, pool={"max_size": 2, "timeout": 0.1})
         sent = messages(1, config)
         with pool.lease(config, seconds=5):

@@ -83,6 +83,16 @@ def test_a_repeat_that_was_lost_with_the_answers_for_its_recipients_is_the_last(
     assert not submission.repeatable
 
 
+def test_the_first_try_that_was_lost_keeps_the_refusals_of_its_recipients() -> None:
+    submission = one(A, B)
+    assert lost(submission, b=NO) is Decision.REPEAT
+    first = submission.unconfirmed
+    assert lost(submission) is Decision.REPEAT
+    assert submission.unconfirmed is first
+    assert first
+    assert first.replies[B] == NO
+
+
 def test_without_idempotency_there_is_no_repeat() -> None:
     submission = one(idempotency=False)
     assert lost(submission) is Decision.UNKNOWN
