@@ -26,11 +26,15 @@ from django_lettermint.checks import BACKEND
 from django_lettermint.conf import SECURITY_BY_PORT, backend_config
 from django_lettermint.exceptions import RecipientsRefused
 from django_lettermint.management import ports
-from django_lettermint.management.commands.test_lettermint import Command
+from django_lettermint.management.commands.test_lettermint import (
+    Command,
+    asks_for_records,
+)
 from django_lettermint.management.next_steps import Failed, advise
 from django_lettermint.signals import message_failed, message_sent
 from django_lettermint.testing import Relay
 from tests.deadends import blackhole, refused_port
+from tests.dnsserver import dns_server
 from tests.faults import Action, On, drop, hang, normal, raw, reply
 from tests.faultserver import TOKEN, FaultServer
 
@@ -405,6 +409,99 @@ def test_a_scan_shows_a_port_without_tls_as_such() -> None:
         (port,) = ports.scan(config, {server.port: "plaintext"})
 
     assert (port.ok, port.detail) == (True, "without TLS")
+
+
+# The DNS records of the sender's domain: test_dns_records.py has what is looked for.
+
+RECORDS = {
+    "lm-bounces.shop.test": {"CNAME": ["bounces.lmta.net."]},
+    "lm1._domainkey.shop.test": {"CNAME": ["lm1.k3y.dkim.lmta.net."]},
+    "lm2._domainkey.shop.test": {"CNAME": ["lm2.k3y.dkim.lmta.net."]},
+    "_dmarc.shop.test": {"TXT": ['"v=DMARC1; p=none"']},
+}
+
+
+def test_dns_shows_the_records_and_uses_no_relay(relay: Relay) -> None:
+    with dns_server(RECORDS):
+        ran = run("--dns", "--from=Shop <a@Shop.TEST>")
+
+    rows = re.findall(r"^  ✓ (.+?) +\d+\.\d ms  (\S+) ", ran.out, re.MULTILINE)
+    purposes = ["return path", "DKIM", "DKIM", "DMARC"]
+    assert rows == list(zip(purposes, RECORDS, strict=True))
+    assert "✓ The domain has the records that Lettermint asks for." in ran.out
+    assert ran.code == 0
+    assert relay.statistics.connections == 0
+
+
+def test_dns_lists_what_is_to_be_entered(relay: Relay) -> None:
+    with dns_server({name: RECORDS[name] for name in list(RECORDS)[2:]}):
+        ran = run("--dns", "--from=a@shop.test")
+
+    assert ran.code == 1
+    assert ran.out.count("✗ ") == 2
+    assert ran.out.endswith(
+        "\n"
+        "  Name                      Type   Value\n"
+        "  lm-bounces.shop.test      CNAME  bounces.lmta.net\n"
+        "  lm1._domainkey.shop.test  CNAME  lm1.k3y.dkim.lmta.net\n"
+    )
+    assert "Next step: Enter the records of the table" in ran.err
+
+
+def test_dns_is_in_the_document_in_plain_data(relay: Relay) -> None:
+    with dns_server(RECORDS):
+        document = run("--dns", "--json", "--from=a@shop.test").document
+
+    assert document["dns"]["name"] == "shop.test"
+    assert document["dns"]["exists"] is True
+    assert [each["status"] for each in document["dns"]["records"]] == ["ok"] * 4
+    assert (
+        document["dns"]["records"][0].items()
+        >= {
+            "purpose": "return path",
+            "name": "lm-bounces.shop.test",
+            "type": "CNAME",
+            "value": "bounces.lmta.net",
+        }.items()
+    )
+
+
+def test_dns_looks_for_the_domain_of_default_from_email_in_ascii(relay: Relay) -> None:
+    with dns_server({}), override_settings(DEFAULT_FROM_EMAIL="a@Größe.test"):
+        document = run("--dns", "--json").document
+
+    assert document["dns"]["name"] == "xn--gre-6ka8i.test"
+    assert "does not exist" in document["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "said"), [("webmaster@localhost", "'localhost'"), ("nobody", "nobody")]
+)
+def test_dns_wants_a_sender_that_has_a_domain(
+    relay: Relay, sender: str, said: str
+) -> None:
+    ran = run("--dns", "--json", f"--from={sender}")
+
+    assert (ran.code, ran.error["step"]) == (1, "options")
+    assert said in ran.error["message"]
+
+
+def test_check_looks_for_the_records_that_lettermint_asks_for() -> None:
+    assert asks_for_records("smtp.lettermint.co")
+    assert not asks_for_records("lettermint.co.example.com")
+
+
+def test_without_dnspython_check_does_without_and_dns_names_the_extra(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dns", None)
+    monkeypatch.delitem(
+        sys.modules, "django_lettermint.management.dns_records", raising=False
+    )
+    monkeypatch.delattr("django_lettermint.management.dns_records", raising=False)
+
+    assert not asks_for_records("smtp.lettermint.co")
+    assert "django-lettermint-smtp[dns]" in run("--dns", "--json").error["next_step"]
 
 
 # Failures, each with its next step.
@@ -880,3 +977,56 @@ def test_manage_py_runs_it_without_warnings_and_traceback(
     assert json.loads(done.stdout)["ok"] is (code == 0)
     assert "Traceback" not in done.stderr
     assert ("Next step: " in done.stderr) is (code == 1)
+
+
+# -- a tenant's mail ---------------------------------------------------------------------
+
+
+@contextmanager
+def tenants(**others: Any) -> Iterator[Relay]:
+    """Serve a project with the tenants "acme" and, with a wrong token, "globex"."""
+    known = {"acme": {"api_token": "lm_acme"}, "globex": {"api_token": "lm_wrong"}}
+    with Relay(other_tokens=["lm_acme"]) as relay:
+        options = relay.options(tenants=known.__getitem__, **others)
+        with project(options):
+            yield relay
+
+
+@pytest.mark.parametrize("arguments", [["--count", "2"], ["--check"]])
+def test_a_tenants_mail_is_tested_with_its_token(arguments: list[str]) -> None:
+    with tenants() as relay:
+        done = run("--tenant", "acme", *arguments)
+
+    assert (done.err, done.code) == ("", 0)
+    assert ", tenant 'acme' → 127.0.0.1:" in done.out
+    assert {each.token for each in relay.messages} <= {"lm_acme"}
+    assert len(relay.messages) == (0 if "--check" in arguments else 2)
+    assert relay.logins.attempts == relay.logins.successes > 0
+
+
+def test_the_option_tenant_is_tested_by_default() -> None:
+    with tenants(tenant="acme") as relay:
+        done = run("--json")
+
+    assert done.document["relay"]["tenant"] == "acme"
+    assert [each["tenant"] for each in done.document["pools"] if each["messages"]] == []
+    assert [each.token for each in relay.messages] == ["lm_acme"]
+
+
+def test_a_wrong_token_of_a_tenant_is_not_shown() -> None:
+    with tenants():
+        done = run("--tenant", "globex")
+
+    assert done.code == 1
+    assert "lm_wrong" not in done.out + done.err
+    assert "api_token" in done.err
+
+
+def test_an_unknown_tenant_is_named_with_a_next_step() -> None:
+    with tenants() as relay:
+        done = run("--tenant", "initech", "--json")
+
+    assert done.document["error"]["step"] == "tenant"
+    assert "tenant 'initech'" in done.err
+    assert "Next step: Correct the name, or what `tenants` returns for it" in done.err
+    assert relay.statistics.connections == 0

@@ -86,6 +86,7 @@ def test_all_that_testing_exports_is_listed() -> None:
         "backend.EmailBackend",
         "fixtures.lettermint_outbox",
         "fixtures.lettermint_relay",
+        "inbox.Inbox",
     }
     assert listed == {*django_lettermint.testing.__all__, *modules}
 
@@ -155,7 +156,7 @@ def test_the_backend_has_the_attribute(name: str) -> None:
     assert hasattr(EmailBackend(api_token="lm_test_token"), name)
 
 
-@pytest.mark.parametrize("name", names("Keywords that are no settings"))
+@pytest.mark.parametrize("name", names("Arguments without a setting"))
 def test_the_keyword_is_understood_and_is_no_setting(name: str) -> None:
     assert name not in OPTIONS
     EmailBackend(api_token="lm_test_token", **{name: "another"})

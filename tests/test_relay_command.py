@@ -222,7 +222,7 @@ def test_a_wrong_token_is_shown_with_what_helps() -> None:
         port = relay.settings["LETTERMINT_PORT"]
         with smtplib.SMTP("127.0.0.1", port, "me", 10) as connection:
             connection.ehlo()
-            connection.user, connection.password = "lettermint", "lm_wrong"  # type: ignore[attr-defined]
+            connection.user, connection.password = "lettermint", "lm_wrong"
             with pytest.raises(smtplib.SMTPAuthenticationError):
                 connection.auth("PLAIN", connection.auth_plain)
         shown = relay.read_until("the token is the one in the settings above")

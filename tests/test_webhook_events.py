@@ -532,7 +532,7 @@ ODD_SENDERS = [
 ]
 NO_SENDERS = [
     "MAILER-DAEMON (Mail Delivery System)",
-    *("<>", "a@", "@", "a@b@c", "undisclosed-recipients:;", "a:", "[", "a@[", '"'),
+    *("<>", "a@", "@", "a@b@c", "undisclosed-recipients:;", "a:", "[", '"'),
     *('"\\', "(", "=?utf-8?q?=0a?=", "=?x?q?a?=", ";", "Grüße", "\x00", "1.:"),
 ]
 

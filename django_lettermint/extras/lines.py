@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .encoded_words import decode, encode
@@ -28,13 +29,21 @@ ROUTE = "X-Lettermint-Route"
 TAG = "X-LM-Tag"
 METADATA_PREFIX = "X-LM-Metadata-"
 IDEMPOTENCY_KEY = "Idempotency-Key"
+#: Signed by `freeze()`, for queues; it is never sent.
+TENANT = "X-Lettermint-Tenant"
 
 #: RFC 5322 section 2.1.1: octets in a line, CRLF not counted.
 MAX_LINE = 998
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _ONE_SPACE = re.compile(" [^ \t]")
 
-_FIELDS = {ROUTE: "route", TAG: "tag", IDEMPOTENCY_KEY: "idempotency_key"}
+_FIELDS = {
+    ROUTE: "route",
+    TAG: "tag",
+    IDEMPOTENCY_KEY: "idempotency_key",
+    TENANT: "signed_tenant",
+}
 _CANONICAL = {name.lower(): name for name in _FIELDS}
 #: At the relay, X-LM-Tag and X-LM-Metadata-k win over these (they are Symfony Mailer's).
 _ALIAS_TAG = "x-tag"
@@ -88,16 +97,16 @@ def fields(extras: Extras) -> dict[str, str]:
     }
 
 
-def render(extras: Extras) -> bytes:
-    """Write the header lines, CRLF included, without the idempotency key's."""
+def render(extras: Extras, further_metadata: Mapping[str, str] = _NOTHING) -> bytes:
+    """Write the header lines, CRLF included, without the idempotency key's.
+
+    Further metadata is known to be valid.
+    """
     lines = fields(extras)
     lines.pop(IDEMPOTENCY_KEY, None)
+    for key, value in further_metadata.items():
+        lines[METADATA_PREFIX + key] = value
     return b"".join([verbatim(name, text) for name, text in lines.items()])
-
-
-def metadata_line(key: str, value: str) -> bytes:
-    """Write one more line of metadata that is known to be valid."""
-    return verbatim(METADATA_PREFIX + key, value)
 
 
 def _check_name(name: object) -> None:

@@ -108,7 +108,7 @@ def addresses(name: str, mailboxes: Sequence[Mailbox]) -> bytes:
     """Write a list of addresses; what SMTPUTF8 is needed for is raw (RFC 6532)."""
     parts: list[str] = []
     for mailbox in mailboxes:
-        phrase = _phrase("" if parts else name, mailbox)
+        phrase = _phrase("" if parts else name, mailbox) if mailbox.name else []
         spec = f"<{mailbox.address}>" if phrase else mailbox.address
         parts += [*phrase, f" {spec},"]
     parts[-1] = parts[-1][:-1]
@@ -120,10 +120,9 @@ def _phrase(name: str, mailbox: Mailbox) -> list[str]:
     """Write a display name: atoms, a quoted string or encoded words."""
     text = mailbox.name
     form = _QUOTABLE if mailbox.address.isascii() else _RAW_QUOTABLE
-    if text and not _is_plain(text, form):
+    if not _is_plain(text, form):
         return _words(name, text)
-    quoted = text if not text or ATOMS.fullmatch(text) else f'"{text}"'
-    return pieces(f" {quoted}") if text else []
+    return pieces(f" {text}" if ATOMS.fullmatch(text) else f' "{text}"')
 
 
 def parameters(name: str, value: str, given: Mapping[str, str]) -> bytes:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_lettermint import __version__, pool
+from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.management import ports
 from django_lettermint.management.diagnosis import Diagnosis, Step, send_through_pool
 from django_lettermint.management.mailers import find_backend
 from django_lettermint.management.next_steps import Failed
 from django_lettermint.message import LettermintMessage
+from django_lettermint.mime import parse_one
 from django_lettermint.results import Outcome
 
 if TYPE_CHECKING:
     from django_lettermint.backend import EmailBackend
     from django_lettermint.conf import RelayConfig, Secret
+    from django_lettermint.management.dns_records import Record
     from django_lettermint.results import SendResult
 
 #: For terminals and files that cannot hold these signs.
@@ -49,6 +53,7 @@ class Command(BaseCommand):
         entry = "an entry of the mail's metadata; may be repeated"
         add("--metadata", action="append", default=[], metavar="KEY=VALUE", help=entry)
         add("--using", metavar="ALIAS", help="the mailer to test (Django 6.1: MAILERS)")
+        add("--tenant", metavar="NAME", help="the tenant to test (option `tenants`)")
         many = "mails to send; all but the first go through the connection pool"
         add("--count", type=int, default=1, metavar="N", help=many)
         modes = parser.add_mutually_exclusive_group()
@@ -56,6 +61,8 @@ class Command(BaseCommand):
         modes.add_argument("--check", action="store_true", help=check)
         scan = "send no mail and do not log in: try every port"
         modes.add_argument("--scan-ports", action="store_true", help=scan)
+        records = "send no mail: look for the DNS records of the sender's domain"
+        modes.add_argument("--dns", action="store_true", help=records)
         add("--json", action="store_true", help="print a JSON document instead")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -70,6 +77,7 @@ class Command(BaseCommand):
             "messages": [],
             "pools": [],
             "ports": [],
+            "dns": None,
             "error": None,
         }
         failure = self._failure(options)
@@ -96,7 +104,7 @@ class Command(BaseCommand):
     def _run(self, options: Mapping[str, Any]) -> None:
         messages = _messages(options)
         backend = find_backend(options["using"])
-        config = backend.config
+        config = _config(backend, options["tenant"])
         self._token = config.endpoint.token
         self._introduce(backend.alias, config)
         if options["scan_ports"]:
@@ -104,17 +112,23 @@ class Command(BaseCommand):
         elif options["check"]:
             Diagnosis(config, self._show).check()
             self._succeed("The relay takes the token; no mail was sent.")
-        else:
-            self._send(backend, messages, options)
+        elif not options["dns"]:
+            self._send(backend, config, messages, options)
+        has_records = options["check"] and asks_for_records(config.endpoint.host)
+        if options["dns"] or has_records:
+            self._look_up(backend, next(messages).from_email)
 
     def _introduce(self, alias: str | None, config: RelayConfig) -> None:
         place = {
+            "tenant": config.endpoint.tenant,
             "host": config.endpoint.host,
             "port": config.endpoint.port,
             "security": config.endpoint.security,
         }
         self._document["relay"] = {"alias": alias, **place}
         mailer = f"mailer {alias!r}" if alias else "EMAIL_BACKEND"
+        if config.endpoint.tenant is not None:
+            mailer += f", tenant {config.endpoint.tenant!r}"
         where = (
             f"{config.endpoint.host}:{config.endpoint.port}, {config.endpoint.security}"
         )
@@ -129,14 +143,32 @@ class Command(BaseCommand):
         ports.require(config.endpoint.port, found)
         self._succeed(f"The port in use, {config.endpoint.port}, is good.")
 
+    def _look_up(self, backend: EmailBackend, sender: str) -> None:
+        try:
+            from django_lettermint.management import dns_records
+        except ImportError as error:
+            advice = "Install the extra: pip install 'django-lettermint-smtp[dns]'."
+            raise Failed(error, "dns", advice) from None
+        found = dns_records.look_up(_domain(backend, sender))
+        self._document["dns"] = asdict(found)
+        self._say(f"DNS of {found.name}, the sender's domain")
+        self._say("")
+        for record in found.records:
+            self._row(f"{record.purpose:<11}", record)
+        for line in found.to_enter():
+            self._say(line)
+        found.require()
+        self._succeed("The domain has the records that Lettermint asks for.")
+
     def _send(
         self,
         backend: EmailBackend,
+        config: RelayConfig,
         messages: Iterator[LettermintMessage],
         options: Mapping[str, Any],
     ) -> None:
         done = self._document["messages"]
-        result = Diagnosis(backend.config, self._show).send(backend, next(messages))
+        result = Diagnosis(config, self._show).send(backend, next(messages))
         done.append(asdict(result))
         try:
             for each in send_through_pool(backend, messages):
@@ -169,7 +201,7 @@ class Command(BaseCommand):
                 f"reused {_count(each['reused'], 'time')}, {each['retries']} retried"
             )
 
-    def _row(self, name: str, row: Step | ports.Port) -> None:
+    def _row(self, name: str, row: Step | ports.Port | Record) -> None:
         time = f"{row.seconds * 1000:>8.1f} ms"
         self._say(f"  {self._mark(ok=row.ok)} {name} {time}  {row.detail}")
 
@@ -193,6 +225,40 @@ class Command(BaseCommand):
     def _without_token(self, text: str) -> str:
         """Guard against a token in a place where none belongs, the user name say."""
         return text.replace(self._token.reveal(), "***") if self._token else text
+
+
+def _config(backend: EmailBackend, tenant: str | None) -> RelayConfig:
+    """Return what the mails are sent with; raise Failed if the tenant has none."""
+    if tenant is not None:
+        backend.tenant = tenant
+    try:
+        return backend.usual_sender().config
+    except LettermintInvalidMessage as error:
+        remedy = "Correct the name, or what `tenants` returns for it, and run it again."
+        raise Failed(error, "tenant", remedy) from None
+
+
+def asks_for_records(host: str) -> bool:
+    """Return whether a check of this relay looks for DNS records, too."""
+    ours = f".{host.lower()}".endswith(".lettermint.co")
+    return ours and find_spec("dns") is not None
+
+
+def _domain(backend: EmailBackend, sender: str) -> str:
+    """Return the domain of a sender, in ASCII."""
+    try:
+        address = parse_one("from_email", sender, backend.idna_encode).address
+    except LettermintInvalidMessage as error:
+        raise Failed(error, "options") from None
+    domain = address.rpartition("@")[2].lower()
+    if "." not in domain:
+        raise Failed(
+            LookupError(f"the sender's domain is {domain!r}: no mail can come from it"),
+            "options",
+            "Set DEFAULT_FROM_EMAIL to an address of a domain that the Lettermint "
+            "dashboard shows as verified, or name a sender with --from.",
+        )
+    return domain
 
 
 def _messages(options: Mapping[str, Any]) -> Iterator[LettermintMessage]:
