@@ -1,4 +1,4 @@
-"""Who sends: Django, smtplib, nodemailer, this package, and ready bytes as the ceiling."""
+"""Who sends: Django, nodemailer and this package, each as shipped and tuned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import smtplib
 import ssl
 import subprocess
 import time
@@ -18,35 +17,39 @@ from pathlib import Path
 from typing import Any
 
 import django
+from django.conf import settings
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.core.mail.backends.smtp import EmailBackend as SMTPBackend
 
 from django_lettermint.backend import EmailBackend
 
 THREADS = 8
-TOKEN = "lm_bench"
+#: Connections of those that are tuned.
+CONNECTIONS = 10
 LINE = "Hello dear reader, this is a line of text for you.\n"
 HTML = "<p>Hello dear reader, this is a line of text for you.</p>\n" * 1000
 BIG = os.urandom(730_000)
+
+DJANGO, HELD = "Django", "Django, held open"
+NODE, NODE_TUNED = "nodemailer", "nodemailer, tuned"
+OURS, OURS_TUNED = "ours", "ours, tuned"
 
 
 @dataclass(frozen=True)
 class Cell:
     """What is measured."""
 
-    rtt: int = 20
-    mode: str = "single"
+    rtt: int
+    mode: str
     size: str = "2 KB"
-    recipients: int = 1
-    #: Milliseconds that the relay takes over a message.
-    think: int = 0
+    server: str = "relay"
     security: str = "starttls"
-    #: Messages of a batch, if not the usual number.
+    #: Messages of a list, if not the usual number.
     limit: int = 0
 
     @property
     def count(self) -> int:
-        """Return the messages of a batch."""
+        """Return the messages of a list."""
         return self.limit or {"2 KB": 100, "100 KB": 25, "1 MB": 10}[self.size]
 
 
@@ -56,6 +59,7 @@ class Target:
 
     port: int
     ca_file: str
+    token: str
     security: str = "starttls"
 
 
@@ -77,27 +81,25 @@ class Mails:
 
     def __call__(self) -> EmailMessage:
         self.number = number = self.number + 1
-        cell = self.cell
-        to = [f"user{number}.{each}@example.org" for each in range(cell.recipients)]
-        body = LINE * (38 * 20 if cell.size == "100 KB" else 38)
-        mail = EmailMultiAlternatives(
-            f"Subject {number}", body, f"sender{number % 7}@example.com", to
-        )
-        if cell.size == "100 KB":
+        body = LINE * (38 * 20 if self.cell.size == "100 KB" else 38)
+        sender, to = f"sender{number % 7}@example.com", [f"user{number}@example.org"]
+        mail = EmailMultiAlternatives(f"Subject {number}", body, sender, to)
+        if self.cell.size == "100 KB":
             mail.attach_alternative(HTML, "text/html")
-        if cell.size == "1 MB":
+        if self.cell.size == "1 MB":
             mail.attach("a.bin", BIG, "application/octet-stream")
         return mail
 
 
 SendAll = Callable[[Sequence[EmailMessage]], object]
+Contestant = Callable[[Cell, Target, float], Sent]
 
 
 def drive(cell: Cell, senders: Sequence[SendAll], seconds: float) -> Sent:
-    """Send in the cell's mode; in `threads`, each thread has a sender of its own."""
+    """Send in the cell's mode; of threads, each has a sender of its own."""
     make = Mails(cell)
     began, cpu = time.perf_counter(), time.process_time()
-    if cell.mode == "batch":
+    if cell.mode == "list":
         senders[0]([make() for _ in range(cell.count)])
         messages = cell.count
     else:
@@ -136,10 +138,10 @@ def _context(ca_file: str) -> ssl.SSLContext:
 def _django(target: Target) -> SMTPBackend:
     keywords: dict[str, Any] = {"alias": "bench"} if django.VERSION >= (6, 1) else {}
     backend = _Django(
-        host="localhost",
+        host="127.0.0.1",
         port=target.port,
         username="lettermint",
-        password=TOKEN,
+        password=target.token,
         use_tls=target.security == "starttls",
         use_ssl=target.security == "tls",
         **keywords,
@@ -155,110 +157,52 @@ def run_django(cell: Cell, target: Target, seconds: float) -> Sent:
     return drive(cell, [send] * THREADS, seconds)
 
 
+_held: dict[Target, list[SMTPBackend]] = {}
+
+
 def run_django_held(cell: Cell, target: Target, seconds: float) -> Sent:
-    held = _held(_opened, cell, target)
+    held = _held.setdefault(target, [])
+    while len(held) < (THREADS if cell.mode == "threads" else 1):
+        held.append(_django(target))
+        held[-1].open()
     return drive(cell, [each.send_messages for each in held], seconds)
 
 
-def _opened(target: Target) -> SMTPBackend:
-    backend = _django(target)
-    backend.open()
-    return backend
-
-
-def run_smtplib(cell: Cell, target: Target, seconds: float) -> Sent:
-    """Send ready bytes, as most who write it by hand do: no rendering in its CPU."""
-    ready = Mails(cell)().message().as_bytes()
-
-    def sender(smtp: smtplib.SMTP) -> SendAll:
-        def send(mails: Sequence[EmailMessage]) -> None:
-            for mail in mails:
-                smtp.sendmail(str(mail.from_email), mail.to, ready)
-
-        return send
-
-    return drive(cell, [sender(each) for each in _held(_login, cell, target)], seconds)
-
-
-def _login(target: Target) -> smtplib.SMTP:
-    context = _context(target.ca_file)
-    if target.security == "tls":
-        smtp: smtplib.SMTP = smtplib.SMTP_SSL(
-            "localhost", target.port, "bench", context=context
-        )
-    else:
-        smtp = smtplib.SMTP("localhost", target.port, "bench")
-        smtp.starttls(context=context)
-    smtp.login("lettermint", TOKEN)
-    return smtp
-
-
-def run_ceiling(cell: Cell, target: Target, seconds: float) -> Sent:
-    """Write ready bytes with BDAT: a batch in one write, else a message in one."""
-    ready = Mails(cell)().message().as_bytes().replace(b"\n", b"\r\n")
-    recipients = b"".join(
-        b"RCPT TO:<user%d@example.org>\r\n" % each for each in range(cell.recipients)
-    )
-    begin = b"MAIL FROM:<sender@example.com>\r\n" + recipients
-    message = begin + b"BDAT %d LAST\r\n" % len(ready) + ready
-
-    def sender(smtp: smtplib.SMTP) -> SendAll:
-        def send(mails: Sequence[EmailMessage]) -> None:
-            assert smtp.sock is not None
-            # No more at once than a relay takes without being read from.
-            for start in range(0, len(mails), 10):
-                part = len(mails[start : start + 10])
-                smtp.sock.sendall(message * part)
-                for _ in range(part * (2 + cell.recipients)):
-                    smtp.getreply()
-
-        return send
-
-    return drive(cell, [sender(each) for each in _held(_login, cell, target)], seconds)
-
-
-_connections: dict[object, list[Any]] = {}
-
-
-def _held(make: Callable[[Target], Any], cell: Cell, target: Target) -> list[Any]:
-    """Return warm connections, one for each thread."""
-    held = _connections.setdefault((make, target), [])
-    while len(held) < (THREADS if cell.mode == "threads" else 1):
-        held.append(make(target))
-    return held
-
-
 def close_held() -> None:
-    """Close the connections of `_held()`."""
-    for held in _connections.values():
+    """Close Django's connections that were held open."""
+    for held in _held.values():
         for each in held:
             each.close()
-    _connections.clear()
+    _held.clear()
 
 
-def ours(**options: Any) -> Callable[[Cell, Target, float], Sent]:
+def ours(**options: object) -> Contestant:
     def run(cell: Cell, target: Target, seconds: float) -> Sent:
-        backend = our_backend(target, **options)
-        return drive(cell, [backend.send_messages] * THREADS, seconds)
+        configure(target, **options)
+        # As Django does: a backend for each call.
+        return drive(
+            cell, [lambda mails: EmailBackend().send_messages(mails)] * THREADS, seconds
+        )
 
     return run
 
 
-def our_backend(target: Target, **options: Any) -> EmailBackend:
-    return EmailBackend(
-        api_token=TOKEN,
-        host="localhost",
-        port=target.port,
-        security=target.security,
-        ca_file=target.ca_file,
-        pool={"max_size": THREADS, "max_messages": 0},
-        idempotency=True,  # as at lettermint.co
-        **options,
-    )
+def configure(target: Target, **options: object) -> None:
+    """Write the settings of this package that reach a target."""
+    settings.ANYMAIL = {
+        "LETTERMINT_API_TOKEN": target.token,
+        "LETTERMINT_HOST": "127.0.0.1",
+        "LETTERMINT_PORT": target.port,
+        "LETTERMINT_SECURITY": target.security,
+        "LETTERMINT_CA_FILE": target.ca_file,
+        # As at lettermint.co; nothing is repeated here.
+        "LETTERMINT_IDEMPOTENCY": True,
+        **{f"LETTERMINT_{name.upper()}": value for name, value in options.items()},
+    }
 
 
 class Nodemailer:
-    """nodemailer's pool, in a process of its own."""
+    """nodemailer's pools, in a process of their own."""
 
     def __init__(self, node_modules: Path) -> None:
         script = Path(__file__).with_name("nodemailer.js")
@@ -270,17 +214,19 @@ class Nodemailer:
             text=True,
         )
 
-    def __call__(self, cell: Cell, target: Target, seconds: float) -> Sent:
+    def run(
+        self, cell: Cell, target: Target, seconds: float, **pool: int | None
+    ) -> Sent:
         task = {
             "port": target.port,
             "ca": target.ca_file,
-            # Five are its default.
-            "connections": THREADS if cell.mode == "threads" else 5,
+            "token": target.token,
+            "pool": pool,
+            "threads": THREADS,
             "mode": cell.mode,
             "count": cell.count,
             "seconds": seconds,
             "size": cell.size,
-            "recipients": cell.recipients,
         }
         assert self._node.stdin
         assert self._node.stdout
@@ -298,31 +244,24 @@ class Nodemailer:
 
 
 @contextmanager
-def nodemailer(node_modules: Path) -> Iterator[Nodemailer | None]:
-    """Run nodemailer if it is installed."""
+def contestants(node_modules: Path) -> Iterator[dict[str, Contestant]]:
+    """Give all that take part: nodemailer if it is installed."""
+    found: dict[str, Contestant] = {
+        DJANGO: run_django,
+        HELD: run_django_held,
+        OURS: ours(),
+        OURS_TUNED: ours(batch_connections=CONNECTIONS, pool={"max_messages": 0}),
+    }
     if not shutil.which("node") or not (node_modules / "nodemailer").is_dir():
-        yield None
+        print("nodemailer is not installed: it takes no part.\n")
+        yield found
         return
     peer = Nodemailer(node_modules)
+    found[NODE] = peer.run
+    found[NODE_TUNED] = functools.partial(
+        peer.run, maxConnections=CONNECTIONS, maxMessages=1_000_000
+    )
     try:
-        yield peer
+        yield found
     finally:
         peer.close()
-
-
-Contestant = Callable[[Cell, Target, float], Sent]
-
-CONTESTANTS: dict[str, Contestant] = {
-    "Django": run_django,
-    "Django, held open": run_django_held,
-    "smtplib, ready bytes": run_smtplib,
-    "ours, PIPELINING": ours(),
-    "ours, CHUNKING": ours(chunking=True),
-    "ours, 4 connections": ours(batch_connections=4),
-    "ours, CHUNKING, 4 connections": ours(chunking=True, batch_connections=4),
-    "ceiling": run_ceiling,
-}
-#: They wait for each command, in a batch as well.
-SLOW = {"Django", "Django, held open", "smtplib, ready bytes"}
-#: These differ from others in batches only.
-ONLY_BATCH = {"ours, 4 connections", "ours, CHUNKING, 4 connections"}

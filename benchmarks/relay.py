@@ -2,10 +2,8 @@
 
     python benchmarks/relay.py CA_FILE
 
-Prints a line of JSON with its ports: `starttls`, `tls` and `control`. A line of JSON to the
-control port sets options (`think`: seconds that it takes over each message) and is
-answered by the counters since the line before: `connections`, `turns` (round trips) and
-`messages`.
+Prints a line of JSON with its ports: `starttls`, `tls` and `control`. A line to the control
+port is answered by the counters since the line before, as JSON: `turns` (round trips).
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import socket
 import ssl
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -24,11 +21,7 @@ import trustme
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from django_lettermint.testing.server import SMTPServer
-from django_lettermint.testing.session import (
-    ServerConfig,
-    ServerSession,
-    SubmittedMessage,
-)
+from django_lettermint.testing.session import ServerConfig, ServerSession
 from django_lettermint.testing.stream import ServerStream
 
 FEATURES = ("PIPELINING", "8BITMIME", "SIZE 99999999", "SMTPUTF8", "CHUNKING")
@@ -36,23 +29,11 @@ TOKEN = "lm_bench"
 
 counters: Counter[str] = Counter()
 counting = threading.Lock()
-options = {"think": 0.0}
 
 
 def count(name: str) -> None:
     with counting:
         counters[name] += 1
-
-
-class CountingSession(ServerSession):
-    """Takes every message, and counts it."""
-
-    def receive(self, message: SubmittedMessage, argument: bytes) -> None:
-        if options["think"]:
-            self.stream.flush()
-            time.sleep(options["think"])
-        count("messages")
-        super().receive(message, argument)
 
 
 def serve(ca_file: str) -> SMTPServer:
@@ -70,9 +51,8 @@ def serve(ca_file: str) -> SMTPServer:
     )
 
     def new_session(sock: socket.socket, security: str, number: int) -> ServerSession:
-        count("connections")
         stream = ServerStream(sock, on_round_trip=lambda: count("turns"))
-        return CountingSession(stream, security, number, config)
+        return ServerSession(stream, security, number, config)
 
     server = SMTPServer(new_session, {"starttls": 0, "tls": 0})
     server.listen()
@@ -83,8 +63,7 @@ def control(listener: socket.socket) -> None:
     while True:
         sock, _ = listener.accept()
         with sock, sock.makefile("rwb") as file:
-            for line in file:
-                options.update(json.loads(line))
+            for _ in file:
                 with counting:
                     file.write(json.dumps(counters).encode() + b"\n")
                     counters.clear()

@@ -3,12 +3,13 @@
     tox run -e bench [-- --quick | --first | --write]
 
 `--quick` takes a minute or two; `--first` compares `send_mail` alone with Django's;
-`--write` puts the table and the chart into `docs/`. nodemailer takes part if `node` is
-there and `--node-modules` has it (`npm install nodemailer`).
+`--write` puts the figures and the chart into `docs/` and `benchmarks/results.md`.
+nodemailer and Haraka take part if they are in `.zoo` (`.ci/zoo`, and
+`npm install --prefix .zoo nodemailer`).
 
 All contestants of a cell take turns, in an order drawn anew each time, and medians are
-shown. At RTT 0 judge by processor time, elsewhere by rate. The relay (`relay.py`) and the
-line (`line.py`) are processes of their own on this machine.
+shown. At RTT 0 judge by processor time, elsewhere by rate. The servers and the line
+(`line.py`) are processes of their own on this machine.
 """
 
 from __future__ import annotations
@@ -29,62 +30,52 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT)]
 
 from django.conf import settings  # noqa: E402
 
 settings.configure(SECRET_KEY="bench", USE_TZ=True)
 
 import contestants  # noqa: E402
-from contestants import CONTESTANTS, Cell, Contestant, Sent, Target  # noqa: E402
-from report import Row, first_table, page, tables  # noqa: E402
+from contestants import Cell, Contestant, Sent, Target  # noqa: E402
+from report import Row, about, all_figures, decisive, first_table, write  # noqa: E402
 
-from django_lettermint.pool import close_pools  # noqa: E402
+from django_lettermint.backend import EmailBackend  # noqa: E402
+from django_lettermint.pool import close_pools, lease  # noqa: E402
+from tests.zoo.haraka import PACKAGE, Haraka  # noqa: E402
+from tests.zoo.server import TOKEN  # noqa: E402
 
-#: Messages of a batch for those whose rate does not depend on it, at RTTs above 0.
+#: Messages of a list for those whose rate does not depend on it, at RTTs above 0.
 FEW = 10
+SLOW = {contestants.DJANGO, contestants.HELD}
+MODES = ("single", "threads", "list")
 
 FULL = [
-    *(
-        Cell(rtt, mode)
-        for rtt in (0, 20, 50)
-        for mode in ("single", "threads", "batch")
-    ),
-    *(
-        Cell(rtt, mode, recipients=10)
-        for rtt in (0, 20)
-        for mode in ("single", "batch")
-    ),
-    *(
-        Cell(rtt, mode, size)
-        for size in ("100 KB", "1 MB")
-        for rtt in (0, 20)
-        for mode in ("single", "batch")
-    ),
-    Cell(20, "batch", think=20),
+    *(Cell(rtt, mode) for rtt in (0, 20, 50) for mode in MODES),
+    *(Cell(rtt, "list", size) for size in ("100 KB", "1 MB") for rtt in (0, 20)),
+    *(Cell(20, mode, server="Haraka") for mode in MODES),
 ]
-QUICK = [Cell(0), Cell(0, "batch"), Cell(20), Cell(20, "threads")]
+QUICK = [Cell(0, "single"), Cell(0, "list"), Cell(20, "single"), Cell(20, "list")]
 FIRST = [Cell(rtt, mode) for rtt in (0, 20) for mode in ("single", "threads")]
+COLD = Cell(50, "single", security="tls")
 
 
 @dataclass
 class Bench:
-    """The relay, the lines to it, and what the relay counts."""
+    """The servers, the lines to them, and what the relay counts."""
 
-    ca_file: str
-    #: Ports by round trip time and kind of TLS.
-    ports: dict[tuple[int, str], int]
+    targets: dict[tuple[str, int, str], Target]
     control: Any
 
     def target(self, cell: Cell) -> Target:
-        return Target(self.ports[cell.rtt, cell.security], self.ca_file, cell.security)
+        return self.targets[cell.server, cell.rtt, cell.security]
 
-    def counters(self, **options: float) -> dict[str, int]:
-        """Return what was counted since the last time; set options."""
-        self.control.write(json.dumps(options).encode() + b"\n")
+    def trips(self) -> int:
+        """Return the round trips that the relay counted since the last time."""
+        self.control.write(b"{}\n")
         self.control.flush()
-        found: dict[str, int] = json.loads(self.control.readline())
-        return found
+        return int(json.loads(self.control.readline()).get("turns", 0))
 
 
 @contextmanager
@@ -101,21 +92,32 @@ def process(script: str, *arguments: object) -> Iterator[Any]:
 
 
 @contextmanager
-def bench(rtts: Sequence[int]) -> Iterator[Bench]:
+def bench(cells: Sequence[Cell]) -> Iterator[Bench]:
+    """Run the servers of these cells, and a line to them for each round trip time."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         ca_file = f"{folder}/ca.pem"
         ports = stack.enter_context(process("relay.py", ca_file))
-        kinds = ("starttls", "tls")
-        found = {(0, kind): ports[kind] for kind in kinds}
-        for rtt in filter(None, rtts):
-            far = [ports[kind] for kind in kinds]
-            near = stack.enter_context(process("line.py", rtt / 1000, *far))
-            found |= {(rtt, kind): port for kind, port in zip(kinds, near, strict=True)}
+        near = {
+            ("relay", kind): Target(ports[kind], ca_file, "lm_bench", kind)
+            for kind in ("starttls", "tls")
+        }
+        if any(cell.server == "Haraka" for cell in cells):
+            haraka = stack.enter_context(Haraka())
+            near["Haraka", "starttls"] = Target(
+                haraka.ports["starttls"], str(haraka.root / "ca.pem"), TOKEN
+            )
+        targets = {(server, 0, kind): each for (server, kind), each in near.items()}
+        for rtt in {cell.rtt for cell in cells} - {0}:
+            far = [each.port for each in near.values()]
+            lines = stack.enter_context(process("line.py", rtt / 1000, *far))
+            for (server, kind), port in zip(near, lines, strict=True):
+                target = replace(near[server, kind], port=port)
+                targets[server, rtt, kind] = target
         sock = socket.create_connection(("127.0.0.1", ports["control"]))
         control = stack.enter_context(sock.makefile("rwb"))
         stack.enter_context(sock)
-        yield Bench(ca_file, found, control)
+        yield Bench(targets, control)
         close_pools()
         contestants.close_held()
 
@@ -124,53 +126,55 @@ def measure(
     cell: Cell, peers: dict[str, Contestant], place: Bench, repeats: int, seconds: float
 ) -> dict[str, Row]:
     """Let the contestants take turns in a cell."""
-    target = place.target(cell)
-    place.counters(think=cell.think / 1000)
-    found: dict[str, list[tuple[Sent, dict[str, int]]]] = {name: [] for name in peers}
+    found: dict[str, list[tuple[Sent, int]]] = {name: [] for name in peers}
     for turn in range(repeats + 1):
         for name in random.sample(list(peers), len(peers)):
-            place.counters()
+            place.trips()
             # The first turn makes connections, loads code and fills caches.
-            limit = FEW if cell.rtt and name in contestants.SLOW else 0
-            sent = peers[name](replace(cell, limit=limit), target, seconds * bool(turn))
+            limit = FEW if cell.rtt and name in SLOW else 0
+            sent = peers[name](
+                replace(cell, limit=limit), place.target(cell), seconds * bool(turn)
+            )
             if turn:
-                found[name].append((sent, place.counters()))
-    return {name: _row(values) for name, values in found.items()}
+                found[name].append((sent, place.trips()))
+    return {
+        name: Row(
+            rate=statistics.median(sent.messages / sent.seconds for sent, _ in turns),
+            cpu=statistics.median(sent.cpu / sent.messages * 1000 for sent, _ in turns),
+            trips=statistics.median(trips / sent.messages for sent, trips in turns),
+        )
+        for name, turns in found.items()
+    }
 
 
-def _row(values: Sequence[tuple[Sent, dict[str, int]]]) -> Row:
-    def median(figures: Iterator[float]) -> float:
-        return statistics.median(figures)
+def cold(place: Bench, repeats: int) -> float:
+    """Return the round trips of the first mail of a process, by the clock.
 
-    return Row(
-        rate=median(sent.messages / sent.seconds for sent, _ in values),
-        cpu=median(sent.cpu / sent.messages * 1000 for sent, _ in values),
-        turns=median(
-            counters.get("turns", 0) / sent.messages for sent, counters in values
-        ),
-        connections=median(
-            counters.get("connections", 0) / sent.messages for sent, counters in values
-        ),
-    )
-
-
-def cold(place: Bench, rtt: int, repeats: int) -> float:
-    """Return the round trips of the first mail of a process, implicit TLS."""
-    cell = Cell(rtt, security="tls")
-    backend = contestants.our_backend(place.target(cell))
-    make = contestants.Mails(cell)
-    times: dict[int, list[float]] = {0: [], rtt: []}
-    near = Target(place.ports[0, "tls"], place.ca_file, "tls")
+    The time without a line is not counted, and a round trip is what NOOP takes over it.
+    """
+    make = contestants.Mails(COLD)
+    far, near = place.target(COLD), place.target(replace(COLD, rtt=0))
+    mails: dict[Target, list[float]] = {near: [], far: []}
+    noops: dict[Target, list[float]] = {near: [], far: []}
     for _ in range(repeats):
-        for distance, target in ((0, near), (rtt, place.target(cell))):
-            backend = contestants.our_backend(target)
+        for target in (near, far):
+            contestants.configure(target)
             close_pools()
+            backend = EmailBackend()
             began = time.perf_counter()
             backend.send_messages([make()])
-            times[distance].append(time.perf_counter() - began)
+            mails[target].append(time.perf_counter() - began)
+            with lease(backend.config, seconds=30) as connection:
+                for _ in range(5):
+                    began = time.perf_counter()
+                    assert connection.session.ping(30)
+                    noops[target].append(time.perf_counter() - began)
     close_pools()
-    extra = statistics.median(times[rtt]) - statistics.median(times[0])
-    return extra / (rtt / 1000)
+
+    def by_the_line(times: dict[Target, list[float]]) -> float:
+        return statistics.median(times[far]) - statistics.median(times[near])
+
+    return by_the_line(mails) / by_the_line(noops)
 
 
 def main() -> None:
@@ -180,38 +184,32 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4)
-    modules = HERE / "node_modules"
+    modules = ROOT / ".zoo" / "node_modules"
     parser.add_argument("--node-modules", type=Path, default=modules)
     chosen = parser.parse_args()
     cells = QUICK if chosen.quick else FIRST if chosen.first else FULL
+    if not PACKAGE.is_dir():
+        print("Haraka is not installed: see .ci/zoo.\n")
+        cells = [cell for cell in cells if cell.server != "Haraka"]
     with (
-        bench(sorted({cell.rtt for cell in cells} | {50})) as place,
-        contestants.nodemailer(chosen.node_modules) as peer,
+        bench([*cells, COLD]) as place,
+        contestants.contestants(chosen.node_modules) as found,
     ):
-        peers = dict(CONTESTANTS)
-        if peer:
-            peers["nodemailer, pool"] = peer
-        else:
-            print("nodemailer is not installed: it takes no part.\n")
-        if chosen.first:
-            peers = {name: peers[name] for name in ("Django", "ours, PIPELINING")}
+        chosen_names = (contestants.DJANGO, contestants.OURS) if chosen.first else found
+        peers = {name: found[name] for name in chosen_names}
         results: dict[Cell, dict[str, Row]] = {}
         for cell in cells:
             print(f"measuring {cell}", file=sys.stderr, flush=True)
-            here = {
-                name: run
-                for name, run in peers.items()
-                if cell.mode == "batch" or name not in contestants.ONLY_BATCH
-            }
-            results[cell] = measure(cell, here, place, chosen.repeats, chosen.seconds)
-        place.counters(think=0)
-        trips = cold(place, 50, chosen.repeats)
+            results[cell] = measure(cell, peers, place, chosen.repeats, chosen.seconds)
+        first_mail = cold(place, chosen.repeats)
     if chosen.first:
         print(first_table(results))
         return
-    print(tables(results, trips))
+    print(
+        "\n".join([about(), "", decisive(results, first_mail), *all_figures(results)])
+    )
     if chosen.write:
-        page(results, trips, HERE.parent / "docs")
+        write(results, first_mail, ROOT)
 
 
 if __name__ == "__main__":

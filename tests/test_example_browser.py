@@ -273,4 +273,12 @@ def test_the_site_brings_a_relay_of_its_own_that_posts_webhooks(
         mail = card(page, "The whole loop")
         mail.get_by_text("delivered", exact=True).wait_for()
         mail.get_by_text("complained", exact=True).wait_for()
+        with page.expect_popup() as popup:
+            page.get_by_role("link", name="Inbox").click()
+        popup.value.get_by_role("link", name="The whole loop").click()
+        answers = popup.value.get_by_role(
+            "list", name="Posted so far, the newest first"
+        )
+        answers.get_by_text("complained", exact=True).wait_for()
+        popup.value.close()
         page.goto("about:blank")  # ends its requests before the site ends

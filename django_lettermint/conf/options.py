@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .secret import Hidden
 from .validators import (
     InvalidOption,
     ca_file,
@@ -21,12 +22,14 @@ from .validators import (
     one_of,
     optional,
     resolve,
+    resolver,
     seconds,
     seconds_or_zero,
     seconds_up_to,
     secret,
     secrets,
     send_defaults,
+    tenant,
     unknown_name,
     whole_number,
     word,
@@ -53,6 +56,10 @@ SECURITY_BY_PORT = {
 WEBHOOK_OPTIONS = ("signing_secret", "webhook_dedupe")
 
 
+#: Returns the options of a tenant; raises LookupError if there is no such tenant.
+Tenants: TypeAlias = Callable[[str], Mapping[str, object]]
+
+
 def _option(default: object, validate: Callable[[Any], Any], doc: str) -> Any:
     """Make a field of a dataclass whose fields are options."""
     return field(default=default, metadata={"validate": validate, "doc": doc})
@@ -62,7 +69,9 @@ def _option(default: object, validate: Callable[[Any], Any], doc: str) -> Any:
 class PoolConfig:
     """How connections are shared and kept; times are seconds."""
 
-    max_size: int = _option(4, whole_number(1), "Connections at once, in this process.")
+    max_size: int = _option(
+        10, whole_number(1), "Connections at once, in this process."
+    )
     timeout: float = _option(10.0, seconds, "Seconds to wait for a free connection.")
     max_waiting: int = _option(
         0, whole_number(0), "Callers that may wait for one; 0: any number."
@@ -100,6 +109,8 @@ class Endpoint:
     local_hostname: str | None
     pool: PoolConfig
     pooled: bool
+    #: Whose it is: tenants share no pool, whatever their options.
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +124,8 @@ class RelayConfig:
     retries: int
     pipelining: bool
     chunking: bool
-    batch_connections: int
+    #: None: as many as `delivery.list_connections()` says.
+    batch_connections: int | None
     idempotency: bool
 
 
@@ -131,6 +143,10 @@ class BackendConfig:
     idna_encoder: Callable[[str], str]
     #: The names of the options that code has given, besides the settings.
     keywords: tuple[str, ...]
+    tenant: str | None = None
+    tenants: Tenants | None = None
+    #: The SettingsReader of all this; a tenant's options are laid over what it finds.
+    reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +192,9 @@ class WebhookConfig:
     signing_secrets: tuple[Secret, ...]
     dedupe: bool
     correlation_key: str | None
+    tenants: Tenants | None = None
+    #: As in BackendConfig.
+    reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +314,10 @@ OPTIONS = _table(
     Option("chunking", False, flag, "Use CHUNKING (RFC 3030) if it is offered."),
     Option(
         "batch_connections",
-        1,
-        whole_number(1),
-        "Connections that one `send_messages()` may use at once.",
+        None,
+        optional(whole_number(1)),
+        "Connections that one `send_messages()` may use at once; `None`: half of the pool "
+        "for a long list, else one.",
     ),
     Option(
         "idempotency",
@@ -318,6 +338,18 @@ OPTIONS = _table(
         send_defaults,
         "Defaults for every message: route, tag, metadata, …",
     ),
+    Option(
+        "tenants",
+        None,
+        optional(resolver),
+        "A function, or its path, that returns a tenant's options: see [Tenants](tenants.md).",
+    ),
+    Option(
+        "tenant",
+        None,
+        optional(tenant),
+        "The tenant of messages that name none themselves.",
+    ),
     Option("fail_silently", False, flag, "Do not raise when sending fails."),
     Option(
         "signing_secret",
@@ -335,6 +367,9 @@ OPTIONS = _table(
 
 POOL_OPTIONS = _fields(PoolConfig)
 QUEUE_OPTIONS = _fields(QueueConfig)
+
+#: Options that concern all messages of a call, whichever tenants they have.
+NOT_OF_TENANTS = ("tenants", "tenant", "fail_silently")
 
 #: Options of Anymail's own backend class. They can be set for all of Anymail's backends.
 ANYMAIL_OPTIONS = _table(

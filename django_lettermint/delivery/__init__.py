@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from .batch import BatchSender
+from .batch import BATCH_SIZE, BatchSender, Deliveries, list_connections
 from .engine import Delivery
 from .policy import LIST_PATIENCE, PATIENCE, later_may_help
 from .result import build_error, build_result, phase_of, recipients_of
 from .submission import Deadline, Submission, submissions
 
 __all__ = [
+    "BATCH_SIZE",
     "LIST_PATIENCE",
     "PATIENCE",
     "BatchSender",
     "Deadline",
+    "Deliveries",
     "Delivery",
     "Submission",
     "build_error",
     "build_result",
     "later_may_help",
+    "list_connections",
     "phase_of",
     "recipients_of",
     "submissions",

@@ -42,7 +42,8 @@ class Delivery:
 
     `stop`, once set by another thread, lets nothing more begin. With
     `ignore_pool_timeout` a connection is awaited as long as the deadlines allow.
-    `sleep` waits so many seconds, or until `stop` is set.
+    `sleep` waits so many seconds, or until `stop` is set. `connected` is set once there
+    is a connection.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Delivery:
         stop: threading.Event | None = None,
         ignore_pool_timeout: bool = False,
         sleep: Callable[[float], object] | None = None,
+        connected: threading.Event | None = None,
     ) -> None:
         self._config = config
         self._connections = connections
@@ -61,6 +63,7 @@ class Delivery:
         self._stop = stop or threading.Event()
         self._ignore_pool_timeout = ignore_pool_timeout
         self._sleep = sleep or self._stop.wait
+        self._connected = connected
         #: What any further message would meet as well, if there is such an error.
         self.fatal: LettermintError | None = None
         self._messages: Sequence[list[Submission]] = ()
@@ -143,6 +146,8 @@ class Delivery:
             force_new=self._force_new,
             ignore_pool_timeout=self._ignore_pool_timeout,
         ) as connection:
+            if self._connected:
+                self._connected.set()
             room = max(1, connection.max_messages - connection.session.messages)
             count = int(min(room, len(ready)))
             pairs = [(each, each.begin()) for each in ready[:count]]
@@ -178,12 +183,17 @@ class Delivery:
             now = time.monotonic()
             transaction.until = now + submission.deadline.seconds_left()
             session.send(transaction, following, config=self._config)
-            decision = self._record(session, submission, transaction, used=used)
-            if session.closed or self._stop.is_set():
+            closed = session.closed
+            decision = self._record(
+                session, submission, transaction, used=used, closed=closed
+            )
+            if closed or self._stop.is_set():
                 # Went out behind this one, in part or whole.
                 for follower, its_transaction in pairs[number:]:
                     if its_transaction.started:
-                        self._record(session, follower, its_transaction, used=True)
+                        self._record(
+                            session, follower, its_transaction, used=True, closed=closed
+                        )
                 return
             # A repeat that is refused for now before its content may meet a limit of
             # this session, too.
@@ -203,6 +213,7 @@ class Delivery:
         transaction: MailTransaction,
         *,
         used: bool,
+        closed: bool,
     ) -> Decision:
         """Apply the end of a mail transaction, and prepare for what comes next."""
         if (
@@ -211,7 +222,6 @@ class Delivery:
             or submission.refused_pipelined
         ):
             _learn(session.relay, submission, transaction)
-        closed = session.closed
         lost = transaction.failure if closed else None
         may_retry = False
         if lost and not used and transaction.outcome is Outcome.NOT_SENT:

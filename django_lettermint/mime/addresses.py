@@ -83,7 +83,7 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
             raise ValueError("give it as text")
         text = str(value)
         if _PLAIN.fullmatch(text) and len(text) <= MAX_LENGTH:
-            return _plain(text)
+            return Mailbox(given=text, address=text)
         name, local_part, domain = _parsed(text)
         address = f"{local_part}@{_ascii(domain, idna)}"
         if len(address.encode()) > MAX_LENGTH:
@@ -128,11 +128,6 @@ def _masked(text: str) -> str:
     return _QUOTED_OR_COMMENT.sub(
         lambda found: "x" * len(found[0]) if found[1] else found[0], text
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _plain(text: str) -> Mailbox:
-    return Mailbox(given=text, address=text)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -62,7 +62,7 @@ class ConnectionPool(Generic[C]):
         clock: Callable[[], float] = time.monotonic,
         *,
         name: str = "",
-        evict: Callable[[list[PoolRequest[C]]], None] | None = None,
+        evict: Callable[[list[PoolRequest[C]]], object] | None = None,
     ) -> None:
         self.connect = connect
         self.config = config
@@ -88,11 +88,6 @@ class ConnectionPool(Generic[C]):
     def empty(self) -> bool:
         """Return whether nothing would be lost with the pool."""
         return not self.slots.size and not self.slots.waiting
-
-    @property
-    def idle_since(self) -> list[float]:
-        """Return the pool's clock when each idle connection came back."""
-        return [connection.idle_since for connection in tuple(self.slots.idle)]
 
     def __repr__(self) -> str:
         slots = self.slots
@@ -140,16 +135,20 @@ class ConnectionPool(Generic[C]):
         taken: list[PoolRequest[C]],
         kept_before: float = float("-inf"),
         reason: CloseReason = CloseReason.SURPLUS,
-    ) -> None:
-        """Take idle connections to be closed: at a limit, or kept before that moment."""
-        now = self._clock()
+    ) -> list[float]:
+        """Take idle connections to be closed: at a limit, or kept before that moment.
+
+        Return the pool's clock when each of the others came back.
+        """
+        now, idle = self._clock(), tuple(self.slots.idle)
         if any(
-            each.idle_until <= now or each.idle_since <= kept_before
-            for each in tuple(self.slots.idle)
+            each.idle_until <= now or each.idle_since <= kept_before for each in idle
         ):
             self._locked(
                 lambda slots: slots.take_idle(self, taken, kept_before, reason)
             )
+            idle = tuple(self.slots.idle)
+        return [each.idle_since for each in idle]
 
     def free(self, request: PoolRequest[C]) -> None:
         """Give back the slot of a connection that was closed."""

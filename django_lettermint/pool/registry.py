@@ -7,11 +7,10 @@ end without running `atexit` (Celery's, multiprocessing's) may call `close_pools
 from __future__ import annotations
 
 import atexit
-import functools
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from .connection import (
 from .connection_pool import LOCK_TIMEOUT, ConnectionPool
 
 if TYPE_CHECKING:
-    from django_lettermint.conf import Endpoint, RelayConfig
+    from django_lettermint.conf import Endpoint, PoolConfig, RelayConfig
 
     from .stats import PoolReport
 
@@ -37,7 +36,25 @@ MAX_IDLE = 64
 #: Pools beyond this many are forgotten, with their statistics, once they hold nothing.
 MAX_POOLS = 64
 
-Pool = ConnectionPool[Session]
+
+class RelayPool(ConnectionPool[Session]):
+    """The connections to one relay under one login."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        limits: PoolConfig,
+        relay: RelayState,
+        *,
+        evict: Callable[[list[PoolRequest[Session]]], None] | None = None,
+    ) -> None:
+        def connect_to_relay(until: float, timeout: float) -> Session:
+            return connect(endpoint, relay, until=until, timeout=timeout)
+
+        name = f"{endpoint.host}:{endpoint.port} ({_digest(endpoint)})"
+        super().__init__(connect_to_relay, limits, name=name, evict=evict)
+        #: What its connections have learnt.
+        self.relay = relay
 
 
 class _Registry:
@@ -50,11 +67,12 @@ class _Registry:
     def __init__(self) -> None:
         #: The process whose pools these are; reset_after_fork() changes it.
         self.pid = os.getpid()
-        self.pools: dict[Endpoint, Pool] = {}
+        self.pools: dict[Endpoint, RelayPool] = {}
 
-    def add(self, endpoint: Endpoint) -> Pool:
+    def add(self, endpoint: Endpoint) -> RelayPool:
         """Return the pool of an endpoint, made now unless another thread was faster."""
-        pool = self.pools.setdefault(endpoint, _new_pool(endpoint))
+        new = RelayPool(endpoint, endpoint.pool, RelayState(), evict=self.evict)
+        pool = self.pools.setdefault(endpoint, new)
         pools = sorted(self.pools.copy().items(), key=lambda item: item[1].used_at)
         for forgotten, unused in pools[:-MAX_POOLS]:
             if unused.empty:
@@ -66,9 +84,9 @@ class _Registry:
     def evict(self, closing: list[PoolRequest[Session]]) -> None:
         """Take what has expired in any pool, and the oldest of too many idle connections."""
         pools = self.pools.copy().values()
-        for pool in pools:
-            pool.take_expired(closing)
-        idle_since = sorted(moment for pool in pools for moment in pool.idle_since)
+        idle_since = sorted(
+            moment for pool in pools for moment in pool.take_expired(closing)
+        )
         for moment in idle_since[:-MAX_IDLE][-1:]:
             for pool in pools:
                 pool.take_expired(closing, kept_before=moment)
@@ -85,14 +103,14 @@ class _Registry:
 _registry = _Registry()
 
 
-def get_pool(endpoint: Endpoint) -> Pool:
+def get_pool(endpoint: Endpoint) -> RelayPool:
     """Return the pool of an endpoint, made if need be; it opens no connection."""
     pools = _own_registry().pools
     return pools.get(endpoint) or _registry.add(endpoint)
 
 
 @contextmanager
-def open_pool(config: RelayConfig) -> Iterator[Pool]:
+def open_pool(config: RelayConfig) -> Iterator[RelayPool]:
     """Give the pool that one call of `send_messages()` uses.
 
     It is the process's pool or, with the option `pool=False`, one of this call alone,
@@ -102,8 +120,8 @@ def open_pool(config: RelayConfig) -> Iterator[Pool]:
     if config.endpoint.pooled:
         yield pool
         return
-    limits = replace(config.endpoint.pool, max_size=config.batch_connections)
-    private = ConnectionPool(pool.connect, limits, name=pool.name)
+    limits = replace(config.endpoint.pool, max_size=config.batch_connections or 1)
+    private = RelayPool(config.endpoint, limits, pool.relay)
     try:
         yield private
     finally:
@@ -140,6 +158,7 @@ def get_stats() -> list[PoolReport]:
             "host": endpoint.host,
             "port": endpoint.port,
             "username": endpoint.username,
+            "tenant": endpoint.tenant,
             "digest": _digest(endpoint),
             **pool.stats(),
         }
@@ -165,21 +184,6 @@ def close_pools(timeout: float = 2.0) -> None:
     finally:
         for session in sessions:
             session.close()
-
-
-def _new_pool(endpoint: Endpoint) -> Pool:
-    return ConnectionPool(
-        functools.partial(_connect, endpoint, RelayState()),
-        endpoint.pool,
-        name=f"{endpoint.host}:{endpoint.port} ({_digest(endpoint)})",
-        evict=_registry.evict,
-    )
-
-
-def _connect(
-    endpoint: Endpoint, relay: RelayState, until: float, timeout: float
-) -> Session:
-    return connect(endpoint, relay, until=until, timeout=timeout)
 
 
 def _digest(endpoint: Endpoint) -> str:

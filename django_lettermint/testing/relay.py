@@ -353,7 +353,9 @@ class RelaySession(ServerSession):
     def respond(self, step: str, argument: bytes, reply: Reply) -> int:
         if step in _REFUSALS and reply.code >= 400:
             # Before the reply: who has read it finds the refusal.
-            self.state.refused(self._refusal(step, argument, reply))
+            refusal = self._refusal(step, argument, reply)
+            self.state.refused(refusal)
+            self.state.tell(refusal)
         return super().respond(step, argument, reply)
 
     def _refusal(self, step: str, argument: bytes, reply: Reply) -> Refusal:
@@ -455,6 +457,7 @@ class RelaySession(ServerSession):
         with self.state.changed:
             keys.finish(key, reply)
             self.state.deliver(received)
+        self.state.tell(received)
         return reply
 
     def _delay(self) -> bool:

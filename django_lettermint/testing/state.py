@@ -72,15 +72,14 @@ class RelayState:
         with self.changed:
             self.messages.append(message)
             self.add(messages=1, octets=len(message.content))
-        self._tell(message)
 
     def refused(self, refusal: Refusal) -> None:
         with self.changed:
             self.refusals.append(refusal)
             self.changed.notify_all()
-        self._tell(refusal)
 
-    def _tell(self, record: ReceivedMessage | Refusal) -> None:
+    def tell(self, record: ReceivedMessage | Refusal) -> None:
+        """Call the listeners; not under the lock, since they may have locks as well."""
         for listener in tuple(self.listeners):
             listener(record)
 

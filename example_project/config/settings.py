@@ -5,6 +5,7 @@ LETTERMINT_FROM_EMAIL       the sender; Lettermint must know its domain
 LETTERMINT_SIGNING_SECRET   the webhook's secret, whsec_…
 LETTERMINT_HOST, _PORT, _SECURITY, _CA_FILE   another relay than Lettermint's
 EXAMPLE_DATABASE            the SQLite file
+EXAMPLE_INBOX               the address of the local relay's inbox
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ if secret := os.environ.get("LETTERMINT_SIGNING_SECRET"):
 
 DEFAULT_FROM_EMAIL = os.environ.get("LETTERMINT_FROM_EMAIL", "shop@example.com")
 
+INBOX = os.environ.get("EXAMPLE_INBOX", "")
+
 # -- The rest is what any Django project has -------------------------------------------
 
 # For this machine only: a real site has a key that nobody knows, and DEBUG off.
@@ -72,6 +75,7 @@ TEMPLATES = [
             "context_processors": [
                 "django.template.context_processors.request",
                 "django.contrib.messages.context_processors.messages",
+                "outbox.views.links",
             ],
         },
     },

@@ -69,7 +69,7 @@ def test_a_token_is_all_that_is_needed() -> None:
             retries=8,
             pipelining=True,
             chunking=False,
-            batch_connections=1,
+            batch_connections=None,
             idempotency=True,
         ),
         correlation_key="django_message_id",
@@ -333,9 +333,9 @@ def test_without_a_pool_the_path_is_the_same_with_defaults() -> None:
 
 
 def test_a_batch_cannot_use_more_connections_than_the_pool_has() -> None:
-    problem = refusal(batch_connections=5)
+    problem = refusal(batch_connections=11)
 
-    assert "batch_connections must not exceed the pool's max_size, 4" in problem
+    assert "batch_connections must not exceed the pool's max_size, 10" in problem
     assert relay(batch_connections=5, pool={"max_size": 5}).batch_connections == 5
 
 

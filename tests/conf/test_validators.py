@@ -48,9 +48,12 @@ OFF = {
     "auth_mechanism",
     "ca_file",
     "local_hostname",
+    "batch_connections",
     "idempotency",
     "correlation_key",
     "signing_secret",
+    "tenants",
+    "tenant",
 }
 
 

@@ -107,7 +107,7 @@ def all_but(number: int, outcome: Outcome, count: int) -> list[Outcome]:
 @pytest.mark.parametrize("options", WAYS)
 def test_a_list_takes_one_connection_and_arrives_in_order(options: Any) -> None:
     with FaultServer(features=CHUNKING) as server:
-        outcomes, error, _ = send(server, mails(60), **options)
+        outcomes, error, _ = send(server, mails(60), batch_connections=1, **options)
         assert outcomes == [SENT] * 60
         assert error is None
         assert [each.recipients[0] for each in server.deliveries] == [*to(*range(1, 61))]  # fmt: skip
@@ -201,7 +201,8 @@ def test_a_relay_that_falls_silent_fails_the_rest_within_a_few_timeouts(
     if phase == "banner":
         script.append(On("mail", message=3, do=drop()))
     with FaultServer(script) as server:
-        outcomes, error, _ = send(server, mails(50), timeout=SHORT, retries=1)
+        options = {"timeout": SHORT, "retries": 1, "batch_connections": 1}
+        outcomes, error, _ = send(server, mails(50), **options)
         assert outcomes == [SENT] * 2 + [NOT_SENT] * 48
         assert isinstance(error, ConnectFailed | ConnectionLost)
         assert server.connections <= 5

@@ -34,7 +34,7 @@ def test_a_restart_of_three_seconds_within_a_list_loses_and_doubles_nothing(
 
     def stopping() -> Iterator[EmailMessage]:
         for number, each in enumerate(messages):
-            if number == 150:
+            if number == 200:
                 relay.stop()
                 restart.start()
             yield each
@@ -44,7 +44,7 @@ def test_a_restart_of_three_seconds_within_a_list_loses_and_doubles_nothing(
     restart.join()
     outcomes = Counter(result(each).outcome for each in messages)
     assert outcomes[Outcome.NOT_SENT] == 0
-    assert outcomes[Outcome.UNKNOWN] <= 1
+    assert outcomes[Outcome.UNKNOWN] <= 5  # one on each connection
     copies = Counter(each.recipients[0] for each in relay.messages)
     assert set(copies.values()) == {1}
     assert len(copies) >= outcomes[Outcome.SENT]

@@ -71,14 +71,14 @@ def test_a_relay_that_refuses_every_message_sees_one_login() -> None:
     with FaultServer([On("mail", do=reply(451))]) as server:
         messages = mails(50)
         with pytest.raises(SenderRefused):
-            backend(server).send_messages(messages)
+            backend(server, batch_connections=1).send_messages(messages)
         assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
         assert len(server.logins) == 1
 
 
 def test_a_relay_that_begins_to_refuse_every_message_sees_two_logins() -> None:
     with FaultServer() as server:
-        sender = backend(server)
+        sender = backend(server, batch_connections=1)
         assert sender.send_messages(mails(3)) == 3
         server.script.append(On("mail", do=reply(452, "4.5.3 too many messages")))
         with pytest.raises(SenderRefused):
@@ -212,8 +212,9 @@ def test_the_words_of_a_relay_that_sends_us_away_are_in_every_result(
 ) -> None:
     with FaultServer([On(phase, do=GOING)]) as server:
         messages = mails(count)
+        sender = backend(server, retries=1, batch_connections=1)
         with listening() as heard, pytest.raises(ConnectionLost) as raised:
-            backend(server, retries=1).send_messages(messages)
+            sender.send_messages(messages)
         assert server.connections == 2
     assert raised.value.smtp_code == 421
     assert b"Try again later" in raised.value.smtp_error

@@ -161,7 +161,7 @@ def test_ten_thousand_mails_through_eight_threads() -> None:
 def test_a_batch_fills_connections_up(relay: Relay) -> None:
     relay.reply_delay = 0
     options = {"max_messages": 10}
-    sender = EmailBackend(**relay.options(pool=options))
+    sender = EmailBackend(**relay.options(pool=options, batch_connections=1))
 
     assert sender.send_messages(mails(35)) == 35
     assert relay.statistics.connections == 4

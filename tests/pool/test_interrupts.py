@@ -235,7 +235,7 @@ def test_an_interrupt_at_any_moment_loses_no_slot() -> None:
             except Interrupt:
                 interrupts += 1
             # All slots are there, and no connection is in two of them.
-            assert pool.size == len(pool.idle_since), pool
+            assert pool.size == pool.stats()["idle"], pool
             assert pool.stats()["waiting"] == 0
             with pool.hold() as one, pool.hold() as two, pool.hold() as three:
                 assert len({one.session, two.session, three.session}) == 3

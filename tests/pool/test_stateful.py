@@ -195,7 +195,7 @@ class PoolMachine(RuleBasedStateMachine):
         if self.undecided:
             limit = self.pool.slots.relay_limit or MAX_SIZE
             assert len(self.holders) >= min(MAX_SIZE, limit)
-            assert self.pool.idle_since == []
+            assert self.pool.stats()["idle"] == 0
 
     @invariant()
     def all_that_was_opened_is_accounted_for(self) -> None:
