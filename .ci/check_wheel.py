@@ -20,6 +20,9 @@ IN_WHEEL = {
     "django_lettermint/testing/__init__.py",
     "django_lettermint/testing/relay.py",
     "django_lettermint/testing/fixtures.py",
+    "django_lettermint/testing/inbox/static/inbox.js",
+    "django_lettermint/testing/inbox/static/style.css",
+    "django_lettermint/testing/inbox/templates/page.html",
 }
 IN_SDIST = {"pyproject.toml", "tox.ini", "LICENSE", "README.md", "tests/settings.py"}
 

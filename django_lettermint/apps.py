@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 
 from . import checks
 
@@ -23,3 +23,4 @@ class LettermintConfig(AppConfig):
         register(checks.check_names, "mail")
         register(checks.check_other_settings, "mail")
         register(checks.check_distributions, "mail")
+        register(checks.check_tenants, Tags.database)

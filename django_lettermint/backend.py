@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack
-from copy import deepcopy
+from contextlib import ExitStack, suppress
+from copy import copy, deepcopy
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
@@ -20,12 +20,20 @@ from anymail.signals import pre_send
 from django.core import mail
 
 from . import pool
-from .conf import Endpoint, RelayConfig, backend_config
+from .conf import (
+    Endpoint,
+    Hidden,
+    RelayConfig,
+    backend_config,
+    looked_up,
+    tenant_config,
+)
 from .delivery import (
     BATCH_SIZE,
     LIST_PATIENCE,
     PATIENCE,
     BatchSender,
+    Deliveries,
     Delivery,
     build_error,
     build_result,
@@ -34,6 +42,7 @@ from .delivery import (
 )
 from .exceptions import LettermintError, LettermintInvalidMessage
 from .extras import invalid_value
+from .message import UNSET, active_extras, signed_tenant, tenant_of
 from .outgoing import OutgoingMessage, notify
 from .payload import Payload
 from .results import Outcome, Phase, SendResult
@@ -51,6 +60,15 @@ BATCH_OCTETS = 8 * 1024 * 1024
 _FILTER = "Anymail's signal pre_send, or override prepare()"
 _STATUS = "the signals message_sent and message_failed"
 _TLS = "the options `security` and `ca_file`"
+#: Attributes that a tenant's options may change.
+_OF_TENANTS = (
+    "send_defaults",
+    "correlation_key",
+    "ignore_unsupported_features",
+    "ignore_recipient_status",
+    "debug_api_requests",
+    "idna_encoder",
+)
 #: What other backends call, with what to use in its place.
 _UNUSED_HOOKS = {
     # Anymail's
@@ -90,6 +108,10 @@ class EmailBackend(AnymailBaseBackend):
         self.correlation_key = config.correlation_key
         self._config = config.relay
         self._keywords = config.keywords
+        #: The tenant of messages that name none themselves.
+        self.tenant: str | None = config.tenant
+        self.has_tenants = config.tenants is not None
+        self._whole_config = Hidden(config)
         #: Seconds for connecting and for each reply; django-health-check sets it.
         self.timeout: float | None = config.relay.timeout
         self._configured = attributes_since(self, before)
@@ -118,7 +140,8 @@ class EmailBackend(AnymailBaseBackend):
     def __reduce__(self) -> tuple[Any, ...]:
         # Django <= 6.0 leaves the backend on each message it sent. Neither token nor
         # connection may travel with a pickle: the other side reads its own settings.
-        options = [name for name in self._keywords if name != "fail_silently"]
+        harmless = ("fail_silently", "tenant")
+        options = [name for name in self._keywords if name not in harmless]
         if options:
             raise TypeError(
                 f"{type(self).__name__} with options of its own ({', '.join(options)}) is "
@@ -149,11 +172,11 @@ class EmailBackend(AnymailBaseBackend):
 
         Nothing is held: connections belong to the process's pool.
         """
-        config = self.config
         try:
+            config = self.usual_sender().config
             with pool.lease(config, seconds=config.deadline) as connection:
                 return not connection.reused
-        except LettermintError:
+        except (LettermintError, LettermintInvalidMessage):
             if not self.fail_silently:
                 raise
             return None
@@ -169,6 +192,7 @@ class EmailBackend(AnymailBaseBackend):
         """
         messages = email_messages or ()
         finished = _Finished(type(self), self._config.endpoint)
+        call = looked_up.set({})
         try:
             self._deliver(messages, finished)
         except Exception:  # a pre_send receiver's
@@ -177,6 +201,8 @@ class EmailBackend(AnymailBaseBackend):
             if isinstance(messages, list | tuple):
                 finished.interrupt(messages[len(finished.results) :])
             raise
+        finally:
+            looked_up.reset(call)
         if finished.error and not self.fail_silently:
             finished.error.results = tuple(finished.results)  # type: ignore[attr-defined]
             raise finished.error
@@ -189,7 +215,14 @@ class EmailBackend(AnymailBaseBackend):
         is no signal, as the message has had its own. Raises DeliveryUnknown if it is
         still unknown.
         """
-        config = self.config
+        envelopes = list(envelopes)
+        tenants = {each.tenant for each in envelopes}
+        if len(tenants) > 1:
+            raise LettermintInvalidMessage(
+                "envelopes of several tenants: repeat those of each by themselves"
+            )
+        tenant = next(iter(tenants), None)
+        config = (self if tenant is None else self.for_tenant(tenant)).config
         repeated = submissions(envelopes, config)
         for submission in repeated:
             submission.resume()
@@ -208,6 +241,9 @@ class EmailBackend(AnymailBaseBackend):
 
     def _deliver(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
         config = self.config
+        if self.has_tenants:
+            with suppress(LettermintInvalidMessage):  # each message will get it
+                config = self.usual_sender().config
         count = len(messages) if isinstance(messages, Sized) else None
         with pool.open_pool(config) as connections:
             width = 1
@@ -216,7 +252,7 @@ class EmailBackend(AnymailBaseBackend):
             size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
             if width == 1:
                 patience = PATIENCE if count == 1 else LIST_PATIENCE
-                delivery = Delivery(config, connections, patience=patience)
+                delivery = Deliveries(config, connections, patience=patience)
                 for batch in self._batches(messages, size, BATCH_OCTETS):
                     try:
                         delivery.deliver([each.submissions for each in batch])
@@ -271,23 +307,47 @@ class EmailBackend(AnymailBaseBackend):
             # No receiver could do anything with it.
             return OutgoingMessage(message, error=error, suppress_signals=True)
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
+        signed: object = UNSET
+        try:
+            if message.extra_headers:
+                # Before receivers change what it was signed for.
+                signed = signed_tenant(message)
+        except Exception as error:  # noqa: BLE001 - a message's own code raises any
+            return _refused(message, error)
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
         except AnymailCancelSend:
             return OutgoingMessage.not_to_send(message, Phase.CANCELLED)
+        tenant: object = None
         try:
             if not message.recipients():
                 return OutgoingMessage.not_to_send(message, Phase.NO_RECIPIENTS)
-            return Payload(message, self).prepare()
-        except AnymailError as error:
-            return OutgoingMessage(message, error=error)
-        except Exception as error:  # noqa: BLE001 - a message's own code raises any
-            failure = LettermintInvalidMessage(
-                f"the message cannot be prepared: {error} ({type(error).__name__}); "
-                "check its addresses, headers, body and attachments"
-            )
-            failure.__cause__ = error
-            return OutgoingMessage(message, error=failure)
+            tenant = tenant_of(message, self.tenant, signed=signed)
+            sender = self if tenant is None else self.for_tenant(tenant)
+            return Payload(message, sender).prepare()
+        except Exception as error:  # noqa: BLE001 - as above
+            return _refused(message, error, tenant)
+
+    def usual_sender(self) -> Self:
+        """Return what sends the messages that name no tenant themselves."""
+        tenant = active_extras().get("tenant", self.tenant)
+        return self if tenant is None else self.for_tenant(tenant)
+
+    def for_tenant(self, tenant: object) -> Self:
+        """Return the backend that sends for a tenant: this one, with the tenant's options.
+
+        Raises LettermintInvalidMessage if there are none.
+        """
+        usual = self._whole_config.reveal()
+        config = tenant_config(usual, tenant)
+        sender = copy(self)
+        for name in _OF_TENANTS:
+            if getattr(config, name) != getattr(usual, name):
+                setattr(sender, name, getattr(config, name))
+        if self.timeout == self._config.timeout:
+            sender.timeout = config.relay.timeout
+        vars(sender).update(_config=config.relay)
+        return sender
 
 
 class _Finished:
@@ -320,6 +380,20 @@ class _Finished:
         for each in outgoing:
             each.interrupt()
         self.add(outgoing)
+
+
+def _refused(
+    message: EmailMessage, error: Exception, tenant: object = None
+) -> OutgoingMessage:
+    """End a message because of an error of its own."""
+    if not isinstance(error, AnymailError):
+        failure = LettermintInvalidMessage(
+            f"the message cannot be prepared: {error} ({type(error).__name__}); "
+            "check its addresses, headers, body and attachments"
+        )
+        failure.__cause__, error = error, failure
+    name = tenant if isinstance(tenant, str) else None
+    return OutgoingMessage(message, error=error, tenant=name)
 
 
 def refuse_unused_hooks(cls: type, ours: type) -> None:

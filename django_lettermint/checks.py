@@ -17,6 +17,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from .conf import WEBHOOK_OPTIONS, unknown_settings, webhook_config
+from .exceptions import LettermintInvalidMessage
 
 if TYPE_CHECKING:
     from .conf import WebhookConfig
@@ -46,6 +47,7 @@ class Id(enum.StrEnum):
 
     INVALID_BACKEND = "lettermint_smtp.E001"
     INVALID_WEBHOOKS = "lettermint_smtp.E002"
+    NO_TENANTS = "lettermint_smtp.E003"
     PLAINTEXT = "lettermint_smtp.W001"
     UNKNOWN_SETTING = "lettermint_smtp.W002"
     OTHER_DISTRIBUTION = "lettermint_smtp.W003"
@@ -54,6 +56,7 @@ class Id(enum.StrEnum):
     FROM_EMAIL = "lettermint_smtp.W006"
     CORRELATION_KEY = "lettermint_smtp.W007"
     OTHER_SETTINGS = "lettermint_smtp.W008"
+    WRONG_TENANT = "lettermint_smtp.W009"
 
 
 def check_backends(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -101,6 +104,13 @@ def _check_backend(
             f"{place} sends mail and token in clear, though only to this machine.",
             hint='Keep security="plaintext" out of production.',
             id=Id.PLAINTEXT,
+        )
+    if backend.tenant is not None and not backend.has_tenants:
+        yield Error(
+            f"{place} has the option `tenant`, {backend.tenant!r}, but not `tenants`, "
+            "which finds its token.",
+            hint="Every mail sent this way is refused.",
+            id=Id.NO_TENANTS,
         )
     for name in ineffective:
         yield CheckWarning(
@@ -154,6 +164,31 @@ def _is_ours(path: object, backend: str) -> TypeGuard[str]:
     )
 
 
+def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    """Report what the mail of the option `tenant` would raise.
+
+    To look it up may take a database, so this runs with `check --database` only, `migrate`
+    included. A warning: the tenant's row may be made later.
+    """
+    found: list[CheckMessage] = []
+    for place, path, options in _mailers():
+        if not _is_ours(path, BACKEND):
+            continue
+        try:
+            backend = import_string(path)(**options)
+            if backend.has_tenants:
+                backend.usual_sender()
+        except LettermintInvalidMessage as error:
+            if not error.transient:  # else its table may be missing so far
+                hint = (
+                    f"Mail sent by {place} is refused, unless it names another tenant."
+                )
+                found.append(CheckWarning(str(error), hint=hint, id=Id.WRONG_TENANT))
+        except Exception:  # noqa: BLE001, S112 -- which check_backends() reports
+            continue
+    return found
+
+
 def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
     """Report webhook settings that are wrong, missing, or other than a mailer's."""
     try:
@@ -163,38 +198,47 @@ def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessa
     if not getattr(settings, "ROOT_URLCONF", None):
         return []
     found: list[CheckMessage] = []
-    refusing = []
+    refusing: dict[bool, list[str]] = {False: [], True: []}
     views = list(_webhook_views(get_resolver().url_patterns))
-    for url, view in views:
+    for url, view, names_tenant in views:
+        shared = config.tenants if names_tenant else config.signing_secrets
         try:
-            if not _may_have_secret(view, config):
-                refusing.append(url)
+            if not _may_have_secret(view, shared):
+                refusing[names_tenant].append(url)
         except Exception as error:  # noqa: BLE001 -- each event raises it as well
             hint = f"The webhook at {url} raises this error."
             found.append(_error(error, hint, Id.INVALID_WEBHOOKS))
-    if refusing:
-        found.append(_without_secret(refusing))
+    found += [_without_secret(urls, of) for of, urls in refusing.items() if urls]
     return [*found, *_check_correlation_keys(config)] if views else []
 
 
 def _webhook_views(
-    entries: Iterable[URLPattern | URLResolver], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Find the URLs of our webhooks, each with its view."""
+    entries: Iterable[URLPattern | URLResolver],
+    prefix: str = "",
+    *,
+    names_tenant: bool = False,
+) -> Iterator[tuple[str, Any, bool]]:
+    """Find the URLs of our webhooks, each with its view, and whether it names a tenant."""
     ours = import_string(WEBHOOK_VIEW)
     for entry in entries:
         url = f"{prefix}{entry.pattern}"
+        names = {*entry.pattern.regex.groupindex}
         if isinstance(entry, URLResolver):
-            yield from _webhook_views(entry.url_patterns, url)
+            named = names_tenant or "tenant" in {*names, *entry.default_kwargs}
+            yield from _webhook_views(entry.url_patterns, url, names_tenant=named)
             continue
         callback: Any = entry.callback
         view = getattr(callback, "view_class", None)
         if isinstance(view, type) and issubclass(view, ours):
-            yield url, callback
+            named = names_tenant or "tenant" in {*names, *entry.default_args}
+            yield url, callback, named
 
 
-def _may_have_secret(view: Any, shared: WebhookConfig) -> bool:
-    """Return whether a view can verify events; raise what is wrong with its secret."""
+def _may_have_secret(view: Any, shared: object) -> bool:
+    """Return whether a view can verify events; raise what is wrong with its secret.
+
+    `shared` is what it has without a secret of its own.
+    """
     if "signing_secret" in view.view_initkwargs:
         return bool(view.view_initkwargs["signing_secret"])
     of_class = view.view_class.signing_secret
@@ -203,15 +247,20 @@ def _may_have_secret(view: Any, shared: WebhookConfig) -> bool:
         return True
     if of_class is None:
         in_setup = view.view_class.setup is not import_string(WEBHOOK_VIEW).setup
-        return in_setup or bool(shared.signing_secrets)
+        return in_setup or bool(shared)
     return bool(webhook_config({"signing_secret": of_class}).signing_secrets)
 
 
-def _without_secret(urls: list[str]) -> CheckMessage:
+def _without_secret(urls: list[str], of_tenants: bool) -> CheckMessage:  # noqa: FBT001
+    hint = "Set LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…"
+    if of_tenants:
+        hint = (
+            "Set LETTERMINT_TENANTS, which finds the secrets of the tenants in the URL."
+        )
     return CheckWarning(
         f"There is no secret to verify events with at {' and '.join(urls)}: all of "
         "them are refused.",
-        hint="Set LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…",
+        hint=hint,
         id=Id.NO_SIGNING_SECRET,
     )
 

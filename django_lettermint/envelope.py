@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .exceptions import LettermintInvalidMessage
-from .extras import CONTROL, IDEMPOTENCY_KEY, Extras
+from .extras import CONTROL, IDEMPOTENCY_KEY, Extras, tenant_name
 from .mime import Part, seven_bit, with_crlf
 
 #: Octets; Lettermint's documented limit for the whole message, read as MiB.
@@ -33,6 +33,8 @@ class Envelope:
     idempotency_key: str | None = None
     #: An address needs RFC 6531.
     smtputf8: bool = False
+    #: Whose token it needs, by name.
+    tenant: str | None = None
 
     @property
     def content(self) -> bytes:
@@ -95,7 +97,7 @@ class Envelope:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types, for queues."""
-        return {
+        form = {
             "version": 1,
             "mail_from": self.mail_from,
             "recipients": list(self.recipients),
@@ -104,14 +106,16 @@ class Envelope:
             "idempotency_key": self.idempotency_key,
             "smtputf8": self.smtputf8,
         }
+        # Releases that know no tenants must not read it: they would use another token.
+        return {**form, "version": 2, "tenant": self.tenant} if self.tenant else form
 
     @classmethod
     def from_json(cls, form: Mapping[str, Any]) -> Self:
         """Read the form that `to_json()` made; raise ValueError for any other."""
-        if form.get("version") != 1:
+        if form.get("version") != (2 if "tenant" in form else 1):
             raise ValueError(
                 f"an envelope of version {form.get('version')!r}: this release of "
-                "django-lettermint-smtp reads version 1"
+                "django-lettermint-smtp reads version 1, and 2 with a tenant"
             )
         try:
             content = base64.b64decode(form["content"], validate=True)
@@ -124,6 +128,7 @@ class Envelope:
                 message_id=form["message_id"],
                 idempotency_key=form["idempotency_key"],
                 smtputf8=form["smtputf8"],
+                tenant=tenant_name(form["tenant"]) if "tenant" in form else None,
             )
             Extras(idempotency_key=envelope.idempotency_key)
             if envelope.to_json() == dict(form) and envelope._is_sound():

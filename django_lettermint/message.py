@@ -1,9 +1,11 @@
-"""Route, tag, metadata and idempotency key on Django's messages."""
+"""Route, tag, metadata, idempotency key and tenant on Django's messages."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -11,10 +13,13 @@ from typing import Any, TypeVar
 from anymail.exceptions import AnymailUnsupportedFeature
 from anymail.message import AnymailStatus
 from anymail.utils import UNSET as ANYMAIL_UNSET
+from django.core import signing
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils.functional import LazyObject, Promise
 
+from .exceptions import LettermintInvalidMessage
 from .extras import (
+    TENANT,
     Layer,
     extract_extras,
     fields,
@@ -23,6 +28,7 @@ from .extras import (
     render,
     resolve,
     short_repr,
+    tenant_name,
 )
 
 # For type checkers: "not given", of no type that a caller could mean.
@@ -52,6 +58,8 @@ class LettermintMessage(EmailMultiAlternatives):
     tag: str | None
     metadata: Mapping[str, object] | None
     idempotency_key: str | None
+    #: For whom it is sent; None: for no tenant, with the token of the settings.
+    tenant: str | None
     #: What became of it; its `status` is None until it was sent.
     anymail_status: AnymailStatus
 
@@ -62,12 +70,15 @@ class LettermintMessage(EmailMultiAlternatives):
         tag: str | None = UNSET,
         metadata: Mapping[str, object] | None = UNSET,
         idempotency_key: str | None = UNSET,
+        tenant: str | None = UNSET,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.anymail_status = AnymailStatus()
         values = (route, tag, metadata, idempotency_key)
         vars(self).update(_given(zip(_ATTRIBUTES, values, strict=True)))
+        if tenant is not UNSET:
+            self.tenant = tenant
 
 
 @contextmanager
@@ -76,15 +87,18 @@ def extras(
     route: str | None = UNSET,
     tag: str | None = UNSET,
     metadata: Mapping[str, object] | None = UNSET,
+    tenant: str | None = UNSET,
 ) -> Iterator[None]:
-    """Set extras for every message sent inside the block, by whomever.
+    """Set extras, and the tenant, for every message sent inside the block, by whomever.
 
     Inner blocks win, per field and per metadata key. There is no idempotency key: one key
     for several messages would lose all but the first.
     """
-    values = {"route": route, "tag": tag, "metadata": metadata}
+    values = {"route": route, "tag": tag, "metadata": metadata, "tenant": tenant}
     layer = _given((name, _non_lazy(value)) for name, value in values.items())
     render(resolve(layer))  # a bad value fails here, where it is written
+    if layer.get("tenant") is not None:
+        tenant_name(layer["tenant"])
     token = _active.set(merge(_active.get(), layer))
     try:
         yield
@@ -95,6 +109,61 @@ def extras(
 def active_extras() -> Layer:
     """Return the layer of the `extras()` blocks around the caller."""
     return _active.get()
+
+
+def tenant_of(
+    message: EmailMessage, otherwise: object, *, signed: object = UNSET
+) -> object:
+    """Return whom a message is sent for: its attribute, its header, a block, `otherwise`.
+
+    `signed` is what `signed_tenant()` has returned. Whether the result is a name is not
+    checked. None says that there is no tenant.
+    """
+    tenant = getattr(message, "tenant", UNSET)
+    if tenant is UNSET:
+        tenant = signed
+    if tenant is UNSET and message.extra_headers:
+        tenant = signed_tenant(message)
+    if tenant is UNSET:
+        return _active.get().get("tenant", otherwise)
+    return _non_lazy(tenant)
+
+
+def signed_tenant(message: EmailMessage) -> Any:
+    """Return the tenant that `freeze()` has written into the headers, or UNSET.
+
+    Raises LettermintInvalidMessage if it was not written for this very message.
+    """
+    headers: object = message.extra_headers
+    if not isinstance(headers, Mapping):  # which is refused elsewhere
+        return UNSET
+    found = [
+        value for name, value in headers.items() if str(name).lower() == TENANT.lower()
+    ]
+    if not found:
+        return UNSET
+    with suppress(signing.BadSignature, ValueError):
+        return _signer(message).unsign(str(found[0]))
+    raise LettermintInvalidMessage(
+        f"header {TENANT}: its signature does not fit this message. Only freeze() writes "
+        "it, as the last step: afterwards nobody may change sender, recipients, subject "
+        "or body, or copy it to another message. All processes need the same SECRET_KEY"
+    )
+
+
+def _signer(message: EmailMessage) -> signing.Signer:
+    """Return what signs a name for one message: no other message can use the signature.
+
+    Attachments and alternatives are left out: queues write them anew.
+    """
+    signed = [
+        str(message.from_email),
+        sorted({str(each).strip() for each in message.recipients()}),
+        str(message.subject),
+        str(message.body).replace("\r\n", "\n"),
+    ]
+    digest = hashlib.sha256(json.dumps(signed).encode()).hexdigest()
+    return signing.Signer(salt=f"django_lettermint.tenant:{digest}")
 
 
 def _refuse(feature: str) -> None:
@@ -146,29 +215,40 @@ def freeze(message: _Message) -> _Message:
     For queues that keep headers and lose attributes. Send defaults are not written; they
     apply when the message is sent. A None cannot be a header: it stays an attribute.
     """
-    for name in _NOT_HEADERS:
-        if _attribute(message, name) not in (UNSET, None):
-            _refuse(f"{name} in freeze(): freeze one message for each recipient")
+    for field in _NOT_HEADERS:
+        if _attribute(message, field) not in (UNSET, None):
+            _refuse(f"{field} in freeze(): freeze one message for each recipient")
     found, headers = extract_extras(message.extra_headers or {})
     layer = merge(active_extras(), found, attribute_layer(message))
     frozen = resolve(layer)
     render(frozen)  # a line that cannot be folded fails now, not in the queue
-    sender = _attribute(message, "envelope_sender")
-    if sender not in (UNSET, None) and str(sender).strip() in {"", "<>"}:
-        _refuse("an empty envelope_sender in freeze(): no header can hold it")
-    if sender not in (UNSET, None):
-        if not any(name.lower() == "from" for name in headers):
-            headers["From"] = str(message.from_email)
-        message.from_email = str(sender)
+    tenant = tenant_of(message, UNSET)
+    name = None if tenant in (UNSET, None) else tenant_name(tenant)
+    _freeze_sender(message, headers)
     message.extra_headers = headers | fields(frozen)
     attributes = vars(message)
-    for name in (*SOURCES, "envelope_sender"):
-        if attributes.get(name) is not None:
-            del attributes[name]
+    for attribute in (*SOURCES, "envelope_sender", "tenant"):
+        if attributes.get(attribute) is not None:
+            del attributes[attribute]
+    layer["tenant"] = tenant
     attributes.update(
-        {name: None for name in _ATTRIBUTES if layer.get(name, "") is None}
+        {each: None for each in (*_ATTRIBUTES, "tenant") if layer.get(each, "") is None}
     )
+    if name is not None:
+        message.extra_headers[TENANT] = _signer(message).sign(name)
     return message
+
+
+def _freeze_sender(message: EmailMessage, headers: dict[str, Any]) -> None:
+    """Make the envelope sender what Django takes for it."""
+    sender = _attribute(message, "envelope_sender")
+    if sender in (UNSET, None):
+        return
+    if str(sender).strip() in {"", "<>"}:
+        _refuse("an empty envelope_sender in freeze(): no header can hold it")
+    if not any(name.lower() == "from" for name in headers):
+        headers["From"] = str(message.from_email)
+    message.from_email = str(sender)
 
 
 def _attribute(message: EmailMessage, name: str) -> Any:

@@ -68,6 +68,8 @@ class OutgoingMessage:
     )
     #: It ends without status, log and signals: cancelled, without recipients, or queued.
     suppress_signals: bool = False
+    #: Whose it is.
+    tenant: str | None = None
 
     @property
     def prepared(self) -> bool:
@@ -153,14 +155,17 @@ def _log(
 ) -> None:
     # Addresses and server texts, which may quote them, are for DEBUG only.
     result, error = outgoing.result, outgoing.error
+    if outgoing.submissions:
+        endpoint = outgoing.submissions[0].config.endpoint
     if error:
         logger.log(
             level_of_failures,
-            "Message %s: %s at %s%s (%s, code %s, attempts: %d)%s",
+            "Message %s: %s at %s%s%s (%s, code %s, attempts: %d)%s",
             result.message_id,
             result.outcome.value,
             result.phase,
             f" on {endpoint.host}:{endpoint.port}" if endpoint else "",
+            f" for tenant {outgoing.tenant!r}" if outgoing.tenant else "",
             type(error).__name__,
             result.code,
             result.attempts,

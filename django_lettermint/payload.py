@@ -24,6 +24,7 @@ from .delivery import submissions
 from .envelope import MAX_SIZE, Envelope, derived_key
 from .exceptions import LettermintInvalidMessage
 from .extras import (
+    TENANT,
     Extras,
     extract_extras,
     header_text,
@@ -100,7 +101,7 @@ class Payload:
         if "envelope_sender" in said:
             self.mail_from = _mail_from(said["envelope_sender"], idna)
         self.subject = single_line("subject", said.get("subject", ""))
-        default_extras, below = extract_extras(defaults.get("extra_headers") or {})
+        default_extras, below = _extract_shared(defaults.get("extra_headers") or {})
         raw_extras, own = extract_extras(message.extra_headers or {})
         self.headers = _merged_headers(_merged_headers({}, below), own)
         #: The sources of extras, lowest precedence first.
@@ -148,6 +149,7 @@ class Payload:
             submissions=submissions(envelopes, self.backend.config),
             original_addresses={each.address: each.given for each in mailboxes},
             has_caller_key=keys != {None},
+            tenant=self.backend.config.endpoint.tenant,
         )
 
     def _copies(self) -> Iterator[_Copy]:
@@ -158,7 +160,7 @@ class Payload:
             self.said.get(name, {}) for name in ("merge_headers", "merge_metadata")
         )
         for number, mailbox in enumerate(_distinct(self.to)):
-            found, own = extract_extras(merge_headers.get(mailbox.given, {}))
+            found, own = _extract_shared(merge_headers.get(mailbox.given, {}))
             layer = merge(found, {"metadata": merge_metadata.get(mailbox.given, {})})
             extras = resolve(*self.layers, layer)
             if extras.idempotency_key and number and not layer.get("idempotency_key"):
@@ -195,6 +197,7 @@ class Payload:
                 part.head.isascii()
                 and all(map(str.isascii, (self.mail_from, *recipients)))
             ),
+            tenant=self.backend.config.endpoint.tenant,
         )
         if envelope.size > MAX_SIZE:
             raise LettermintInvalidMessage(
@@ -278,6 +281,19 @@ def _merged_headers(
     names = {name.lower() for name in own}
     kept = {name: value for name, value in below.items() if name.lower() not in names}
     return kept | {name: header_text(name, value) for name, value in own.items()}
+
+
+def _extract_shared(
+    headers: Mapping[str, object],
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Divide headers that are not one message's own."""
+    layer, others = extract_extras(headers)
+    if "signed_tenant" in layer:
+        raise LettermintInvalidMessage(
+            f"header {TENANT}: it is freeze() that writes it, for one message as a whole; "
+            "set the tenant in the message's attribute, or as the option `tenant`"
+        )
+    return layer, others
 
 
 def _distinct(mailboxes: Iterable[Mailbox]) -> Iterable[Mailbox]:

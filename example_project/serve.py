@@ -19,32 +19,41 @@ from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 from django.core.wsgi import get_wsgi_application
 
 from django_lettermint.testing import Relay
+from django_lettermint.testing.inbox import Inbox
 
 #: Seconds a mail takes at the local relay: enough to see the pool at work.
 REPLY_DELAY = 0.1
+#: The two of `config.settings`.
+TENANTS = ("north", "south")
 
 
 def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="of the site; 0: any")
+    parser.add_argument("--inbox-port", type=int, default=8025, help="of the inbox")
     # Interrupted either way, the relay removes its certificates.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with ExitStack() as stack:
-        server = stack.enter_context(listen(parser, parser.parse_args().port))
-        relay = None
+        options = parser.parse_args()
+        server = stack.enter_context(listen(parser, options.port))
+        address = f"http://127.0.0.1:{server.server_port}/"
+        receiver = "Lettermint"
         if not os.environ.get("LETTERMINT_API_TOKEN"):
-            # Webhooks are all that anybody wants to know about a mail here.
+            # The inbox keeps the newest mails.
             relay = stack.enter_context(
-                Relay(reply_delay=REPLY_DELAY, keep_messages=False)
+                Relay(
+                    other_tokens=[f"lm_{name}" for name in TENANTS],
+                    reply_delay=REPLY_DELAY,
+                    keep_messages=False,
+                )
             )
             use(relay)
+            inbox = webhooks_and_inbox(parser, relay, address, options.inbox_port)
+            stack.callback(inbox.close)
+            receiver = f"a local relay, whose inbox is {inbox.url}"
         server.set_app(site())
-        address = f"http://127.0.0.1:{server.server_port}/"
-        if relay:
-            hooks = f"{address}anymail/lettermint/tracking/"
-            relay.webhooks.subscribe(hooks, os.environ["LETTERMINT_SIGNING_SECRET"])
-        print(f"Sending to {'a local relay' if relay else 'Lettermint'}.")
+        print(f"Sending to {receiver}.")
         print(f"Open {address} and press Ctrl-C here when you are done.", flush=True)
         try:
             server.serve_forever()
@@ -60,10 +69,28 @@ def listen(parser: argparse.ArgumentParser, port: int) -> ThreadedWSGIServer:
         parser.error(f"--port {port} is no use ({error}): choose another one.")
 
 
+def webhooks_and_inbox(
+    parser: argparse.ArgumentParser, relay: Relay, address: str, port: int
+) -> Inbox:
+    """Post webhooks to the site, and start the inbox, or exit if its port is no use."""
+    url = f"{address}anymail/lettermint/tracking/"
+    secret = os.environ["LETTERMINT_SIGNING_SECRET"]
+    relay.webhooks.subscribe(url, secret)
+    inbox = Inbox(relay, port=port, webhook_url=url, webhook_secret=secret)
+    try:
+        inbox.start()
+    except (OSError, OverflowError) as error:
+        parser.error(f"--inbox-port {port} is no use ({error}): choose another one.")
+    os.environ["EXAMPLE_INBOX"] = inbox.url
+    return inbox
+
+
 def use(relay: Relay) -> None:
     """Tell the settings where the relay is and what signs its webhooks."""
     for name, value in relay.options().items():
         os.environ[f"LETTERMINT_{name.upper()}"] = str(value)
+    for name in TENANTS:
+        os.environ[f"LETTERMINT_{name.upper()}_TOKEN"] = f"lm_{name}"
     os.environ["LETTERMINT_SIGNING_SECRET"] = f"whsec_{secrets.token_hex(16)}"
 
 

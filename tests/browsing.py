@@ -36,7 +36,7 @@ def serving(database: Path, **environment: object) -> Iterator[str]:
     }
     own = {name: str(value) for name, value in environment.items()}
     process = subprocess.Popen(
-        [sys.executable, str(SERVE), "--port", "0"],
+        [sys.executable, str(SERVE), "--port", "0", "--inbox-port", "0"],
         env=inherited | own | {"EXAMPLE_DATABASE": str(database)},
         stdout=subprocess.PIPE,
         text=True,
@@ -46,9 +46,9 @@ def serving(database: Path, **environment: object) -> Iterator[str]:
             assert process.stdout
             # Its second line; the end of the output, if it has died.
             said = process.stdout.readline() + process.stdout.readline()
-            address = re.search(r"http://\S+", said)
+            address = re.search(r"^Open (http://\S+)", said, re.MULTILINE)
             assert address, said
-            yield address[0]
+            yield address[1]
         finally:
             process.terminate()
 

@@ -73,7 +73,7 @@ def relay_process(
     folder: Path = ROOT,
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[RelayProcess]:
-    """Start a relay on free ports; give it when it waits for mail."""
+    """Start a relay on free ports; give it when it waits for mail, and end it."""
     with subprocess.Popen(
         [sys.executable, "-W", "error", *command, *ANY_PORTS, *options],
         cwd=folder,
@@ -86,6 +86,8 @@ def relay_process(
         try:
             relay.read_until("Waiting for mail.")
             yield relay
+            if process.returncode is None:
+                relay.end()
         finally:
             process.kill()
 

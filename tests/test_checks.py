@@ -28,6 +28,8 @@ from django_lettermint.webhooks import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from django.core.mail.backends.base import BaseEmailBackend
 
 BACKEND = "django_lettermint.backend.EmailBackend"
@@ -650,3 +652,109 @@ if MAILERS_DECIDE:
 
         assert found.id == checks.Id.INVALID_BACKEND
         assert "`using` is 'relay'" in found.msg
+
+
+# -- tenants -----------------------------------------------------------------------------
+
+
+def tenants(name: str) -> Mapping[str, object]:
+    """Know "acme"; nothing is known of others while the database is away."""
+    if name == "away":
+        raise ConnectionError
+    return {"acme": {"api_token": TOKEN}, "odd": {"token": TOKEN}}[name]
+
+
+@pytest.mark.parametrize("path", ["nowhere.tenants", f"{__name__}.TOKEN", 5])
+def test_a_resolver_that_is_no_function_is_an_error(path: object) -> None:
+    settings = {"LETTERMINT_API_TOKEN": TOKEN, "LETTERMINT_TENANTS": path}
+    with override_settings(EMAIL_BACKEND=BACKEND, **settings):
+        (message,) = checks.check_backends()
+        (of_webhooks,) = checks.check_webhooks()
+
+    assert message.id == "lettermint_smtp.E001"
+    assert message.msg.startswith("LETTERMINT_TENANTS must be ")
+    assert of_webhooks.id == "lettermint_smtp.E002"
+
+
+@override_settings(
+    EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_TENANT="acme"
+)
+def test_a_tenant_without_a_resolver_is_an_error() -> None:
+    (message,) = checks.check_backends()
+
+    assert message.id == "lettermint_smtp.E003"
+    assert message.msg.startswith("EMAIL_BACKEND has the option `tenant`, 'acme', but")
+    assert checks.check_tenants() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "problems"),
+    [
+        ("acme", []),
+        ("away", []),
+        ("odd", ["tenants('odd')['api_token'] must be"]),
+        ("unknown", ["tenant 'unknown'"]),
+    ],
+)
+def test_the_tenant_of_the_settings_is_looked_up_where_databases_are_checked(
+    name: str, problems: list[str]
+) -> None:
+    settings = {"LETTERMINT_TENANTS": tenants, "LETTERMINT_TENANT": name}
+    with override_settings(
+        EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN, **settings
+    ):
+        assert checks.check_backends() == []
+        assert run_checks(tags=["mail"]) == []
+        found = checks.check_tenants()
+
+    assert ids(found) == ["lettermint_smtp.W009"] * len(problems)
+    assert all(text in each.msg for text, each in zip(problems, found, strict=True))
+    assert TOKEN not in str(found)
+    every = {
+        getattr(each, "__name__", ""): each.tags
+        for each in registry.registry.get_checks()
+    }
+    assert every["check_tenants"] == ("database",)
+
+
+@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN="to ken")
+def test_other_errors_are_left_to_the_other_checks() -> None:
+    assert checks.check_tenants() == []
+
+
+@pytest.mark.parametrize(
+    ("resolver", "expected"), [(None, ["lettermint_smtp.W004"]), (tenants, [])]
+)
+def test_webhooks_of_tenants_need_a_resolver(
+    resolver: object, expected: list[str]
+) -> None:
+    own = path("x/", include([path("", LettermintTrackingWebhookView.as_view())]))
+    urls: list[URLPattern | URLResolver] = [
+        path("of/<str:tenant>/", include("django_lettermint.urls")),
+        path("<int:tenant>/", LettermintTrackingWebhookView.as_view()),
+        path("acme/", include("django_lettermint.urls"), {"tenant": "acme"}),
+        path("globex/", LettermintTrackingWebhookView.as_view(), {"tenant": "globex"}),
+        path("<str:tenant>/", include([own])),
+    ]
+    for each in urls:
+        with override_settings(ROOT_URLCONF=Urls(each), LETTERMINT_TENANTS=resolver):
+            found = checks.check_webhooks()
+        assert ids(found) == expected
+        assert all("LETTERMINT_TENANTS" in (message.hint or "") for message in found)
+
+
+@override_settings(LETTERMINT_TENANTS=tenants)
+def test_urls_without_a_tenant_still_need_the_secret() -> None:
+    urls = Urls(
+        path("of/<str:tenant>/", include("django_lettermint.urls")),
+        path("", include("django_lettermint.urls")),
+    )
+    with override_settings(ROOT_URLCONF=urls):
+        (message,) = checks.check_webhooks()
+
+    assert message.id == "lettermint_smtp.W004"
+    assert "at lettermint/tracking/ and lettermint/inbound/: all" in message.msg
+
+
+def test_tenants_of_other_backends_are_left_alone() -> None:
+    assert checks.check_tenants() == []

@@ -977,3 +977,56 @@ def test_manage_py_runs_it_without_warnings_and_traceback(
     assert json.loads(done.stdout)["ok"] is (code == 0)
     assert "Traceback" not in done.stderr
     assert ("Next step: " in done.stderr) is (code == 1)
+
+
+# -- a tenant's mail ---------------------------------------------------------------------
+
+
+@contextmanager
+def tenants(**others: Any) -> Iterator[Relay]:
+    """Serve a project with the tenants "acme" and, with a wrong token, "globex"."""
+    known = {"acme": {"api_token": "lm_acme"}, "globex": {"api_token": "lm_wrong"}}
+    with Relay(other_tokens=["lm_acme"]) as relay:
+        options = relay.options(tenants=known.__getitem__, **others)
+        with project(options):
+            yield relay
+
+
+@pytest.mark.parametrize("arguments", [["--count", "2"], ["--check"]])
+def test_a_tenants_mail_is_tested_with_its_token(arguments: list[str]) -> None:
+    with tenants() as relay:
+        done = run("--tenant", "acme", *arguments)
+
+    assert (done.err, done.code) == ("", 0)
+    assert ", tenant 'acme' → 127.0.0.1:" in done.out
+    assert {each.token for each in relay.messages} <= {"lm_acme"}
+    assert len(relay.messages) == (0 if "--check" in arguments else 2)
+    assert relay.logins.attempts == relay.logins.successes > 0
+
+
+def test_the_option_tenant_is_tested_by_default() -> None:
+    with tenants(tenant="acme") as relay:
+        done = run("--json")
+
+    assert done.document["relay"]["tenant"] == "acme"
+    assert [each["tenant"] for each in done.document["pools"] if each["messages"]] == []
+    assert [each.token for each in relay.messages] == ["lm_acme"]
+
+
+def test_a_wrong_token_of_a_tenant_is_not_shown() -> None:
+    with tenants():
+        done = run("--tenant", "globex")
+
+    assert done.code == 1
+    assert "lm_wrong" not in done.out + done.err
+    assert "api_token" in done.err
+
+
+def test_an_unknown_tenant_is_named_with_a_next_step() -> None:
+    with tenants() as relay:
+        done = run("--tenant", "initech", "--json")
+
+    assert done.document["error"]["step"] == "tenant"
+    assert "tenant 'initech'" in done.err
+    assert "Next step: Correct the name, or what `tenants` returns for it" in done.err
+    assert relay.statistics.connections == 0

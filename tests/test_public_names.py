@@ -86,6 +86,7 @@ def test_all_that_testing_exports_is_listed() -> None:
         "backend.EmailBackend",
         "fixtures.lettermint_outbox",
         "fixtures.lettermint_relay",
+        "inbox.Inbox",
     }
     assert listed == {*django_lettermint.testing.__all__, *modules}
 

@@ -17,8 +17,8 @@ from django.views.debug import ExceptionReporter
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
-from django_lettermint.conf import Secret
-from django_lettermint.exceptions import LettermintError
+from django_lettermint.conf import Secret, tenant_webhook_config, webhook_config
+from django_lettermint.exceptions import LettermintError, LettermintInvalidMessage
 from tests.faultserver import CHALLENGE, TOKEN, FaultServer, On, drop, hang, raw, reply
 from tests.sending import (
     SHORT,
@@ -296,3 +296,82 @@ def test_what_is_sent_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) ->
         assert exposed(str(refusal.value)) == []
         assert exposed(pickle.dumps(result(message)).decode("latin-1")) == []
         assert exposed(caplog.text) == []
+
+
+# -- of tenants --------------------------------------------------------------------------
+
+
+def tenants_that(fail: str) -> Callable[[str], Any]:
+    """Return a resolver that has the token in hand as it fails."""
+
+    def resolver(name: str) -> Any:
+        options: dict[str, Any] = {"api_token": WRONG, "signing_secret": WRONG}
+        if fail == "raises":
+            raise ConnectionError("the database is away")
+        if fail == "unknown":
+            raise LookupError(name)
+        if fail == "no mapping":
+            return list(options.items())
+        if fail == "bad value":
+            return {**options, "port": 0}
+        if fail == "unknown option":
+            return {**options, "tokn": WRONG}
+        if fail == "bad token":
+            return {"api_token": f"{WRONG} "}
+        return options
+
+    return resolver
+
+
+@pytest.mark.parametrize(
+    "failure",
+    ["raises", "unknown", "no mapping", "bad value", "unknown option", "bad token"],
+)
+def test_a_tenant_that_cannot_be_had_shows_no_token(
+    failure: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    resolver = tenants_that(failure)
+    with FaultServer() as server, configured(server, tenants=resolver, tenant="acme"):
+        error, heard = fail(LettermintInvalidMessage)
+        check(error, heard, caplog.text)
+
+
+def test_a_wrong_token_of_a_tenant_is_not_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    resolver = tenants_that("refused by the relay")
+    with FaultServer() as server, configured(server, tenants=resolver, tenant="acme"):
+        error, heard = fail(LettermintError)
+        assert [login.ok for login in server.logins] == [False]
+        check(error, heard, caplog.text)
+
+
+def test_what_is_sent_for_a_tenant_leaves_nothing_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with FaultServer() as server, listening() as heard:
+        own = {"acme": {"api_token": TOKEN}}
+        options = server.options(api_token="lm_of_the_settings")
+        sender = EmailBackend(**options, tenants=own.__getitem__)
+        message = mail()
+        message.tenant = "acme"  # type: ignore[attr-defined]
+        assert sender.send_messages([message]) == 1
+        assert own.pop("acme")
+        theirs = pool.get_stats()
+        for thing in (message, heard, status(message), sender, theirs):
+            assert exposed(" ".join(strings_in(thing))) == []
+        assert exposed(pickle.dumps(message).decode("latin-1")) == []
+        assert exposed(caplog.text) == []
+
+
+def test_an_error_within_webhooks_shows_no_secret_of_a_tenant() -> None:
+    with override_settings(LETTERMINT_TENANTS=tenants_that("raises")):
+        config = webhook_config()
+        with pytest.raises(LettermintInvalidMessage) as raised:
+            tenant_webhook_config(config, "acme")
+    for page in pages_of(raised.value):
+        assert exposed(page) == []
+    assert [each for text in strings_of(raised.value) for each in exposed(text)] == []

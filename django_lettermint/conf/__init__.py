@@ -17,8 +17,9 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Secret, hide
+from .secret import Hidden, Secret, hide
 from .settings import backend_config, queue_config, unknown_settings, webhook_config
+from .tenants import looked_up, tenant_config, tenant_webhook_config
 
 __all__ = [
     "IDEMPOTENCY_KEY_TTL",
@@ -29,6 +30,7 @@ __all__ = [
     "WEBHOOK_OPTIONS",
     "BackendConfig",
     "Endpoint",
+    "Hidden",
     "Option",
     "PoolConfig",
     "QueueConfig",
@@ -37,7 +39,10 @@ __all__ = [
     "WebhookConfig",
     "backend_config",
     "hide",
+    "looked_up",
     "queue_config",
+    "tenant_config",
+    "tenant_webhook_config",
     "unknown_settings",
     "webhook_config",
 ]

@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .secret import Hidden
 from .validators import (
     InvalidOption,
     ca_file,
@@ -21,12 +22,14 @@ from .validators import (
     one_of,
     optional,
     resolve,
+    resolver,
     seconds,
     seconds_or_zero,
     seconds_up_to,
     secret,
     secrets,
     send_defaults,
+    tenant,
     unknown_name,
     whole_number,
     word,
@@ -51,6 +54,10 @@ SECURITY_BY_PORT = {
 
 #: Options that only webhooks use. The backend takes and validates them, no more.
 WEBHOOK_OPTIONS = ("signing_secret", "webhook_dedupe")
+
+
+#: Returns the options of a tenant; raises LookupError if there is no such tenant.
+Tenants: TypeAlias = Callable[[str], Mapping[str, object]]
 
 
 def _option(default: object, validate: Callable[[Any], Any], doc: str) -> Any:
@@ -102,6 +109,8 @@ class Endpoint:
     local_hostname: str | None
     pool: PoolConfig
     pooled: bool
+    #: Whose it is: tenants share no pool, whatever their options.
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +143,10 @@ class BackendConfig:
     idna_encoder: Callable[[str], str]
     #: The names of the options that code has given, besides the settings.
     keywords: tuple[str, ...]
+    tenant: str | None = None
+    tenants: Tenants | None = None
+    #: The SettingsReader of all this; a tenant's options are laid over what it finds.
+    reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +192,9 @@ class WebhookConfig:
     signing_secrets: tuple[Secret, ...]
     dedupe: bool
     correlation_key: str | None
+    tenants: Tenants | None = None
+    #: As in BackendConfig.
+    reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +338,18 @@ OPTIONS = _table(
         send_defaults,
         "Defaults for every message: route, tag, metadata, …",
     ),
+    Option(
+        "tenants",
+        None,
+        optional(resolver),
+        "A function, or its path, that returns a tenant's options: see [Tenants](tenants.md).",
+    ),
+    Option(
+        "tenant",
+        None,
+        optional(tenant),
+        "The tenant of messages that name none themselves.",
+    ),
     Option("fail_silently", False, flag, "Do not raise when sending fails."),
     Option(
         "signing_secret",
@@ -339,6 +367,9 @@ OPTIONS = _table(
 
 POOL_OPTIONS = _fields(PoolConfig)
 QUEUE_OPTIONS = _fields(QueueConfig)
+
+#: Options that concern all messages of a call, whichever tenants they have.
+NOT_OF_TENANTS = ("tenants", "tenant", "fail_silently")
 
 #: Options of Anymail's own backend class. They can be set for all of Anymail's backends.
 ANYMAIL_OPTIONS = _table(

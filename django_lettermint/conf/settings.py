@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from copy import copy
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
@@ -21,6 +22,7 @@ from django.utils.functional import Promise
 
 from .options import (
     ANYMAIL_OPTIONS,
+    NOT_OF_TENANTS,
     OPTIONS,
     QUEUE_OPTIONS,
     SECURITY_BY_PORT,
@@ -55,6 +57,7 @@ _OPTIONS = {**_SETTABLE, _GENERAL_DEFAULTS: Option(_GENERAL_DEFAULTS, {}, attrib
 _KEYWORDS = {*_SETTABLE, *_DJANGO_KEYWORDS}
 #: A URL's None for `signing_secret` must not become the secret of the settings either.
 _MAY_BE_NONE = _KEYWORDS - {"api_token", "signing_secret"}
+_OPTIONS_OF_TENANTS = [name for name in _BACKEND_OPTIONS if name not in NOT_OF_TENANTS]
 
 _OF_THE_ENDPOINT = ("username", "auth_mechanism", "ca_file", "local_hostname")
 _OF_THE_RELAY = (
@@ -106,7 +109,7 @@ def backend_config(kwargs: dict[str, Any]) -> BackendConfig:
 
     Raises AnymailInvalidMailer if `kwargs` has an alias, else AnymailConfigurationError.
     """
-    return _configure(kwargs, _BACKEND_OPTIONS, _backend_config)
+    return _configure(kwargs, _BACKEND_OPTIONS, build_backend_config)
 
 
 def queue_config(kwargs: dict[str, Any]) -> QueueConfig:
@@ -122,7 +125,7 @@ def webhook_config(kwargs: dict[str, Any] | None = None) -> WebhookConfig:
     given = {}
     if kwargs is not None and "signing_secret" in kwargs:
         given["signing_secret"] = hide(kwargs.pop("signing_secret"))
-    return _configure(given, OPTIONS, _webhook_config)
+    return _configure(given, OPTIONS, build_webhook_config)
 
 
 def unknown_settings(names: Iterable[object]) -> dict[str, str]:
@@ -211,6 +214,9 @@ class SettingsReader:
 
     def __init__(self, kwargs: dict[str, Any], options: Mapping[str, Option]) -> None:
         self.alias: str | None = kwargs.get("alias")
+        #: The tenant whose options come first.
+        self.tenant: str | None = None
+        self._of_tenant: frozenset[str] = frozenset()
         self._options = options
         # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
         merged = frozenset(kwargs.get("_ignore_unknown_kwargs") or ())
@@ -268,6 +274,26 @@ class SettingsReader:
         if name in self._of_mailer.reveal():
             self.given[name] = Hidden(self._of_mailer.reveal()[name])
 
+    def for_tenant(self, tenant: str, options: Hidden) -> SettingsReader:
+        """Return a reader that finds the `options` of a tenant before all others.
+
+        One that is None was not given. Token and secret are the tenant's own in any case:
+        nothing else has the place of one that is missing.
+        """
+        reader = copy(self)
+        own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
+        for name in options.reveal():
+            given = Hidden(resolve(options.reveal()[name]))
+            if given.reveal() is not None:
+                own[name] = given
+        vars(reader).update(
+            tenant=tenant,
+            given={**self.given, **own},
+            _of_tenant=frozenset(own),
+            _token="api_token",  # noqa: S106 - the name of an option
+        )
+        return reader
+
     def get(self, name: str) -> Any:
         """Return an option, validated."""
         option = _OPTIONS[name]
@@ -289,6 +315,8 @@ class SettingsReader:
     def origin(self, name: str) -> str:
         """Return the place where an option is set, or "" if it is nowhere."""
         given = self._token if name == "api_token" else name
+        if given in self._of_tenant:
+            return _place_of_tenant(self.tenant, given)
         if given in self.given:
             if self.alias is None or given in self._of_code & {*self.keywords}:
                 return f"the constructor keyword {given}"
@@ -299,9 +327,11 @@ class SettingsReader:
     def refuse_unknown(self) -> None:
         """Raise for a keyword or an ANYMAIL setting that would have no effect."""
         for name in self.given:
-            known_as = "api_token" if name == "password" else name
-            if known_as not in self._options:
-                problem = f"is not an option. {suggestion(name, self._options)}"
+            own = name in self._of_tenant
+            known = _OPTIONS_OF_TENANTS if own else self._options
+            known_as = "api_token" if name == "password" and not own else name
+            if known_as not in known:
+                problem = f"is not an option. {suggestion(name, known)}"
                 raise self.error(name, problem)
         names = {
             place[len("ANYMAIL['") : -len("']")]: place
@@ -349,7 +379,12 @@ class SettingsReader:
         return AnymailInvalidMailer(text, alias=None if named else self.alias)
 
 
-def _backend_config(reader: SettingsReader) -> BackendConfig:
+def _place_of_tenant(tenant: str | None, name: object) -> str:
+    return f"tenants({tenant!r})[{name!r}]"
+
+
+def build_backend_config(reader: SettingsReader) -> BackendConfig:
+    """Validate what a reader finds."""
     relay = _relay_config(reader)
     for name in reader.given.keys() & set(WEBHOOK_OPTIONS):
         reader.get(name)
@@ -360,6 +395,9 @@ def _backend_config(reader: SettingsReader) -> BackendConfig:
         fail_silently=reader.get("fail_silently"),
         **{name: reader.get(name) for name in ANYMAIL_OPTIONS},
         keywords=reader.keywords,
+        tenant=reader.get("tenant"),
+        tenants=reader.get("tenants"),
+        reader=Hidden(reader),
     )
     reader.refuse_unknown()
     return config
@@ -373,11 +411,14 @@ def _queue_config(reader: SettingsReader) -> QueueConfig:
     return config
 
 
-def _webhook_config(reader: SettingsReader) -> WebhookConfig:
+def build_webhook_config(reader: SettingsReader) -> WebhookConfig:
+    """Validate what a reader finds."""
     return WebhookConfig(
         signing_secrets=reader.get("signing_secret"),
         dedupe=reader.get("webhook_dedupe"),
         correlation_key=reader.get("correlation_key"),
+        tenants=reader.get("tenants"),
+        reader=Hidden(reader),
     )
 
 
@@ -397,6 +438,7 @@ def _relay_config(reader: SettingsReader) -> RelayConfig:
         security=security,
         pool=pool or PoolConfig(),
         pooled=pool is not None,
+        tenant=reader.tenant,
         **{name: reader.get(name) for name in _OF_THE_ENDPOINT},
     )
     return RelayConfig(

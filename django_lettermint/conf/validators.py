@@ -28,7 +28,14 @@ from django.utils.functional import LazyObject, Promise
 from django.utils.module_loading import import_string
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import FIELD_NAME, Layer, extract_extras, render
+from django_lettermint.extras import (
+    FIELD_NAME,
+    TENANT_RULE,
+    Layer,
+    extract_extras,
+    render,
+    tenant_name,
+)
 from django_lettermint.extras import resolve as resolve_extras
 from django_lettermint.message import default_layer
 
@@ -285,6 +292,29 @@ _IDNA_ENCODERS: dict[str, Callable[[str], str]] = {
 }
 
 
+def resolver(value: object) -> Callable[..., Any]:
+    """Accept a function, or the path of one, which is imported."""
+    if callable(value):
+        return value
+    if isinstance(value, str):
+        try:
+            found = import_string(value)
+        except Exception as error:  # noqa: BLE001 - the module's own, any kind
+            reason = f"{type(error).__name__}: {error}"
+            problem = f"must be what can be imported, and {value!r} cannot ({reason})"
+            raise InvalidOption(problem) from None
+        if callable(found):
+            return found  # type: ignore[no-any-return]
+    raise invalid_value("a function or the dotted path of one", value)
+
+
+def tenant(value: object) -> str:
+    """Accept the name of a tenant."""
+    with suppress(LettermintInvalidMessage):
+        return tenant_name(value)
+    raise invalid_value(f"a name: {TENANT_RULE}", value)
+
+
 def attributes(value: object) -> dict[str, object]:
     """Accept a dict, without a look at what it holds."""
     if not isinstance(value, Mapping):
@@ -346,6 +376,10 @@ def _check_extras(name: str, value: object) -> None:
         layer, _ = extract_extras(value)
     extras = resolve_extras(layer)
     render(extras)
+    if "signed_tenant" in layer:
+        raise LettermintInvalidMessage(
+            "The tenant of messages that name none is the option `tenant`"
+        )
     if extras.idempotency_key is not None:
         raise LettermintInvalidMessage(
             "With one idempotency key for all, the relay would drop every message but "

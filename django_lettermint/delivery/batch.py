@@ -7,10 +7,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
+from django_lettermint.exceptions import ConnectFailed
+from django_lettermint.pool import open_pool
+
 from .engine import Delivery
+from .policy import LIST_PATIENCE
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
@@ -55,6 +60,83 @@ def _runs_threads() -> bool:
     return "threads" in options or told in (True, b"true", b"1")
 
 
+class Deliveries:
+    """Delivers lists of messages of which some may have a configuration of their own.
+
+    `config` and `connections` are those of the others. `fatal` holds what any further
+    message would meet as well, by the endpoint or the address where that is so.
+    """
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        connections: ConnectionPool[Session],
+        *,
+        patience: float = LIST_PATIENCE,
+        stop: threading.Event | None = None,
+        ignore_pool_timeout: bool = False,
+        connected: threading.Event | None = None,
+        fatal: dict[object, LettermintError] | None = None,
+    ) -> None:
+        self._config = config
+        self._patience = patience
+        self._stop = stop
+        self._ignore_pool_timeout = ignore_pool_timeout
+        self._connected = connected
+        self._fatal = {} if fatal is None else fatal
+        self._delivery = self._new_delivery(config, connections)
+
+    def deliver(self, messages: Sequence[list[Submission]]) -> None:
+        """Bring the submissions of all messages to their end, as Delivery does."""
+        others: dict[RelayConfig, list[list[Submission]]] = {}
+        usual: list[list[Submission]] = []
+        for each in messages:
+            config = each[0].config if each else self._config
+            if config is self._config or config == self._config:
+                usual.append(each)
+            else:
+                others.setdefault(config, []).append(each)
+        try:
+            self._deliver(self._config, self._delivery, usual)
+            for config, group in others.items():
+                with open_pool(config) as connections:
+                    delivery = self._new_delivery(config, connections)
+                    self._deliver(config, delivery, group)
+        except BaseException:
+            for submission in chain.from_iterable(messages):
+                if not submission.done:
+                    submission.fail(None)
+            raise
+
+    def _deliver(
+        self,
+        config: RelayConfig,
+        delivery: Delivery,
+        messages: Sequence[list[Submission]],
+    ) -> None:
+        endpoint = config.endpoint
+        address = endpoint.host, endpoint.port
+        delivery.fatal = self._fatal.get(endpoint) or self._fatal.get(address)
+        delivery.deliver(messages)
+        error = delivery.fatal
+        if error:
+            # All other errors may be due to this login.
+            away = isinstance(error, ConnectFailed) and error.step in ("DNS", "TCP")
+            self._fatal[address if away else endpoint] = error
+
+    def _new_delivery(
+        self, config: RelayConfig, connections: ConnectionPool[Session]
+    ) -> Delivery:
+        return Delivery(
+            config,
+            connections,
+            patience=self._patience,
+            stop=self._stop,
+            ignore_pool_timeout=self._ignore_pool_timeout,
+            connected=self._connected,
+        )
+
+
 class _HasSubmissions(Protocol):
     submissions: list[Submission]
 
@@ -88,7 +170,7 @@ class BatchSender(Generic[M]):
         #: batch delivered in the caller's thread.
         self._pending: deque[tuple[Sequence[M], Future[None]]] = deque()
         #: What any further message would meet as well: no TLS, no login, no connection.
-        self._fatal: LettermintError | None = None
+        self._fatal: dict[object, LettermintError] = {}
         #: Set by an interrupt: nothing new is begun.
         self._stop = threading.Event()
         #: Set once the first batch has a connection, or its end. Until then no other is
@@ -170,17 +252,16 @@ class BatchSender(Generic[M]):
                 future.result()
 
     def _deliver(self, batch: Sequence[M]) -> None:
-        delivery = Delivery(
+        deliveries = Deliveries(
             self._config,
             self._connections,
             stop=self._stop,
             # Waiting for a connection is no failure while other threads have one.
             ignore_pool_timeout=self._executor is not None,
             connected=self._connected,
+            fatal=self._fatal,
         )
-        delivery.fatal = self._fatal
         try:
-            delivery.deliver([each.submissions for each in batch])
+            deliveries.deliver([each.submissions for each in batch])
         finally:
             self._connected.set()
-        self._fatal = self._fatal or delivery.fatal

@@ -2,7 +2,8 @@
 
 A layer is one source of it (message attributes, raw headers, an `extras()` block, send
 defaults): a mapping with any of the keys route, tag, metadata and idempotency_key. A key
-that is present with the value None hides what lower layers say.
+that is present with the value None hides what lower layers say. A layer may also name the
+tenant (raw headers: `signed_tenant`), which chooses the login and is no header.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _RULES = {
         "an idempotency key has 1 to 255 printable ASCII characters, no outer spaces",
     ),
 }
+TENANT_RULE = (
+    "1 to 255 characters, no control characters among them, no blanks at the ends"
+)
 _KEY_RULE = (
     "a metadata key becomes part of a header name: one or more printable ASCII "
     "characters without space and colon"
@@ -99,6 +103,18 @@ def resolve(*layers: Layer) -> Extras:
             for key, value in entries
         },
     )
+
+
+def tenant_name(value: object) -> str:
+    """Return a tenant's name as a plain str; raise LettermintInvalidMessage for others."""
+    name = plain_str(value)
+    if not isinstance(name, str):
+        rule = "its name must be a str, or None for no tenant"
+        raise invalid_value("tenant", value, rule)
+    sound = 0 < len(name) <= _MAX_LENGTH and not CONTROL.search(name)
+    if not sound or name != name.strip():
+        raise invalid_value("tenant", value, f"its name has {TENANT_RULE}")
+    return name
 
 
 def _merge_metadata(

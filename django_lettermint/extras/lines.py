@@ -29,6 +29,8 @@ ROUTE = "X-Lettermint-Route"
 TAG = "X-LM-Tag"
 METADATA_PREFIX = "X-LM-Metadata-"
 IDEMPOTENCY_KEY = "Idempotency-Key"
+#: Signed by `freeze()`, for queues; it is never sent.
+TENANT = "X-Lettermint-Tenant"
 
 #: RFC 5322 section 2.1.1: octets in a line, CRLF not counted.
 MAX_LINE = 998
@@ -36,7 +38,12 @@ MAX_LINE = 998
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _ONE_SPACE = re.compile(" [^ \t]")
 
-_FIELDS = {ROUTE: "route", TAG: "tag", IDEMPOTENCY_KEY: "idempotency_key"}
+_FIELDS = {
+    ROUTE: "route",
+    TAG: "tag",
+    IDEMPOTENCY_KEY: "idempotency_key",
+    TENANT: "signed_tenant",
+}
 _CANONICAL = {name.lower(): name for name in _FIELDS}
 #: At the relay, X-LM-Tag and X-LM-Metadata-k win over these (they are Symfony Mailer's).
 _ALIAS_TAG = "x-tag"

@@ -207,6 +207,8 @@ def _attachment(each: object) -> Message | Attachment:
     kind = bodies.content_type("attachment's type", str(value))
     if is_mail and kind.main == "message":
         return name, content, str(value)
+    if kind.main == "multipart":  # a file is none, and is never encoded under its type
+        value = _OCTET_STREAM
     return name, _content(_label(name), content), str(value)
 
 
@@ -227,8 +229,8 @@ def _write_attachment(each: object, encoding: TextEncoding, idna: IdnaEncode) ->
     elif kind.main == "text" and (text := _decoded(content, kind)) is not None:
         part = bodies.text(field, text, kind, encoding)
     else:
-        # RFC 2045 section 6.4: composite types are never encoded; a file may be.
-        is_file = kind.main in {"message", "multipart", "text"}
+        # RFC 2045 section 6.4: attached mail is never encoded; a file may be.
+        is_file = kind.main in {"message", "text"}
         value = _OCTET_STREAM if is_file else kind.value
         part = bodies.octets(value, _octets(field, content))
     return Part(part.head + disposition, part.body)

@@ -158,6 +158,7 @@ def get_stats() -> list[PoolReport]:
             "host": endpoint.host,
             "port": endpoint.port,
             "username": endpoint.username,
+            "tenant": endpoint.tenant,
             "digest": _digest(endpoint),
             **pool.stats(),
         }

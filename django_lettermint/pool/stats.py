@@ -54,6 +54,7 @@ class PoolReport(PoolStats):
     host: str
     port: int
     username: str
+    tenant: str | None
     #: Tells configurations apart, tokens included, without telling the token.
     digest: str
 

@@ -22,7 +22,7 @@ from django.utils.module_loading import import_string
 
 from django_lettermint.backend import EmailBackend as SendingBackend
 from django_lettermint.backend import attributes_since, refuse_unused_hooks
-from django_lettermint.conf import IDEMPOTENCY_KEY_TTL, queue_config
+from django_lettermint.conf import IDEMPOTENCY_KEY_TTL, looked_up, queue_config
 from django_lettermint.exceptions import EnqueueFailed, LettermintInvalidMessage
 from django_lettermint.outgoing import OutgoingMessage, notify
 from django_lettermint.results import Outcome, RecipientResult, SendResult
@@ -72,6 +72,7 @@ class EmailBackend(BaseEmailBackend):
         count = begun = 0
         results: list[SendResult] = []
         error: Exception | None = None
+        call = looked_up.set({})
         try:
             for message in messages:
                 outgoing = self._prepare(message)
@@ -88,6 +89,8 @@ class EmailBackend(BaseEmailBackend):
                     outgoing.interrupt()
                     notify(type(self._sender), outgoing)
             raise
+        finally:
+            looked_up.reset(call)
         if error and not self.fail_silently:
             error.results = tuple(results)  # type: ignore[attr-defined]
             raise error
@@ -126,11 +129,15 @@ class EmailBackend(BaseEmailBackend):
     def _tasks(self, outgoing: OutgoingMessage) -> list[QueuedMessage]:
         # An envelope's parts share its content.
         groups = groupby(outgoing.submissions, key=lambda each: each.envelope.content)
+        deadlines = (
+            each.config.deadline for each in outgoing.submissions
+        )  # a tenant's
+        left = IDEMPOTENCY_KEY_TTL - max(deadlines, default=0.0)
         return [
             QueuedMessage(
                 submissions=list(submissions),
                 using=self._config.using,
-                give_up_at=time.time() + self._give_up_after,
+                give_up_at=time.time() + min(self._give_up_after, left),
                 has_caller_key=outgoing.has_caller_key,
             )
             for _, submissions in groups

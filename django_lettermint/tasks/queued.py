@@ -39,6 +39,17 @@ def check_version(form: object) -> None:
         )
 
 
+def tenant_in(form: Mapping[str, Any]) -> str | None:
+    """Return whose message a form holds, unchecked; raise ValueError if it holds none."""
+    tenant: str | None
+    try:
+        envelopes = [each["envelope"] for each in form["transactions"]]
+        (tenant,) = {each.get("tenant") for each in envelopes} or {None}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"not a queued message: {error!r}") from error
+    return tenant
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class QueuedMessage:
     """One message with all its submissions, those that have ended included."""

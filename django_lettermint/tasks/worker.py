@@ -14,10 +14,11 @@ from django.core import mail
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.delivery import Delivery, recipients_of
+from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.outgoing import OutgoingMessage, notify
 from django_lettermint.results import Outcome
 
-from .queued import QueuedMessage, check_version
+from .queued import QueuedMessage, check_version, tenant_in
 from .rebuild import message_from_bytes
 
 logger = logging.getLogger("django_lettermint")
@@ -42,10 +43,22 @@ def run(
     """
     check_version(form)
     sender = sending_backend(form.get("using"))
+    tenant, unknown = tenant_in(form), None
+    try:
+        if tenant is not None:
+            sender = sender.for_tenant(tenant)
+    except LettermintInvalidMessage as error:
+        if error.transient or not sender.has_tenants:
+            raise
+        unknown = error
     queued = QueuedMessage.from_json(form, sender.config)
     submissions = queued.submissions
     first = submissions[0].envelope
-    if time.time() >= queued.give_up_at:
+    if unknown:
+        for each in submissions:
+            if not each.done:
+                each.fail(unknown)
+    elif time.time() >= queued.give_up_at:
         queued.expire(started=again)
     else:
         with pool.open_pool(sender.config) as connections:
@@ -53,10 +66,14 @@ def run(
         if _put_back(queued, later):
             return {"message_id": first.message_id, "outcome": "put back"}
     recipients = [who for each in submissions for who in recipients_of(each)]
+    message = message_from_bytes(first.content, recipients)
+    if tenant is not None:
+        message.tenant = tenant
     outgoing = OutgoingMessage(
-        message_from_bytes(first.content, recipients),
+        message,
         submissions=submissions,
         has_caller_key=queued.has_caller_key,
+        tenant=tenant,
     )
     notify(type(sender), outgoing, sender.config.endpoint)
     return {"message_id": first.message_id, "outcome": outgoing.result.outcome.value}

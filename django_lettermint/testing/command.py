@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -158,20 +158,26 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
                 stack.enter_context(inbox)
             write(f"Inbox: {inbox.url}")
         write("Waiting for mail. Ctrl-C ends this.")
-        while (record := records.get()) is not None:
+        while (record := _next(records)) is not None:
             lines = list(describe(record))
             if save and isinstance(record, ReceivedMessage):
                 lines.append(_saved(record, save))
             write("\n".join(map(_printable, lines)))
 
 
+def _next(records: queue.SimpleQueue[_Record]) -> _Record:
+    while True:
+        # A signal that comes just before the wait does not end it, so none is long.
+        with suppress(queue.Empty):
+            return records.get(timeout=0.5)
+
+
 @contextmanager
 def _until_interrupted(records: queue.SimpleQueue[_Record]) -> Iterator[None]:
     """Have the signals that end a program put None into the queue instead."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    in_main = threading.current_thread() is threading.main_thread()
+    # Other threads may set no handlers.
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
     before = [signal.signal(each, lambda *_: records.put(None)) for each in numbers]
     try:
         yield

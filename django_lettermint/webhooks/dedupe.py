@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -18,12 +19,18 @@ REMEMBER_SECONDS = 3 * 24 * 3600
 _RUNNING, _DONE = "running", "done"
 
 
-def run_once(event_id: str, work: Callable[[], object]) -> bool:
+def run_once(
+    event_id: str, work: Callable[[], object], *, tenant: str | None = None
+) -> bool:
     """Run `work` unless it ran for this event; False while a copy is at work on it.
 
-    When `work` raises, the event is free again and the exception goes on.
+    Events of two tenants are two events, whatever their ids. When `work` raises, the event is free again and the exception goes on.
     """
     key = f"django_lettermint.webhook:{event_id}"
+    if tenant is not None:
+        # Hashed: memcached allows no blanks, and 250 bytes.
+        digest = hashlib.sha256(tenant.encode()).hexdigest()[:32]
+        key = f"django_lettermint.webhook.tenant:{digest}:{event_id}"
     # add() is the one atomic "only if absent" that every shared cache offers.
     if not cache.add(key, _RUNNING, CLAIM_SECONDS):
         return bool(cache.get(key) == _DONE)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from anymail import signals
@@ -15,7 +17,13 @@ from anymail.exceptions import (
 from anymail.webhooks.base import AnymailBaseWebhookView
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from django_lettermint.conf import hide, webhook_config
+from django_lettermint.conf import (
+    Secret,
+    hide,
+    tenant_webhook_config,
+    webhook_config,
+)
+from django_lettermint.exceptions import LettermintInvalidMessage
 
 from .dedupe import run_once
 from .events import (
@@ -57,6 +65,8 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     max_body_size: int = 0
 
     signal: Signal  # type: ignore[assignment]  # Anymail declares None
+    #: The tenant that the URL names; events bring it as `event.tenant`.
+    tenant: str | None = None
     config: WebhookConfig
     payload: Mapping[str, Any]
 
@@ -80,8 +90,10 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         A receiver's exception goes on, as in Anymail: Django answers 500 and Lettermint
         comes again. 503 asks for the same while a copy is being worked on.
         """
+        if kwargs.get("tenant") is not None:
+            self.tenant = str(kwargs["tenant"])  # of any path converter
         try:
-            self.config = webhook_config(self._own_secret())
+            self.config = self._look_up_config()
             self.run_validators(request)
             events = self.parse_events(request)
         except AnymailWebhookValidationFailure as error:
@@ -95,6 +107,9 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     def validate_request(self, request: HttpRequest) -> None:
         """Check size, signature, age and JSON; Anymail adds basic auth, if it is set."""
         secrets = self.config.signing_secrets
+        if not secrets and self.tenant is not None:
+            # Like any wrong signature: the answer does not tell which tenants there are.
+            secrets = (Secret(token_hex()),)
         if not secrets:
             _refuse("no signing secret is set (LETTERMINT_SIGNING_SECRET)", status=403)
         verify = _load_verify()
@@ -114,6 +129,25 @@ class LettermintWebhookView(AnymailBaseWebhookView):
     def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
         """Return what the signal of this view sends for the event."""
         raise NotImplementedError
+
+    def _look_up_config(self) -> WebhookConfig:
+        """Read the settings or, for a tenant in the URL, its options.
+
+        An unknown tenant has no secret. If it is not known at the moment,
+        AnymailConfigurationError is raised: the answer is 500, and Lettermint comes again.
+        """
+        own = self._own_secret()
+        if self.tenant is None or own:
+            return webhook_config(own)
+        config = webhook_config()
+        try:
+            return tenant_webhook_config(config, self.tenant)
+        except LettermintInvalidMessage as error:
+            unknown = error
+        if unknown.transient:
+            raise AnymailConfigurationError(str(unknown)) from unknown.__cause__
+        logger.warning("Lettermint webhook: %s", unknown)
+        return replace(config, signing_secrets=())
 
     def _own_secret(self) -> dict[str, Any]:
         """Return the secret of the class or of this request, as an option."""
@@ -135,11 +169,12 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         return body
 
     def _deliver(self, event: AnymailEvent) -> bool:
+        event.tenant = self.tenant  # type: ignore[attr-defined]
         send = partial(
             self.signal.send, sender=type(self), event=event, esp_name=self.esp_name
         )
         if self.config.dedupe:
-            return run_once(event.event_id, send)
+            return run_once(event.event_id, send, tenant=self.tenant)
         send()
         return True
 

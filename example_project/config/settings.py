@@ -3,8 +3,10 @@
 LETTERMINT_API_TOKEN        the project's sending token
 LETTERMINT_FROM_EMAIL       the sender; Lettermint must know its domain
 LETTERMINT_SIGNING_SECRET   the webhook's secret, whsec_…
+LETTERMINT_NORTH_TOKEN, _SOUTH_TOKEN   those of two tenants' projects
 LETTERMINT_HOST, _PORT, _SECURITY, _CA_FILE   another relay than Lettermint's
 EXAMPLE_DATABASE            the SQLite file
+EXAMPLE_INBOX               the address of the local relay's inbox
 """
 
 from __future__ import annotations
@@ -40,7 +42,16 @@ else:
 if secret := os.environ.get("LETTERMINT_SIGNING_SECRET"):
     ANYMAIL["LETTERMINT_SIGNING_SECRET"] = secret
 
+# Two tenants. In a project of your own, a function reads theirs from a database.
+TENANTS = {
+    name: {"api_token": os.environ.get(f"LETTERMINT_{name.upper()}_TOKEN")}
+    for name in ("north", "south")
+}
+LETTERMINT_TENANTS = TENANTS.__getitem__
+
 DEFAULT_FROM_EMAIL = os.environ.get("LETTERMINT_FROM_EMAIL", "shop@example.com")
+
+INBOX = os.environ.get("EXAMPLE_INBOX", "")
 
 # -- The rest is what any Django project has -------------------------------------------
 
@@ -72,6 +83,7 @@ TEMPLATES = [
             "context_processors": [
                 "django.template.context_processors.request",
                 "django.contrib.messages.context_processors.messages",
+                "outbox.views.links",
             ],
         },
     },

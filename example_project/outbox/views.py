@@ -7,6 +7,7 @@ from collections import defaultdict
 from contextlib import suppress
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
@@ -26,6 +27,11 @@ from .forms import ComposeForm, MetadataFormSet, metadata
 from .models import Event, Mail
 
 PAGE = 20
+
+
+def links(request: HttpRequest) -> dict[str, str]:
+    """Give all pages the address of the local relay's inbox, if there is one."""
+    return {"inbox": settings.INBOX}
 
 
 def compose(request: HttpRequest) -> HttpResponse:

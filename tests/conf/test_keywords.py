@@ -47,6 +47,8 @@ VALUES: dict[str, Any] = {
     "idempotency": True,
     "correlation_key": "id",
     "send_defaults": {"tag": "a"},
+    "tenants": {"acme": {}}.__getitem__,
+    "tenant": "acme",
     "fail_silently": True,
     "ignore_unsupported_features": True,
     "ignore_recipient_status": True,

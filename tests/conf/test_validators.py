@@ -52,6 +52,8 @@ OFF = {
     "idempotency",
     "correlation_key",
     "signing_secret",
+    "tenants",
+    "tenant",
 }
 
 

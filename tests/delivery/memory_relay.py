@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from django_lettermint.exceptions import ConnectFailed
 from django_lettermint.smtp import RelayState, Reply, Session
 from django_lettermint.smtp.replies import ProtocolError
 
@@ -22,6 +23,12 @@ AT_END = (
     *("accept", "450", "550", "421 to the end", "close", "silence"),
     *("deliver and close", "deliver in silence", "deliver, then garbage"),
 )
+#: What is rarer: a reply of which only a part arrives, and codes that announce a loss.
+RARE_AT_COMMAND = ("half a reply", "450 4.4.2", "450 4.4.2 and close")
+RARE_AT_END = ("half a reply", "deliver, half a reply")
+RARE_IN_CONTENT = ("accept", "450", "550", "421", "close", "silence", "half a reply")
+RARE_WHILE_IDLE = ("accept", "421", "close", "silence")
+RARE_AT_CONNECT = ("accept", "refuse")
 
 FEATURES = {"PIPELINING": "", "8BITMIME": "", "SIZE": "26214400", "CHUNKING": ""}
 _KEY = re.compile(rb"\AIdempotency-Key: (\S+)\r\n")
@@ -75,21 +82,35 @@ class MemoryRelay:
     """The relay's side: what it took, and from how many connections.
 
     `dislikes` is its answer to commands that were pipelined behind the end of a message;
-    `session_limit` how many messages it takes on a connection.
+    `session_limit` how many messages it takes on a connection. With `rare` it chooses
+    from the rare faults as well. `pause` is called where another connection may go on.
     """
 
     script: Script
     knows_keys: bool
     dislikes: str = ""
     session_limit: int = 1000
+    rare: bool = False
+    pause: Callable[[], object] = lambda: None
     logins: int = 0
+    streams: list[MemoryStream] = field(default_factory=list)
     delivered: Counter[tuple[str, str]] = field(default_factory=Counter)
     #: The content under each key.
     keys: dict[bytes, bytes] = field(default_factory=dict)
 
     def connect(self, state: RelayState) -> Session:
+        self.pause()
         self.logins += 1
-        return Session(MemoryStream(self), FEATURES, state)  # type: ignore[arg-type]
+        if self.rare and self.script.choose(RARE_AT_CONNECT, "") == "refuse":
+            raise ConnectFailed("refused")
+        self.streams.append(MemoryStream(self))
+        return Session(self.streams[-1], FEATURES, state)  # type: ignore[arg-type]
+
+    def idle(self) -> None:
+        """Choose what each connection meets while it is not used."""
+        for stream in self.streams:
+            if not stream.has_input():
+                stream.interrupt(RARE_WHILE_IDLE, "")
 
     def deliver(self, message: str, content: bytes, recipients: list[str]) -> None:
         key = _KEY.match(content)
@@ -108,9 +129,12 @@ class MemoryStream:
     def __init__(self, relay: MemoryRelay) -> None:
         self._relay = relay
         self._choose = relay.script.choose
+        self._at_command = AT_COMMAND + (RARE_AT_COMMAND if relay.rare else ())
         self._input = bytearray()
         self._replies: list[Reply] = []
         self._closed = self._silent = False
+        #: The first octets of a reply have come, and no others will.
+        self._half = False
         self._messages = 0
         self._sender: str | None = None
         self._recipients: list[str] = []
@@ -126,14 +150,18 @@ class MemoryStream:
         stall: float = 0,
         stop_on_reply: bool = False,
     ) -> None:
+        self._relay.pause()
         if self._closed:
             raise BrokenPipeError("closed")
         self._behind_end = False
         self._input += data
         while self._take():
             pass
+        if self._relay.rare and self._incomplete():
+            self.interrupt(RARE_IN_CONTENT, self._sender or "")
 
     def read_reply(self, until: float) -> Reply:
+        self._relay.pause()
         if self._replies:
             reply = self._replies.pop(0)
             if not reply.code:
@@ -145,10 +173,22 @@ class MemoryStream:
         raise TimeoutError("timed out")
 
     def has_input(self) -> bool:
-        return bool(self._replies) or self._closed
+        return bool(self._replies) or self._closed or self._half
 
     def close(self) -> None:
         self._closed = True
+
+    def interrupt(self, options: tuple[str, ...], message: str) -> None:
+        """Choose what the server does unasked; it takes nothing after a fault."""
+        choice = self._choose(options, message)
+        self._goes_on(choice)
+        self._silent = choice != "accept"
+
+    def _incomplete(self) -> bool:
+        """Return whether the content of a message is awaited, and has begun."""
+        begun = self._in_data or self._input.startswith(b"BDAT")
+        awaited = begun and not (self._closed or self._silent)
+        return bool(awaited and self._input and self._recipients)
 
     def _take(self) -> bool:
         """Take one command, or one content, if it is complete."""
@@ -197,7 +237,7 @@ class MemoryStream:
             self._reply(503)
         elif verb == "MAIL" and self._messages >= self._relay.session_limit:
             self._reply(452, "4.5.3 too many messages")
-        elif self._goes_on(choice := self._choose(AT_COMMAND, message)):
+        elif self._goes_on(choice := self._choose(self._at_command, message)):
             if verb == "MAIL":
                 self._sender = address
             elif verb == "RCPT":
@@ -219,12 +259,14 @@ class MemoryStream:
             self._reply(503)
             return
         message = self._sender or ""
-        choice = self._choose(AT_END, message)
+        rare = RARE_AT_END if self._relay.rare else ()
+        choice = self._choose(AT_END + rare, message)
         if choice.startswith(("accept", "deliver")):
             self._relay.deliver(message, content, self._recipients)
             self._messages += 1
         self._closed = choice == "deliver and close"
-        self._silent = choice == "deliver in silence"
+        self._half = choice == "deliver, half a reply"
+        self._silent = self._half or choice == "deliver in silence"
         if not (self._closed or self._silent) and self._goes_on(choice):
             self._reply(250)
         if choice == "deliver, then garbage":
@@ -235,9 +277,10 @@ class MemoryStream:
     def _goes_on(self, choice: str) -> bool:
         """Do what was chosen; return whether the command is accepted."""
         if choice[0] in "45":
-            self._reply(int(choice[:3]))
-        self._closed = choice.startswith(("421", "close"))
-        self._silent = choice == "silence"
+            self._reply(int(choice[:3]), choice[4:])
+        self._closed = choice.startswith(("421", "close")) or choice.endswith("close")
+        self._half = choice == "half a reply"
+        self._silent = self._half or choice == "silence"
         return choice in ("accept", "garbage")
 
     def _reply(self, code: int, text: str = "") -> None:

@@ -5,10 +5,14 @@ Every script with up to two faults is run, in memory; LETTERMINT_FAULTS=3 takes 
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import greenlet
 import pytest
 
 from django_lettermint.conf import PoolConfig, RelayConfig, backend_config
@@ -28,10 +32,12 @@ from tests.delivery.memory_relay import MemoryRelay, Script, behaviours
 FAULTS = int(os.environ.get("LETTERMINT_FAULTS", "2"))
 #: Faults after which the relay may have the message, though no reply says so.
 IN_DOUBT = {
-    *("close", "silence", "garbage"),
+    *("close", "silence", "garbage", "half a reply", "deliver, half a reply"),
     *("deliver and close", "deliver in silence", "deliver, then garbage"),
 }
-REFUSALS = {"450", "550", "421 to the end"}
+REFUSALS = {"450", "550", "421 to the end", "450 4.4.2", "450 4.4.2 and close"}
+#: So many steps one of two connections is ahead of the other.
+LEADS = range(0, 12, 2)
 
 
 def config(**options: Any) -> RelayConfig:
@@ -55,24 +61,78 @@ def message(number: int, recipients: int, relay: RelayConfig) -> list[Submission
 def deliver(
     relay: MemoryRelay, count: int, recipients: int, settings: RelayConfig
 ) -> list[list[Submission]]:
-    """Deliver messages over one connection at a time, without ever sleeping."""
+    """Deliver messages over one connection at a time, without ever sleeping.
+
+    Where the relay has rare faults, the connection idles after the first message.
+    """
+    messages = [message(number, recipients, settings) for number in range(count)]
+    with connections(relay, 1) as pool:
+        first = 1 if relay.rare else count
+        delivery(settings, pool).deliver(messages[:first])
+        if relay.rare:
+            relay.idle()
+            delivery(settings, pool).deliver(messages[1:])
+    return messages
+
+
+def deliver_over_two(
+    relay: MemoryRelay, settings: RelayConfig, *, lead: int = 0
+) -> list[list[Submission]]:
+    """Deliver two batches, two messages and one, each over a connection of its own.
+
+    As BatchSender does, but by turns instead of threads: after each step of one the
+    other goes on, once the first is `lead` steps ahead.
+    """
+    messages = [message(number, 1, settings) for number in range(3)]
+    scheduler = greenlet.getcurrent()
+
+    def pause() -> None:
+        if greenlet.getcurrent() is not scheduler:
+            scheduler.switch()
+
+    relay.pause = pause
+    with connections(relay, 2) as pool:
+        first, second = (
+            greenlet.greenlet(
+                functools.partial(delivery(settings, pool).deliver, batch)
+            )
+            for batch in (messages[:2], messages[2:])
+        )
+        for _ in range(lead):
+            first.switch()
+        while not (first.dead and second.dead):
+            for each in (first, second):
+                each.switch()
+    return messages
+
+
+@contextmanager
+def connections(relay: MemoryRelay, max_size: int) -> Iterator[ConnectionPool[Session]]:
+    """Give the pool of a relay."""
     state = RelayState()
 
     def connect(until: float, timeout: float) -> Session:
         return relay.connect(state)
 
-    pool: ConnectionPool[Session] = ConnectionPool(connect, PoolConfig(max_size=1))
-    messages = [message(number, recipients, settings) for number in range(count)]
-    Delivery(settings, pool, sleep=lambda seconds: None).deliver(messages)
+    pool: ConnectionPool[Session]
+    pool = ConnectionPool(connect, PoolConfig(max_size=max_size))
+    yield pool
     for session in pool.close():
         session.close()
-    return messages
+
+
+def delivery(settings: RelayConfig, pool: ConnectionPool[Session]) -> Delivery:
+    return Delivery(settings, pool, sleep=lambda seconds: None)
 
 
 def check(
-    relay: MemoryRelay, messages: list[list[Submission]], *, window: bool
+    relay: MemoryRelay,
+    messages: list[list[Submission]],
+    *,
+    window: bool,
+    width: int = 1,
 ) -> None:
-    """Compare what we say with what the relay did.
+    """Compare what we say with what the relay did, on `width` connections at once.
 
     With a `window`, several messages are unconfirmed at once, by their keys.
     """
@@ -101,7 +161,7 @@ def check(
             assert set(status.values()) == {"queued"}, script
         tries = sum(each.attempts for each in message_submissions)
         assert tries <= 1 + 2 * len(all_faults), script
-    assert relay.logins <= 1 + len(all_faults), script
+    assert relay.logins <= width + len(all_faults), script
 
 
 @pytest.mark.slow
@@ -120,6 +180,53 @@ def test_each_promise_holds_whatever_the_relay_does(
         check(relay, messages, window=keys and chunking)
 
     assert behaviours(run, faults=FAULTS) > 500
+
+
+@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
+@pytest.mark.parametrize("pipelining", [False, True], ids=["single", "pipelined"])
+@pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+@pytest.mark.parametrize("recipients", [1, 2])
+def test_each_promise_holds_whatever_is_rare(
+    recipients: int, *, keys: bool, pipelining: bool, chunking: bool
+) -> None:
+    settings = config(idempotency=keys, pipelining=pipelining, chunking=chunking)
+
+    def run(script: Script) -> None:
+        relay = MemoryRelay(script, knows_keys=keys, rare=True)
+        messages = deliver(relay, 3, recipients, settings)
+        check(relay, messages, window=keys and chunking)
+
+    assert behaviours(run, faults=FAULTS - 1) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
+@pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+def test_each_promise_holds_on_two_connections(*, keys: bool, chunking: bool) -> None:
+    settings = config(idempotency=keys, chunking=chunking)
+
+    def run(script: Script) -> None:
+        relay = MemoryRelay(script, knows_keys=keys)
+        messages = deliver_over_two(relay, settings)
+        check(relay, messages, window=keys and chunking, width=2)
+
+    assert behaviours(run, faults=FAULTS) > 500
+
+
+@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
+@pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+@pytest.mark.parametrize("lead", LEADS)
+def test_each_promise_holds_however_two_connections_interleave(
+    lead: int, *, keys: bool, chunking: bool
+) -> None:
+    settings = config(idempotency=keys, chunking=chunking)
+
+    def run(script: Script) -> None:
+        relay = MemoryRelay(script, knows_keys=keys, rare=True)
+        messages = deliver_over_two(relay, settings, lead=lead)
+        check(relay, messages, window=keys and chunking, width=2)
+
+    assert behaviours(run, faults=FAULTS - 1) > 50
 
 
 @pytest.mark.parametrize("code", ["450", "503", "550"])

@@ -53,6 +53,7 @@ class Command(BaseCommand):
         entry = "an entry of the mail's metadata; may be repeated"
         add("--metadata", action="append", default=[], metavar="KEY=VALUE", help=entry)
         add("--using", metavar="ALIAS", help="the mailer to test (Django 6.1: MAILERS)")
+        add("--tenant", metavar="NAME", help="the tenant to test (option `tenants`)")
         many = "mails to send; all but the first go through the connection pool"
         add("--count", type=int, default=1, metavar="N", help=many)
         modes = parser.add_mutually_exclusive_group()
@@ -103,7 +104,7 @@ class Command(BaseCommand):
     def _run(self, options: Mapping[str, Any]) -> None:
         messages = _messages(options)
         backend = find_backend(options["using"])
-        config = backend.config
+        config = _config(backend, options["tenant"])
         self._token = config.endpoint.token
         self._introduce(backend.alias, config)
         if options["scan_ports"]:
@@ -112,19 +113,22 @@ class Command(BaseCommand):
             Diagnosis(config, self._show).check()
             self._succeed("The relay takes the token; no mail was sent.")
         elif not options["dns"]:
-            self._send(backend, messages, options)
+            self._send(backend, config, messages, options)
         has_records = options["check"] and asks_for_records(config.endpoint.host)
         if options["dns"] or has_records:
             self._look_up(backend, next(messages).from_email)
 
     def _introduce(self, alias: str | None, config: RelayConfig) -> None:
         place = {
+            "tenant": config.endpoint.tenant,
             "host": config.endpoint.host,
             "port": config.endpoint.port,
             "security": config.endpoint.security,
         }
         self._document["relay"] = {"alias": alias, **place}
         mailer = f"mailer {alias!r}" if alias else "EMAIL_BACKEND"
+        if config.endpoint.tenant is not None:
+            mailer += f", tenant {config.endpoint.tenant!r}"
         where = (
             f"{config.endpoint.host}:{config.endpoint.port}, {config.endpoint.security}"
         )
@@ -159,11 +163,12 @@ class Command(BaseCommand):
     def _send(
         self,
         backend: EmailBackend,
+        config: RelayConfig,
         messages: Iterator[LettermintMessage],
         options: Mapping[str, Any],
     ) -> None:
         done = self._document["messages"]
-        result = Diagnosis(backend.config, self._show).send(backend, next(messages))
+        result = Diagnosis(config, self._show).send(backend, next(messages))
         done.append(asdict(result))
         try:
             for each in send_through_pool(backend, messages):
@@ -220,6 +225,17 @@ class Command(BaseCommand):
     def _without_token(self, text: str) -> str:
         """Guard against a token in a place where none belongs, the user name say."""
         return text.replace(self._token.reveal(), "***") if self._token else text
+
+
+def _config(backend: EmailBackend, tenant: str | None) -> RelayConfig:
+    """Return what the mails are sent with; raise Failed if the tenant has none."""
+    if tenant is not None:
+        backend.tenant = tenant
+    try:
+        return backend.usual_sender().config
+    except LettermintInvalidMessage as error:
+        remedy = "Correct the name, or what `tenants` returns for it, and run it again."
+        raise Failed(error, "tenant", remedy) from None
 
 
 def asks_for_records(host: str) -> bool:

@@ -1,0 +1,716 @@
+"""One process sends for many Lettermint projects, each mail under its own project's token."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import django
+import pytest
+from anymail.signals import pre_send
+from django.core.mail import EmailMessage, get_connection
+from django.test import override_settings
+
+from django_lettermint import pool
+from django_lettermint.backend import EmailBackend
+from django_lettermint.envelope import Envelope
+from django_lettermint.exceptions import (
+    AuthenticationFailed,
+    LettermintInvalidMessage,
+)
+from django_lettermint.message import LettermintMessage, extras, freeze
+from django_lettermint.results import Outcome, Phase
+from django_lettermint.testing import Logins, Relay
+from tests.deadends import refused_port
+from tests.sending import interruptible, listening, result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.sending import Heard
+
+TENANTS = ("acme", "globex", "initech")
+TOKEN = "lm_of_the_settings"
+
+
+def token(name: str) -> str:
+    return f"lm_of_{name}"
+
+
+class Tenants:
+    """A resolver that knows some tenants, and counts what it is asked."""
+
+    def __init__(self, **options: Mapping[str, object]) -> None:
+        self.asked: Counter[str] = Counter()
+        self.known = {name: {"api_token": token(name)} for name in TENANTS} | options
+
+    def __call__(self, name: str) -> Mapping[str, object]:
+        self.asked[name] += 1
+        return self.known[name]
+
+
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    with Relay(TOKEN, other_tokens=[token(name) for name in TENANTS]) as running:
+        yield running
+
+
+@pytest.fixture
+def tenants() -> Tenants:
+    return Tenants()
+
+
+@pytest.fixture
+def backend(relay: Relay, tenants: Tenants) -> EmailBackend:
+    return EmailBackend(**relay.options(), tenants=tenants)
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    with listening() as found:
+        yield found
+
+
+def mail(subject: str = "Hello", **attributes: Any) -> LettermintMessage:
+    return LettermintMessage(
+        subject, "How are you?", "ann@example.org", ["bob@example.org"], **attributes
+    )
+
+
+def subjects(relay: Relay) -> dict[str, str]:
+    """Return the token under which each mail came, by its subject."""
+    return {str(each.mime["Subject"]): each.token for each in relay.messages}
+
+
+# -- whose mail it is -------------------------------------------------------------------
+
+
+def test_a_message_without_a_tenant_has_the_token_of_the_settings(
+    relay: Relay, backend: EmailBackend, tenants: Tenants
+) -> None:
+    backend.send_messages([mail()])
+
+    assert subjects(relay) == {"Hello": TOKEN}
+    assert not tenants.asked
+
+
+def test_any_message_may_have_the_attribute(
+    relay: Relay, backend: EmailBackend
+) -> None:
+    plain = EmailMessage("Plain", "", "ann@example.org", ["bob@example.org"])
+    plain.tenant = "acme"  # type: ignore[attr-defined]
+
+    backend.send_messages([plain, mail("Own", tenant="globex")])
+
+    assert subjects(relay) == {"Plain": token("acme"), "Own": token("globex")}
+
+
+def test_the_attribute_wins_over_the_block_and_the_block_over_the_option(
+    relay: Relay, tenants: Tenants
+) -> None:
+    backend = EmailBackend(**relay.options(), tenants=tenants, tenant="initech")
+
+    backend.send_messages([mail("option")])
+    with extras(tenant="globex"):
+        backend.send_messages([mail("block"), mail("attribute", tenant="acme")])
+
+    assert subjects(relay) == {
+        "option": token("initech"),
+        "block": token("globex"),
+        "attribute": token("acme"),
+    }
+
+
+def test_none_keeps_the_outer_tenants_off(relay: Relay, tenants: Tenants) -> None:
+    backend = EmailBackend(**relay.options(), tenants=tenants, tenant="initech")
+
+    with extras(tenant="globex"):
+        backend.send_messages([mail("message", tenant=None)])
+        with extras(tenant=None):
+            backend.send_messages([mail("block")])
+
+    assert subjects(relay) == {"message": TOKEN, "block": TOKEN}
+
+
+def test_a_receiver_of_pre_send_may_choose_the_tenant(
+    relay: Relay, backend: EmailBackend
+) -> None:
+    def choose(sender: type, message: Any, **others: object) -> None:
+        message.tenant = "acme"
+
+    pre_send.connect(choose)
+    try:
+        backend.send_messages([mail()])
+    finally:
+        pre_send.disconnect(choose)
+
+    assert subjects(relay) == {"Hello": token("acme")}
+
+
+def test_settings_name_resolver_and_tenant(relay: Relay, tenants: Tenants) -> None:
+    settings = relay.settings(tenants=tenants, tenant="acme")
+    with override_settings(ANYMAIL=settings):
+        EmailBackend().send_messages([mail()])
+
+    assert subjects(relay) == {"Hello": token("acme")}
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS are new in Django 6.1")
+@pytest.mark.filterwarnings("ignore:get_connection")
+def test_a_mailer_may_be_that_of_a_tenant(relay: Relay, tenants: Tenants) -> None:
+    options = {**relay.options(), "tenants": tenants, "tenant": "acme"}
+    mailer = {"BACKEND": "django_lettermint.backend.EmailBackend", "OPTIONS": options}
+    with override_settings(MAILERS={"default": mailer}):
+        mail("configured").send()
+        mail("asked for").send(using="default")
+        get_connection(tenant="globex").send_messages([mail("keyword")])
+
+    assert subjects(relay) == {
+        "configured": token("acme"),
+        "asked for": token("acme"),
+        "keyword": token("globex"),
+    }
+
+
+def test_a_tenant_has_defaults_of_its_own(relay: Relay) -> None:
+    tenants = Tenants(
+        acme={"api_token": token("acme"), "send_defaults": {"tag": "of-acme"}},
+        globex={"api_token": token("globex"), "correlation_key": "id"},
+    )
+    options = relay.options(send_defaults={"tag": "of-all"})
+    backend = EmailBackend(**options, tenants=tenants)
+
+    backend.send_messages(
+        [mail(name, tenant=name) for name in TENANTS] + [mail("none")]
+    )
+
+    found = {each.mime["Subject"]: each for each in relay.messages}
+    assert {name: each.tag for name, each in found.items()} == {
+        "acme": "of-acme",
+        "globex": "of-all",
+        "initech": "of-all",
+        "none": "of-all",
+    }
+    assert [name for name, each in found.items() if "id" in each.metadata] == ["globex"]
+
+
+def test_a_timeout_set_on_the_backend_holds_for_tenants_too(
+    backend: EmailBackend,
+) -> None:
+    slow = EmailBackend(
+        api_token=TOKEN, tenants=lambda name: {"api_token": "x", "timeout": 33}
+    )
+    assert slow.for_tenant("acme").config.timeout == 33
+    backend.timeout = 7
+    assert backend.for_tenant("acme").config.timeout == 7
+
+
+# -- what is no tenant ------------------------------------------------------------------
+
+
+def fail(name: str) -> Mapping[str, object]:
+    raise ConnectionError("the database is away")
+
+
+RESOLVERS: dict[str, Callable[[str], Any] | None] = {
+    "unknown": dict[str, Any]().__getitem__,
+    "away": fail,
+    "none": None,
+    "nothing": lambda name: None,
+    "text": token,
+    "no token": lambda name: {},
+    "null": lambda name: {"api_token": None},
+    "empty": lambda name: {"api_token": ""},
+    "unknown option": lambda name: {"api_token": token(name), "tokn": ""},
+    "bad value": lambda name: {"api_token": token(name), "port": 0},
+}
+
+
+@pytest.mark.parametrize("resolver", RESOLVERS)
+@pytest.mark.parametrize("place", ["attribute", "block", "option"])
+def test_a_tenant_without_options_ends_its_message_and_no_other(
+    place: str, resolver: str, relay: Relay, heard: Heard
+) -> None:
+    given = {"tenant": "acme"} if place == "option" else {}
+    backend = EmailBackend(
+        **relay.options(fail_silently=True), tenants=RESOLVERS[resolver], **given
+    )
+    lost = mail("lost", tenant="acme") if place == "attribute" else mail("lost")
+    own = mail("own", tenant=None)
+
+    with extras(tenant="acme") if place == "block" else extras():
+        assert backend.send_messages([lost, own]) == 1
+
+    [(failed, found, error)] = heard.failed
+    assert (failed, found.outcome, found.phase) == (
+        lost,
+        Outcome.NOT_SENT,
+        Phase.MESSAGE,
+    )
+    assert type(error) is LettermintInvalidMessage
+    assert "'acme'" in str(error)
+    assert [each for each, _ in heard.sent] == [own]
+    assert subjects(relay) == {"own": TOKEN}
+    assert relay.logins.successes == 1
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a" * 256, 5, b"acme", ["acme"]])
+def test_what_is_no_name_ends_its_message(
+    name: Any, relay: Relay, backend: EmailBackend
+) -> None:
+    with pytest.raises(LettermintInvalidMessage, match=r"^tenant: "):
+        backend.send_messages([mail(tenant=name)])
+    with (
+        pytest.raises(LettermintInvalidMessage, match=r"^tenant: "),
+        extras(tenant=name),
+    ):
+        raise AssertionError
+    assert relay.statistics.connections == 0
+
+
+def test_a_wrong_token_ends_the_mail_of_its_tenant_alone(relay: Relay) -> None:
+    tenants = Tenants(globex={"api_token": "lm_wrong"})
+    backend = EmailBackend(**relay.options(), tenants=tenants)
+    messages = [mail(name, tenant=name) for name in TENANTS * 2]
+
+    with pytest.raises(AuthenticationFailed) as raised:
+        backend.send_messages(messages)
+
+    outcomes = [each.outcome.value for each in raised.value.results]
+    assert outcomes == ["sent", "not_sent", "sent"] * 2
+    assert set(subjects(relay)) == {"acme", "initech"}
+    # Each tenant's login is tried once.
+    assert relay.logins == Logins(attempts=3, successes=2)
+
+
+# -- lists ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_list_may_mix_tenants(
+    width: int, relay: Relay, tenants: Tenants, heard: Heard
+) -> None:
+    options = relay.options(batch_connections=width, fail_silently=True)
+    backend = EmailBackend(**options, tenants=tenants)
+    names = [("acme", "unknown", None, "globex")[number % 4] for number in range(120)]
+    messages = [mail(f"{number}", tenant=name) for number, name in enumerate(names)]
+
+    assert backend.send_messages(iter(messages)) == 90
+
+    assert subjects(relay) == {
+        f"{number}": token(name) if name else TOKEN
+        for number, name in enumerate(names)
+        if name != "unknown"
+    }
+    ended = [each for each, *_ in heard.sent] + [each for each, *_ in heard.failed]
+    assert sorted(int(each.subject) for each in ended) == list(range(120))
+    assert [int(each.subject) for each, _ in heard.sent] == [
+        number for number, name in enumerate(names) if name != "unknown"
+    ]
+    assert tenants.asked == {"acme": 1, "unknown": 1, "globex": 1}
+
+
+def test_each_call_asks_the_resolver_anew(
+    backend: EmailBackend, tenants: Tenants
+) -> None:
+    for _ in range(2):
+        backend.send_messages([mail(tenant="acme"), mail(tenant="acme")])
+
+    assert tenants.asked == {"acme": 2}
+
+
+def test_each_message_of_an_unknown_tenant_has_an_error_of_its_own(
+    backend: EmailBackend, tenants: Tenants, heard: Heard
+) -> None:
+    messages = [mail(tenant="unknown"), mail(tenant="unknown")]
+    with pytest.raises(LettermintInvalidMessage):
+        backend.send_messages(messages)
+
+    first, second = (error for *_, error in heard.failed)
+    assert first is not second
+    assert str(first) == str(second)
+    assert [result(each) for each in messages] == [first.result, second.result]  # type: ignore[attr-defined]
+    assert tenants.asked == {"unknown": 1}
+
+
+def test_a_relay_that_is_away_is_not_awaited_for_each_tenant() -> None:
+    messages = [mail(tenant=f"{number}") for number in range(50)]
+
+    with refused_port() as port, pytest.raises(ConnectionError) as raised:
+        EmailBackend(
+            api_token=TOKEN,
+            host="127.0.0.1",
+            port=port,
+            security="plaintext",
+            retries=3,
+            tenants=lambda name: {"api_token": token(name)},
+        ).send_messages(messages)
+
+    # Further tries were made for the first one alone.
+    attempts = [each.attempts for each in raised.value.results]  # type: ignore[attr-defined]
+    assert attempts[0] == 4
+    assert set(attempts[1:]) == {0}
+
+
+def test_an_interrupt_ends_the_mail_of_all_tenants(relay: Relay, heard: Heard) -> None:
+    with interruptible() as strike:
+        relay.add_listener(lambda _: strike() if len(relay.messages) == 2 else None)
+        backend = EmailBackend(
+            **relay.options(),
+            tenants=lambda name: {"api_token": token(name)},
+        )
+        with pytest.raises(KeyboardInterrupt):
+            backend.send_messages([mail(name, tenant=name) for name in TENANTS])
+
+    ended = [each for each, *_ in heard.sent] + [each for each, *_ in heard.failed]
+    assert sorted(str(each.subject) for each in ended) == sorted(TENANTS)
+
+
+def test_without_a_pool_a_tenants_list_has_one_connection(
+    relay: Relay, tenants: Tenants
+) -> None:
+    backend = EmailBackend(**relay.options(pool=False), tenants=tenants)
+    with extras(tenant="acme"):
+        backend.send_messages([mail(f"{number}") for number in range(60)])
+
+    assert set(subjects(relay).values()) == {token("acme")}
+    assert relay.logins.successes == 1
+
+
+# -- connections ------------------------------------------------------------------------
+
+
+def test_statistics_are_kept_by_tenant(relay: Relay, backend: EmailBackend) -> None:
+    backend.send_messages([mail(tenant="acme"), mail(tenant="acme"), mail()])
+
+    found = {each["tenant"]: each["messages"] for each in pool.get_stats()}
+    assert found == {"acme": 2, None: 1}
+
+
+def test_two_tenants_with_one_token_have_statistics_of_their_own(relay: Relay) -> None:
+    backend = EmailBackend(
+        **relay.options(), tenants=lambda name: {"api_token": token("acme")}
+    )
+    backend.send_messages([mail(tenant="one"), mail(tenant="two")])
+
+    found = {each["tenant"]: each["messages"] for each in pool.get_stats()}
+    assert found == {"one": 1, "two": 1, None: 0}
+
+
+def test_a_tenants_connection_is_used_again(
+    relay: Relay, backend: EmailBackend
+) -> None:
+    for _ in range(3):
+        backend.send_messages([mail(tenant="acme")])
+
+    assert relay.logins.successes == 1
+
+
+def test_the_next_mail_after_a_rotation_has_the_new_token(
+    relay: Relay, backend: EmailBackend, tenants: Tenants
+) -> None:
+    backend.send_messages([mail("before", tenant="acme")])
+    tenants.known["acme"] = {"api_token": token("globex")}
+    backend.send_messages([mail("after", tenant="acme")])
+
+    assert subjects(relay) == {"before": token("acme"), "after": token("globex")}
+
+
+def test_open_makes_a_connection_of_the_tenant(relay: Relay, tenants: Tenants) -> None:
+    backend = EmailBackend(**relay.options(), tenants=tenants, tenant="acme")
+
+    assert backend.open() is True
+    assert [each["tenant"] for each in pool.get_stats()] == ["acme"]
+    assert backend.open() is False
+
+    backend.tenant = "unknown"
+    with pytest.raises(LettermintInvalidMessage):
+        backend.open()
+    backend.fail_silently = True
+    assert backend.open() is None
+
+
+def test_the_pools_of_many_tenants_are_not_kept(relay: Relay) -> None:
+    backend = EmailBackend(
+        **relay.options(), tenants=lambda name: {"api_token": token("acme")}
+    )
+    for number in range(100):
+        backend.send_messages([mail(tenant=f"{number}")])
+
+    stats = pool.get_stats()
+    assert sum(each["size"] for each in stats) <= 64
+    assert len(stats) <= 66  # that of the settings and the latest are in use
+
+
+# -- what is logged ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["globex", "unknown"])
+def test_the_log_names_the_tenant(
+    name: str, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    tenants = Tenants(globex={"api_token": "lm_wrong"})
+    backend = EmailBackend(**relay.options(fail_silently=True), tenants=tenants)
+
+    backend.send_messages([mail(tenant=name)])
+
+    [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert f" for tenant {name!r} " in record.message
+    assert "lm_wrong" not in caplog.text
+
+
+def test_the_log_names_the_relay_of_the_tenant(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = {"api_token": "lm_wrong", "host": "localhost"}
+    backend = EmailBackend(
+        **relay.options(fail_silently=True), tenants=lambda name: own
+    )
+    backend.send_messages([mail(tenant="acme")])
+
+    assert "on localhost:" in caplog.text
+
+
+# -- copies, pickles, repeats, queues that keep headers ---------------------------------
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],
+)
+def test_a_copied_message_keeps_its_tenant(
+    duplicate: Callable[[Any], Any], relay: Relay, backend: EmailBackend
+) -> None:
+    message = mail(tenant="acme")
+    backend.send_messages([duplicate(message)])
+
+    assert subjects(relay) == {"Hello": token("acme")}
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copied_backend_keeps_its_tenants(
+    duplicate: Callable[[Any], Any], relay: Relay, tenants: Tenants
+) -> None:
+    backend = EmailBackend(**relay.options(), tenants=tenants, tenant="acme")
+    duplicate(backend).send_messages([mail()])
+
+    assert subjects(relay) == {"Hello": token("acme")}
+    assert tenants.asked == {"acme": 1}
+
+
+def test_a_pickled_backend_keeps_its_tenant_by_name(
+    relay: Relay, tenants: Tenants
+) -> None:
+    with override_settings(ANYMAIL=relay.settings(tenants=tenants)):
+        message = mail(connection=EmailBackend(tenant="acme"))
+        octets = pickle.dumps(message)
+        again = pickle.dumps(pickle.loads(octets))
+        assert pickle.loads(again).send() == 1
+
+    assert token("acme").encode() not in octets
+    assert subjects(relay) == {"Hello": token("acme")}
+
+
+def test_a_message_is_pickled_after_it_was_sent(relay: Relay, tenants: Tenants) -> None:
+    with override_settings(ANYMAIL=relay.settings(tenants=tenants)):
+        message = mail(tenant="acme", connection=EmailBackend())
+        message.send()
+        octets = pickle.dumps(message)
+        pickle.loads(octets).send()
+
+    assert token("acme").encode() not in octets
+    assert [each.token for each in relay.messages] == [token("acme")] * 2
+
+
+def test_a_repeat_goes_out_for_the_same_tenant(relay: Relay, tenants: Tenants) -> None:
+    backend = EmailBackend(**relay.options(idempotency=True), tenants=tenants)
+    [prepared] = backend.prepare(mail(tenant="acme")).submissions
+    kept = pickle.loads(pickle.dumps(prepared.envelope))
+    form = Envelope.from_json(json.loads(json.dumps(kept.to_json())))
+
+    with extras(tenant="globex"):
+        assert backend.repeat([form]).outcome is Outcome.SENT
+
+    assert subjects(relay) == {"Hello": token("acme")}
+
+
+def test_envelopes_of_several_tenants_are_not_repeated_together(
+    backend: EmailBackend,
+) -> None:
+    ours, theirs = (
+        backend.prepare(mail(tenant=name)).submissions[0].envelope
+        for name in ("acme", "globex")
+    )
+    with pytest.raises(LettermintInvalidMessage, match="several tenants"):
+        backend.repeat([ours, theirs])
+
+
+def test_a_frozen_message_keeps_its_tenant(relay: Relay, backend: EmailBackend) -> None:
+    with extras(tenant="acme"):
+        frozen = freeze(mail())
+    other = EmailMessage(
+        frozen.subject,
+        frozen.body,
+        frozen.from_email,
+        frozen.to,
+        headers=frozen.extra_headers,
+    )
+    with extras(tenant="globex"):
+        backend.send_messages([other])
+
+    [received] = relay.messages
+    assert received.token == token("acme")
+    assert b"tenant" not in received.content.lower()
+    assert b"acme" not in received.content
+
+
+def test_an_attribute_wins_over_a_frozen_tenant(
+    relay: Relay, backend: EmailBackend
+) -> None:
+    frozen = freeze(mail(tenant="acme"))
+    frozen.tenant = "globex"
+    backend.send_messages([frozen])
+
+    assert subjects(relay) == {"Hello": token("globex")}
+
+
+def test_what_receivers_change_in_a_frozen_message_does_no_harm(
+    relay: Relay, backend: EmailBackend
+) -> None:
+    def change(sender: type, message: EmailMessage, **others: object) -> None:
+        message.body = f"{message.body}\nOur address"
+        message.to = ["staging@example.org"]
+
+    frozen = freeze(mail(tenant="acme"))
+    pre_send.connect(change)
+    try:
+        backend.send_messages([frozen])
+    finally:
+        pre_send.disconnect(change)
+
+    [received] = relay.messages
+    assert (received.token, received.recipients) == (
+        token("acme"),
+        ("staging@example.org",),
+    )
+
+
+def test_a_receiver_may_freeze(relay: Relay, backend: EmailBackend) -> None:
+    def freeze_for_acme(sender: type, message: Any, **others: object) -> None:
+        message.tenant = "acme"
+        freeze(message)
+
+    pre_send.connect(freeze_for_acme)
+    try:
+        backend.send_messages([mail()])
+    finally:
+        pre_send.disconnect(freeze_for_acme)
+
+    assert subjects(relay) == {"Hello": token("acme")}
+
+
+FORGERIES = {
+    "unsigned": "acme",
+    "wrong": "acme:c2lnbmF0dXJl",
+    "empty": "",
+    "odd": "acmé:x",
+    "number": 5,
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+@pytest.mark.parametrize("name", ["X-Lettermint-Tenant", "x-lettermint-tenant"])
+def test_a_forged_header_is_refused(
+    name: str, forgery: str, relay: Relay, backend: EmailBackend, heard: Heard
+) -> None:
+    message = mail(headers={name: FORGERIES[forgery]})
+    with pytest.raises(LettermintInvalidMessage, match="signature does not fit"):
+        backend.send_messages([message, mail("other")])
+
+    assert [each for each, *_ in heard.failed] == [message]
+    assert subjects(relay) == {"other": TOKEN}
+
+
+CHANGES: dict[str, Callable[[LettermintMessage], object]] = {
+    "sender": lambda each: setattr(each, "from_email", "eve@example.org"),
+    "to": lambda each: each.to.append("eve@example.org"),
+    "other to": lambda each: setattr(each, "to", ["eve@example.org"]),
+    "bcc": lambda each: each.bcc.append("eve@example.org"),
+    "subject": lambda each: setattr(each, "subject", "Your invoice"),
+    "body": lambda each: setattr(each, "body", "Pay here"),
+    "name": lambda each: each.extra_headers.update(
+        {
+            "X-Lettermint-Tenant": each.extra_headers["X-Lettermint-Tenant"].replace(
+                "acme", "globex"
+            )
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_header_of_a_frozen_message_fits_no_other_message(
+    change: str, relay: Relay, backend: EmailBackend
+) -> None:
+    frozen = freeze(mail(tenant="acme"))
+    CHANGES[change](frozen)
+
+    with pytest.raises(LettermintInvalidMessage, match="signature does not fit"):
+        backend.send_messages([frozen])
+    assert relay.messages == []
+
+
+def test_a_header_of_another_secret_key_is_refused(backend: EmailBackend) -> None:
+    frozen = freeze(mail(tenant="acme"))
+    with (
+        override_settings(SECRET_KEY="another"),
+        pytest.raises(LettermintInvalidMessage, match="SECRET_KEY"),
+    ):
+        backend.send_messages([frozen])
+
+
+def test_a_key_that_is_replaced_still_counts(
+    relay: Relay, backend: EmailBackend
+) -> None:
+    with override_settings(SECRET_KEY="old"):
+        frozen = freeze(mail(tenant="acme"))
+    with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["old"]):
+        backend.send_messages([frozen])
+
+    assert subjects(relay) == {"Hello": token("acme")}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"merge_headers": {"bob@example.org": {"X-Lettermint-Tenant": "acme"}}},
+        {"headers": {"X-Lettermint-Tenant": None}},
+    ],
+)
+def test_the_header_stands_nowhere_else(
+    attributes: dict[str, Any], relay: Relay, backend: EmailBackend
+) -> None:
+    merge = attributes.pop("merge_headers", None)
+    message = mail(**attributes)
+    if merge:
+        message.merge_headers = merge  # type: ignore[attr-defined]
+    with pytest.raises(
+        LettermintInvalidMessage, match=r"(?i)header '?X-Lettermint-Ten"
+    ):
+        backend.send_messages([message])
+    assert relay.messages == []
+
+
+def test_the_header_is_no_default_for_all_of_anymail(relay: Relay) -> None:
+    defaults = {"extra_headers": {"X-Lettermint-Tenant": "acme"}}
+    settings = {**relay.settings(), "SEND_DEFAULTS": defaults}
+    with (
+        override_settings(ANYMAIL=settings),
+        pytest.raises(LettermintInvalidMessage, match="the option `tenant`"),
+    ):
+        EmailBackend().send_messages([mail()])

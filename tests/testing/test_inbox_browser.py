@@ -1,0 +1,455 @@
+"""The inbox in a real browser: live, hostile HTML, webhooks, keyboard."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from base64 import b64decode
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from django.test import override_settings
+
+from django_lettermint.message import LettermintMessage
+from django_lettermint.testing.inbox import Inbox
+from tests.browsing import picture, serving, use_phone
+from tests.testing.inbox_client import ADA, SHOP, deliver, message, refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Browser, FrameLocator, Locator, Page
+
+    from django_lettermint.testing import Relay
+
+pytestmark = [pytest.mark.browser, pytest.mark.external]
+
+SECRET = "whsec_inbox"
+PNG = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
+    "AABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture
+def inbox(relay: Relay) -> Iterator[Inbox]:
+    with Inbox(relay, port=0) as inbox:
+        yield inbox
+
+
+@contextmanager
+def elsewhere() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """Run another website; yield its address, and what it is asked with which Referer.
+
+    A connection that asks for nothing counts as well.
+    """
+    asked: list[tuple[str, str | None]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Referer"]))
+            self.send_response(200)
+            image = self.path.endswith(".png")
+            self.send_header("Content-Type", "image/png" if image else "text/html")
+            self.end_headers()
+            self.wfile.write(PNG if image else b"<title>Elsewhere</title>")
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *args: object) -> None:
+            """Keep the test's output clean."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        def verify_request(self, request: object, client_address: object) -> bool:
+            asked.append(("connection", None))
+            return True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+def mails(page: Page) -> Locator:
+    return page.get_by_role("list", name="Mails, the newest first").get_by_role(
+        "listitem"
+    )
+
+
+def open_mail(page: Page, inbox: Inbox, subject: str) -> FrameLocator:
+    page.goto(inbox.url)
+    page.get_by_role("link", name=subject).click()
+    return page.frame_locator("iframe")
+
+
+ORDER = """<!doctype html>
+<html><body style="margin:0;padding:2rem;background:#eef6f2;font-family:sans-serif">
+<div style="max-width:30rem;margin:auto;padding:2rem;background:#fff;border-radius:1rem">
+<h1 style="color:#0b7a5c;margin-top:0">It is on its way</h1>
+<p>Hello Ada,</p>
+<p>your order <b>4711</b> has left our garden. Fresh mint, two bundles.</p>
+<p><a href="https://shop.example.com/orders/4711" style="display:inline-block;
+padding:.7rem 1.3rem;background:#0b7a5c;color:#fff;border-radius:.5rem;
+text-decoration:none">Follow it</a></p></div></body></html>"""
+
+
+def order() -> LettermintMessage:
+    mail = LettermintMessage(
+        "Your order",
+        "Hello Ada,\n\nyour order 4711 has left our garden.\n",
+        f"Mint Shop <{SHOP}>",
+        [f"Ada Lovelace <{ADA}>"],
+        route="outgoing",
+        tag="order shipped",
+        metadata={"order_id": 4711},
+    )
+    mail.attach_alternative(ORDER, "text/html")
+    mail.attach("invoice.csv", "mint,1.50\n", "text/csv")
+    return mail
+
+
+def backend(relay: Relay) -> override_settings:
+    return override_settings(
+        EMAIL_BACKEND="django_lettermint.backend.EmailBackend",
+        ANYMAIL=relay.settings(),
+    )
+
+
+def test_a_mail_appears_live_and_shows_all_that_it_has(
+    relay: Relay, inbox: Inbox, page: Page, screenshots: Path
+) -> None:
+    page.goto(inbox.url)
+    page.get_by_text("No mail yet.").wait_for()
+    page.evaluate("window.notReloaded = true")
+
+    with backend(relay):
+        order().send()
+
+    row = mails(page)
+    row.get_by_text("tag order shipped").wait_for()
+    assert "1 attachment" in row.inner_text()
+    assert page.evaluate("window.notReloaded")
+    assert page.title() == "(1) Inbox"
+    page.get_by_role("status").filter(has_text="1 mail").wait_for()
+
+    page.get_by_role("link", name="Your order").click()
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("heading", name="It is on its way").wait_for()
+    reading = page.get_by_role("region", name="What Lettermint reads")
+    for said in ("outgoing", "order shipped", "Metadata order_id", "4711"):
+        reading.get_by_text(said, exact=True).wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="invoice.csv").click()
+    assert download.value.suggested_filename == "invoice.csv"
+    assert download.value.path().read_bytes().split() == [b"mint,1.50"]
+    picture(page, screenshots, "inbox-mail")
+
+
+def test_the_list_shows_what_is_taken_and_what_is_refused(
+    relay: Relay, inbox: Inbox, page: Page, screenshots: Path
+) -> None:
+    page.goto(inbox.url)
+    page.get_by_text("No mail yet.").wait_for()
+
+    deliver(relay, message("Welcome", headers={"X-LM-Tag": "welcome"}))
+    refused(relay, message("Your password", headers={"X-LM-Tag": "user@example.com"}))
+    with backend(relay):
+        order().send()
+
+    page.get_by_text("3 mails").wait_for()
+    subjects = mails(page).get_by_role("link").locator("bdi").all_inner_texts()
+    assert subjects == ["Your order", "Your password", "Welcome"]
+    page.get_by_text("refused 550 5.6.0 The tag is invalid").wait_for()
+    picture(page, screenshots, "inbox")
+    page.get_by_role("link", name="Your password").click()
+    refusal = page.get_by_role("alert")
+    refusal.get_by_text("The relay refused this.").wait_for()
+    assert "550 5.6.0 The tag is invalid" in refusal.inner_text()
+
+
+def test_a_mail_opened_in_another_tab_is_read_here_as_well(
+    relay: Relay, inbox: Inbox, page: Page, browser: Browser
+) -> None:
+    deliver(relay, message())
+    page.goto(inbox.url)
+    page.get_by_text("Unread.").wait_for(state="attached")
+
+    other = browser.new_page()
+    other.goto(page.get_by_role("link", name="Hi").evaluate("link => link.href"))
+    other.close()
+
+    page.get_by_text("Unread.").wait_for(state="detached")
+    page.wait_for_function("document.title === 'Inbox'")
+
+
+def test_a_search_stays_a_search_when_mail_arrives(
+    relay: Relay, inbox: Inbox, page: Page
+) -> None:
+    deliver(relay, message("Order 1"), message("Other"))
+    page.goto(inbox.url)
+    page.get_by_label("Search mails").fill("order")
+    page.keyboard.press("Enter")
+    page.get_by_text("1 of 2 mails").wait_for()
+
+    deliver(relay, message("Another"), message("Order 2"))
+
+    page.get_by_text("2 of 4 mails").wait_for()
+    assert mails(page).count() == 2
+
+
+HOSTILE = """</iframe></body></html><h1>Broken out</h1>
+<meta http-equiv="refresh" content="0; url={url}/refresh">
+<base href="{url}/base/">
+<script>parent.document.title = "Hostile"; fetch("{url}/fetch")</script>
+<img src="{url}/image.png" onerror="top.location = '{url}/onerror'">
+<img src="x" onerror="fetch('{url}/onerror2')">
+<link rel="stylesheet" href="{url}/style.css">
+<link rel="preconnect" href="{url}">
+<style>@import "{url}/import.css"; body {{ background: url({url}/background.png) }}</style>
+<iframe src="{url}/frame"></iframe>
+<iframe srcdoc="<script>top.location = '{url}/srcdoc'</script>"></iframe>
+<object data="{url}/object"></object><embed src="{url}/embed">
+<video src="{url}/video" autoplay></video>
+<svg><script href="{url}/svg.js"></script><image href="{url}/svg.png"/></svg>
+<form action="{url}/form" method="post"><button>Submit</button></form>
+<form action="/clear" method="post" target="_top"><button>Clear all</button></form>
+<a href="javascript:top.location='{url}/javascript'">Script</a>
+<a href="javascript:top.location='{url}/javascript'" target="_top">Top script</a>
+<a href="{url}/top" target="_top">Top</a>
+<p>The end</p>
+"""
+
+
+def test_hostile_html_does_nothing(relay: Relay, inbox: Inbox, page: Page) -> None:
+    said: list[str] = []
+    page.on("console", lambda event: said.append(event.text))
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+    with elsewhere() as (url, asked):
+        mail = message("Hostile")
+        mail.add_alternative(HOSTILE.format(url=url), subtype="html")
+        deliver(relay, mail)
+
+        with page.expect_console_message(lambda event: "'<meta" in event.text):
+            frame = open_mail(page, inbox, "Hostile")
+        frame.get_by_text("The end").wait_for()
+        address = page.url
+        for name in ("Submit", "Clear all"):
+            with page.expect_console_message(lambda event: "form" in event.text):
+                frame.get_by_role("button", name=name).click()
+        for name in ("Script", "Top script", "Top"):
+            with page.expect_console_message():
+                frame.get_by_role("link", name=name, exact=True).click()
+
+        page.get_by_role("link", name="Text").click()
+        page.get_by_text("Hello Ada.").wait_for()
+        # Chromium may connect before it finds that it must not ask.
+        assert {each for each, _ in asked} <= {"connection"}
+    assert (page.title(), dialogs) == ("Hostile", [])
+    assert len(page.context.pages) == 1
+    assert page.url.startswith(address)
+    assert len(relay.messages) == 1
+    refused = "\n".join(said)
+    for what in ("image.png", "frame", "Blocked script execution", "base-uri"):
+        assert what in refused
+
+
+def test_content_from_elsewhere_is_loaded_when_asked(
+    relay: Relay, inbox: Inbox, page: Page
+) -> None:
+    with elsewhere() as (url, asked):
+        mail = message("Remote")
+        markup = (
+            f'<img src="{url}/image.png" alt="Logo"><script src="{url}/x.js"></script>'
+        )
+        mail.add_alternative(markup, subtype="html")
+        deliver(relay, mail)
+        open_mail(page, inbox, "Remote").get_by_role("img", name="Logo").wait_for()
+        assert asked == []
+
+        with page.expect_response(f"{url}/image.png"):
+            page.get_by_role("link", name="Load them").click()
+
+        frame = page.frame_locator("iframe")
+        frame.get_by_role("img", name="Logo").wait_for()
+        page.goto("about:blank")  # ends its connections before the server ends
+    assert [each for each in asked if each[0] != "connection"] == [("/image.png", None)]
+
+
+def test_a_link_in_a_mail_opens_a_tab_that_knows_nothing_of_the_inbox(
+    relay: Relay, inbox: Inbox, page: Page
+) -> None:
+    with elsewhere() as (url, asked):
+        mail = message("Link")
+        markup = f'<a href="{url}/confirm" rel="opener" target="named">Confirm</a>'
+        mail.add_alternative(markup, subtype="html")
+        deliver(relay, mail)
+        frame = open_mail(page, inbox, "Link")
+
+        with page.expect_popup() as popup:
+            frame.get_by_role("link", name="Confirm").click()
+
+        tab = popup.value
+        tab.wait_for_function("document.title === 'Elsewhere'")
+        assert tab.evaluate("window.opener") is None
+        assert ("/confirm", None) in asked
+        tab.close()
+
+
+def test_a_button_brings_a_bounce_into_the_project(
+    relay: Relay, page: Page, tmp_path: Path, screenshots: Path
+) -> None:
+    settings = relay.settings() | {"LETTERMINT_SIGNING_SECRET": SECRET}
+    with serving(tmp_path / "db.sqlite3", **settings) as site:
+        hooks = f"{site}anymail/lettermint/tracking/"
+        with Inbox(relay, port=0, webhook_url=hooks, webhook_secret=SECRET) as inbox:
+            page.goto(site)
+            page.get_by_label("Subject").fill("Welcome")
+            page.get_by_role("button", name="Send", exact=True).click()
+            page.get_by_text("Waiting for webhooks").wait_for()
+            page.goto(inbox.url)
+            page.get_by_role("link", name="Welcome").click()
+
+            page.get_by_role("button", name="bounced").click()
+
+            answers = page.get_by_role("list", name="Posted so far, the newest first")
+            answers.get_by_text("200", exact=True).wait_for()
+            webhooks = page.get_by_role("region", name="Webhooks")
+            webhooks.screenshot(path=screenshots / "inbox-webhooks.png")
+            # The site finds the mail of an event by our id, not by the relay's.
+            page.goto(f"{site}outbox/")
+            (received,) = relay.messages
+            card = page.get_by_role("article").filter(has_text="Welcome")
+            card.get_by_text("bounced", exact=True).wait_for()
+            card.get_by_text("No such user").wait_for()
+            ours = received.metadata["django_message_id"]
+            assert ours != received.id
+            assert ours in (card.text_content() or "")
+        page.goto("about:blank")
+
+
+def test_the_inbox_can_be_used_by_keyboard_alone(
+    relay: Relay, inbox: Inbox, page: Page
+) -> None:
+    deliver(relay, message("First"), message("Second"))
+    page.goto(inbox.url)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "q"
+
+    for key, subject in (("Down", "Second"), ("Down", "First"), ("Up", "Second")):
+        page.keyboard.press(f"Arrow{key}")
+        assert subject in page.evaluate("document.activeElement.textContent")
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", level=1, name="Second").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Escape")
+
+    page.get_by_role("heading", level=1, name="Inbox").wait_for()
+
+
+def test_the_focus_stays_where_it_is_when_mail_arrives(
+    relay: Relay, inbox: Inbox, page: Page
+) -> None:
+    deliver(relay, message("First"))
+    page.goto(inbox.url)
+    page.get_by_role("link", name="First").focus()
+
+    deliver(relay, message("Second"))
+
+    page.get_by_role("link", name="Second").wait_for()
+    assert "First" in page.evaluate("document.activeElement.textContent")
+
+
+def test_a_list_that_is_cleared_elsewhere_is_empty_here(
+    relay: Relay, inbox: Inbox, page: Page, browser: Browser
+) -> None:
+    deliver(relay, message())
+    page.goto(inbox.url)
+    other = browser.new_page()
+    other.goto(inbox.url)
+
+    other.get_by_role("button", name="Clear").click()
+
+    page.get_by_text("No mail yet.").wait_for()
+    assert mails(page).count() == 0
+    assert page.get_by_role("button", name="Clear").count() == 0
+    other.close()
+
+
+def test_a_page_goes_on_when_the_inbox_was_restarted(
+    relay: Relay, inbox: Inbox, page: Page
+) -> None:
+    page.goto(inbox.url)
+    page.get_by_text("No mail yet.").wait_for()
+
+    inbox.close()
+    deliver(relay, message("Meanwhile"))
+    inbox.start()
+
+    page.get_by_role("link", name="Meanwhile").wait_for()
+
+
+def test_times_are_those_of_the_reader(
+    relay: Relay, inbox: Inbox, browser: Browser
+) -> None:
+    deliver(relay, message())
+    page = browser.new_page(timezone_id="Asia/Kathmandu", locale="en-GB")
+    page.goto(inbox.url)
+
+    page.wait_for_function(
+        """() => {
+            const time = document.querySelector("time");
+            return time.textContent === new Date(time.dateTime).toLocaleTimeString();
+        }"""
+    )
+
+    page.close()
+
+
+def test_the_inbox_works_without_scripts(
+    relay: Relay, inbox: Inbox, browser: Browser
+) -> None:
+    deliver(relay, message("Plain"))
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(inbox.url)
+
+    page.get_by_role("link", name="Plain").click()
+    page.get_by_role("link", name="Source").click()
+
+    page.get_by_text("Subject: Plain").wait_for()
+    page.close()
+
+
+@pytest.mark.parametrize("view", ["", "html", "text", "headers", "source"])
+def test_a_page_fits_a_phone_and_names_its_controls(
+    view: str, relay: Relay, page: Page
+) -> None:
+    mail = message("Subject" * 20, headers={"X-LM-Metadata-long": "x" * 200})
+    mail.add_alternative("<p>" + "wide" * 100, subtype="html")
+    mail.add_attachment(b"x", "text", "csv", filename="x" * 80 + ".csv")
+    deliver(relay, mail, to=(ADA, f"{'a' * 60}@{'b' * 60}.example.com"))
+    use_phone(page)
+    url = f"http://127.0.0.1:1/{'x' * 100}"
+    with Inbox(relay, port=0, webhook_url=url, webhook_secret=SECRET) as inbox:
+        page.goto(inbox.url)
+        if view:
+            page.goto(f"{inbox.url}mail/{relay.messages[0].id}/{view}")
+
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.get_by_role("heading", level=1).count() == 1
+        unnamed = """() => [...document.querySelectorAll("input, select")]
+            .filter((field) => !field.labels.length).map((field) => field.name)"""
+        assert page.evaluate(unnamed) == []
+        page.goto("about:blank")
