@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -58,6 +59,18 @@ def check_contents(wheel: Path, sdist: Path) -> None:
     assert not strays, f"would land in site-packages: {sorted(strays)}"
 
 
+def check_description(wheel: Path) -> None:
+    """Look for links and pictures that lead nowhere on the index's page."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
+        text = archive.read(metadata).decode()
+    assert "Project-URL: Documentation, https://" in text
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    relative = [link for link in links if not link.startswith("https://")]
+    assert links, "the description has no links"
+    assert not relative, f"relative links in the description: {relative}"
+
+
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command in another folder and return what it printed; show it if it fails."""
     print("$", *command, flush=True)
@@ -98,6 +111,7 @@ def main() -> None:
     dist = Path(sys.argv[1])
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     check_contents(wheel, sdist)
+    check_description(wheel)
     with tempfile.TemporaryDirectory() as folder:
         check_use(wheel, Path(folder))
     print(f"{wheel.name} and {sdist.name}: good")
