@@ -353,8 +353,7 @@ class Slots(Generic[C]):
 
     def replace(self, request: PoolRequest[C]) -> None:
         """Put an idle connection, or none, where one was closed unused."""
-        if self.note_closed(request):
-            self.stats["reused"] -= 1
+        self.stats["reused"] -= self.note_closed(request)
         if not request.force_new:
             request.connection = self._take_newest()
             self.stats["reused"] += request.connection is not None
