@@ -23,6 +23,8 @@ from django_lettermint.testing.inbox import Inbox
 
 #: Seconds a mail takes at the local relay: enough to see the pool at work.
 REPLY_DELAY = 0.1
+#: The two of `config.settings`.
+TENANTS = ("north", "south")
 
 
 def main() -> None:
@@ -40,7 +42,11 @@ def main() -> None:
         if not os.environ.get("LETTERMINT_API_TOKEN"):
             # The inbox keeps the newest mails.
             relay = stack.enter_context(
-                Relay(reply_delay=REPLY_DELAY, keep_messages=False)
+                Relay(
+                    other_tokens=[f"lm_{name}" for name in TENANTS],
+                    reply_delay=REPLY_DELAY,
+                    keep_messages=False,
+                )
             )
             use(relay)
             inbox = webhooks_and_inbox(parser, relay, address, options.inbox_port)
@@ -83,6 +89,8 @@ def use(relay: Relay) -> None:
     """Tell the settings where the relay is and what signs its webhooks."""
     for name, value in relay.options().items():
         os.environ[f"LETTERMINT_{name.upper()}"] = str(value)
+    for name in TENANTS:
+        os.environ[f"LETTERMINT_{name.upper()}_TOKEN"] = f"lm_{name}"
     os.environ["LETTERMINT_SIGNING_SECRET"] = f"whsec_{secrets.token_hex(16)}"
 
 

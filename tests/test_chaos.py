@@ -12,6 +12,7 @@ from tests.chaos_account import report
 from tests.faultserver import Action, Answer, On, accept_then, reply
 
 
+@pytest.mark.procfs
 @pytest.mark.parametrize(
     ("idempotency", "tls"), [(True, "implicit"), (False, "starttls")]
 )
@@ -29,6 +30,7 @@ def confirm_only(answer: Answer) -> Answer:
     return replace(answer, code=0)
 
 
+@pytest.mark.procfs
 @pytest.mark.parametrize(
     ("lie", "found"),
     [

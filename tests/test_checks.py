@@ -754,3 +754,7 @@ def test_urls_without_a_tenant_still_need_the_secret() -> None:
 
     assert message.id == "lettermint_smtp.W004"
     assert "at lettermint/tracking/ and lettermint/inbound/: all" in message.msg
+
+
+def test_tenants_of_other_backends_are_left_alone() -> None:
+    assert checks.check_tenants() == []

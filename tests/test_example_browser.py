@@ -24,7 +24,7 @@ PAGES = ("", "outbox/", "pool/", "check/")
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[Relay]:
-    with Relay() as relay:
+    with Relay(other_tokens=["lm_north"]) as relay:
         yield relay
 
 
@@ -32,7 +32,10 @@ def relay() -> Iterator[Relay]:
 def site(relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The site, sending to our relay as if that were Lettermint."""
     database = tmp_path_factory.mktemp("site") / "db.sqlite3"
-    settings = relay.settings() | {"LETTERMINT_SIGNING_SECRET": SECRET}
+    settings = relay.settings() | {
+        "LETTERMINT_SIGNING_SECRET": SECRET,
+        "LETTERMINT_NORTH_TOKEN": "lm_north",
+    }
     with serving(database, **settings) as address:
         yield address
 
@@ -94,6 +97,20 @@ def test_a_composed_mail_is_sent_and_its_delivery_appears_by_itself(
     [attached] = read.mime.iter_attachments()
     assert attached.get_filename() == "invoice.csv"
     assert attached.get_content().splitlines() == ["mint,1.50"]
+
+
+def test_a_mail_goes_out_for_the_tenant_that_is_chosen(
+    relay: Relay, site: str, page: Page
+) -> None:
+    for tenant, subject in (("North", "From north"), ("none", "From nobody")):
+        page.goto(site)
+        page.get_by_label("Subject").fill(subject)
+        page.get_by_label("Tenant").select_option(tenant)
+        send(page)
+        card(page, subject).get_by_text("SENT", exact=True).wait_for()
+
+    tokens = {str(each.headers["Subject"]): each.token for each in relay.messages}
+    assert (tokens["From north"], tokens["From nobody"]) == ("lm_north", relay.token)
 
 
 def test_a_bounce_appears_at_its_mail(
@@ -205,7 +222,7 @@ def test_a_hundred_mails_show_their_progress_and_share_the_connections(
     relay.reply_delay = 0
     batch = [mail for mail in relay.messages if mail.tag == "batch"]
     assert sorted(int(mail.metadata["number"]) for mail in batch) == list(range(1, 101))
-    assert relay.statistics.peak <= 5  # the pool's four, and one that checks settings
+    assert relay.statistics.peak <= 11  # the pool's ten, and one that checks settings
 
 
 def test_the_settings_check_shows_each_step(

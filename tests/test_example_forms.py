@@ -91,3 +91,14 @@ def test_a_rule_that_a_row_breaks_is_told_at_its_field(
     assert rule in str(field.errors)
     assert 'aria-invalid="true"' in str(field)
     assert f'aria-describedby="{wrong}_error"' in str(field)
+
+
+@pytest.mark.parametrize("tenant", ["north", "south", ""])
+def test_the_mail_is_that_of_the_tenant_that_was_chosen(
+    tenant: str, forms: Any
+) -> None:
+    data = {"to": "ok@testing.lettermint.co", "subject": "S", "text": "T"}
+    form = forms.ComposeForm({**data, "tenant": tenant})
+    assert form.is_valid()
+    assert getattr(form.message({}), "tenant", "") == tenant
+    assert not forms.ComposeForm({**data, "tenant": "east"}).is_valid()

@@ -292,6 +292,7 @@ def test_a_server_can_lose_what_is_pipelined() -> None:
     assert server.delivered == {"b@x.test": 1}
 
 
+@pytest.mark.procfs
 def test_a_server_leaves_nothing_behind() -> None:
     def count() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count()

@@ -90,9 +90,9 @@ def test_send_mail_arrives(shop: Relay) -> None:
 
 
 def test_send_mass_mail_arrives_over_one_connection(shop: Relay) -> None:
-    data = [("Hi", "Hello", None, [f"{n}@example.com"]) for n in range(30)]
-    assert mail.send_mass_mail(data) == 30
-    assert len(shop.messages) == 30
+    data = [("Hi", "Hello", None, [f"{n}@example.com"]) for n in range(25)]
+    assert mail.send_mass_mail(data) == 25
+    assert len(shop.messages) == 25
     assert shop.statistics.connections == 1
 
 

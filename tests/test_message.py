@@ -7,14 +7,14 @@ import enum
 import pickle
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from anymail.exceptions import AnymailUnsupportedFeature
 from anymail.message import AnymailMessage, AnymailRecipientStatus, AnymailStatus
 from django.core.mail import EmailMessage
 from django.test import override_settings
-from django.utils.functional import SimpleLazyObject
+from django.utils.functional import SimpleLazyObject, lazystr
 from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +28,7 @@ from django_lettermint.message import (
     default_layer,
     extras,
     freeze,
+    tenant_of,
 )
 
 
@@ -514,3 +515,81 @@ def test_a_frozen_message_passes_through_django() -> None:
     message = freeze(make(tag=Kind.WELCOME, metadata={"k": "é" * 50}))
     parsed = message.message()
     assert parsed["X-LM-Tag"] == "welcome"
+
+
+# -- tenants -----------------------------------------------------------------------------
+
+
+def test_a_tenant_is_an_attribute() -> None:
+    assert LettermintMessage(tenant="acme").tenant == "acme"
+    assert not hasattr(LettermintMessage(), "tenant")
+
+
+def test_the_attribute_wins_over_the_block_and_the_block_over_all_else() -> None:
+    assert tenant_of(LettermintMessage(), "usual") == "usual"
+    with extras(tenant="block"):
+        assert tenant_of(LettermintMessage(), "usual") == "block"
+        assert tenant_of(LettermintMessage(tenant="own"), "usual") == "own"
+        assert tenant_of(LettermintMessage(tenant=None), "usual") is None
+        with extras(tenant=None, tag="a"):
+            assert tenant_of(LettermintMessage(), "usual") is None
+
+
+def test_lazy_text_is_a_tenants_name() -> None:
+    message = LettermintMessage(tenant=cast("str", lazystr("acme")))
+    with extras(tenant=cast("str", lazystr("globex"))):
+        assert tenant_of(LettermintMessage(), None) == "globex"
+        assert tenant_of(message, None) == "acme"
+
+
+def test_freeze_signs_the_tenant() -> None:
+    with extras(tenant="globex"):
+        message = freeze(LettermintMessage("Hi", "", "ann@example.com", ["b@x.com"]))
+
+    assert tenant_of(message, None) == "globex"
+    assert message.extra_headers["X-Lettermint-Tenant"].startswith("globex:")
+    assert "tenant" not in vars(message)
+
+
+def test_freeze_keeps_a_tenant_of_none_as_an_attribute() -> None:
+    with extras(tenant="globex"):
+        message = freeze(LettermintMessage(tenant=None))
+
+    assert message.tenant is None
+    assert message.extra_headers == {}
+
+
+def test_a_frozen_tenant_can_be_frozen_again() -> None:
+    message = LettermintMessage("Hi", "", "ann@example.com", ["b@x.com"], tenant="acme")
+    first = dict(freeze(message).extra_headers)
+    with extras(tenant="globex"):
+        assert freeze(message).extra_headers == first
+
+
+def test_freeze_signs_what_it_has_made_of_the_sender() -> None:
+    message = LettermintMessage("Hi", "", "ann@example.com", ["b@x.com"], tenant="acme")
+    message.envelope_sender = "bounces@example.com"  # type: ignore[attr-defined]
+
+    assert tenant_of(freeze(message), None) == "acme"
+
+
+@pytest.mark.parametrize("tenant", ["", "a\nb", 5])
+def test_freeze_refuses_what_is_no_name_and_changes_nothing(tenant: Any) -> None:
+    message = LettermintMessage(tag="a", tenant=tenant)
+    with pytest.raises(LettermintInvalidMessage):
+        freeze(message)
+    assert (message.tag, message.extra_headers) == ("a", {})
+
+
+def test_headers_that_are_no_mapping_name_no_tenant() -> None:
+    message = LettermintMessage()
+    message.extra_headers = ["X-Lettermint-Tenant"]  # type: ignore[assignment]
+
+    assert tenant_of(message, "usual") == "usual"
+
+
+def test_line_endings_may_change_on_the_way() -> None:
+    message = LettermintMessage("Hi", "a\nb", "ann@x.com", ["b@x.com"], tenant="acme")
+    freeze(message).body = "a\r\nb"
+
+    assert tenant_of(message, None) == "acme"

@@ -568,6 +568,12 @@ def test_a_part_of_one_copy_never_has_the_key_of_another_copy() -> None:
     assert keys.isdisjoint({ann.idempotency_key, bob.idempotency_key})
 
 
+def test_copies_share_the_octets_of_the_body() -> None:
+    ann, bob = batch(merge_metadata={"ann@example.com": {"n": 1}})
+    assert ann.body is bob.body
+    assert ann.header != bob.header
+
+
 @pytest.mark.parametrize("bobs", ["own", "k"])
 def test_recipients_with_the_same_key_are_refused(bobs: str) -> None:
     own = {

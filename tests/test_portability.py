@@ -17,7 +17,7 @@ UNIX_ONLY = {
     os: "fork forkpty register_at_fork getuid geteuid getgid getppid killpg setsid uname "
         "mkfifo posix_spawn wait3 wait4 statvfs sysconf pread pwrite sched_yield",
     signal: "SIGALRM SIGCHLD SIGHUP SIGKILL SIGPIPE SIGQUIT SIGUSR1 SIGUSR2 alarm pause "
-            "pthread_kill pthread_sigmask setitimer sigwait",
+            "pthread_kill pthread_sigmask setitimer siginterrupt sigwait sigpending",
     socket: "AF_UNIX MSG_DONTWAIT MSG_NOSIGNAL SO_REUSEPORT recv_fds send_fds",
     select: "epoll poll",
 }
@@ -28,7 +28,7 @@ for module, names in UNIX_ONLY.items():
     for name in names.split():
         if hasattr(module, name):
             delattr(module, name)
-for name in ("fcntl", "grp", "pwd", "resource", "syslog", "termios"):
+for name in ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"):
     sys.modules[name] = None
 
 from importlib import import_module

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from django_lettermint.exceptions import ConnectionLost
-from django_lettermint.results import Outcome, Phase
+from django_lettermint.results import Outcome
 from django_lettermint.smtp import MailTransaction, Reply
 
 from . import policy
@@ -95,7 +95,6 @@ class Submission:
         Its recipients are those that were accepted then.
         """
         self.unconfirmed = self.begin()
-        self.unconfirmed.phase = Phase.COMMIT
         accepted = dict.fromkeys(self.envelope.recipients, Reply(250))
         self.unconfirmed.replies = accepted
 

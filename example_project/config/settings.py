@@ -3,6 +3,7 @@
 LETTERMINT_API_TOKEN        the project's sending token
 LETTERMINT_FROM_EMAIL       the sender; Lettermint must know its domain
 LETTERMINT_SIGNING_SECRET   the webhook's secret, whsec_…
+LETTERMINT_NORTH_TOKEN, _SOUTH_TOKEN   those of two tenants' projects
 LETTERMINT_HOST, _PORT, _SECURITY, _CA_FILE   another relay than Lettermint's
 EXAMPLE_DATABASE            the SQLite file
 EXAMPLE_INBOX               the address of the local relay's inbox
@@ -40,6 +41,13 @@ else:
 # Webhooks know no mailer, so their secret stands here in both styles.
 if secret := os.environ.get("LETTERMINT_SIGNING_SECRET"):
     ANYMAIL["LETTERMINT_SIGNING_SECRET"] = secret
+
+# Two tenants. In a project of your own, a function reads theirs from a database.
+TENANTS = {
+    name: {"api_token": os.environ.get(f"LETTERMINT_{name.upper()}_TOKEN")}
+    for name in ("north", "south")
+}
+LETTERMINT_TENANTS = TENANTS.__getitem__
 
 DEFAULT_FROM_EMAIL = os.environ.get("LETTERMINT_FROM_EMAIL", "shop@example.com")
 

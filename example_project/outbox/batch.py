@@ -17,7 +17,7 @@ from .models import Mail
 
 SIZE = 100
 #: More than the pool has connections, so that some have to wait.
-THREADS = 8
+THREADS = 16
 
 
 def mail(batch: str, number: int) -> EmailMessage:

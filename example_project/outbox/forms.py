@@ -43,6 +43,11 @@ class ComposeForm(forms.Form):
         widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false"}),
     )
     attachment = forms.FileField(required=False)
+    tenant = forms.ChoiceField(
+        required=False,
+        choices=[("", "none"), ("north", "North"), ("south", "South")],
+        help_text="Whose project and token it is sent with.",
+    )
     route = forms.CharField(required=False, help_text="A route of the project.")
     tag = forms.CharField(required=False, help_text="One label, for statistics.")
     idempotency_key = forms.CharField(
@@ -69,7 +74,7 @@ class ComposeForm(forms.Form):
     def message(self, metadata: dict[str, str]) -> LettermintMessage:
         """Make the mail."""
         data = self.cleaned_data
-        names = ("route", "tag", "idempotency_key")
+        names = ("tenant", "route", "tag", "idempotency_key")
         message = LettermintMessage(
             data["subject"],
             data["text"],

@@ -10,13 +10,28 @@ import pytest
 
 from django_lettermint import pool
 from django_lettermint.delivery import Delivery, Submission, policy, submissions
-from django_lettermint.exceptions import AuthenticationFailed, ConnectionLost
+from django_lettermint.exceptions import (
+    AuthenticationFailed,
+    ConnectFailed,
+    ConnectionLost,
+    TLSFailed,
+)
 from django_lettermint.results import Outcome
-from tests.faultserver import FEATURES, Answer, FaultServer, On, drop, hang, reply
-from tests.sending import cases, envelope, relay
+from tests.faultserver import (
+    FEATURES,
+    Answer,
+    FaultServer,
+    On,
+    drop,
+    hang,
+    reply,
+    stall,
+)
+from tests.sending import cases, envelope, interruptible, relay, strike_and_wait
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
+    from tests.faults import Phase
 
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 
@@ -143,3 +158,92 @@ def test_a_stop_within_a_list_leaves_what_is_certain(*, chunking: bool) -> None:
             assert found == [SENT] * 2 + [NOT_SENT] * 3
         assert server.wait_for(lambda: len(server.deliveries) == 2)
         assert server.wait_for(lambda: server.open_connections == 0)
+
+
+# -- what no further try, or another connection, may cure ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "kind"),
+    [
+        ("auth", 535, AuthenticationFailed),
+        ("banner", 500, ConnectFailed),
+        ("starttls", 554, TLSFailed),
+    ],
+)
+def test_a_failure_for_good_is_told_though_another_connection_is_open(
+    step: Phase, code: int, kind: type[Exception]
+) -> None:
+    script = [On(step, connection=2, do=reply(code, "no"))]
+    with FaultServer(script, tls="starttls") as server:
+        config = relay(server, pool={"max_size": 2, "timeout": 0.1})
+        sent = messages(1, config)
+        with pool.lease(config, seconds=5):
+            deliver(server, sent, config)
+        assert isinstance(sent[0][0].error, kind)
+
+
+def test_patience_counts_from_the_first_failure() -> None:
+    with FaultServer([On("mail", do=stall(0.06, drop()))]) as server:
+        config = relay(server, retries=5)
+        sent = messages(1, config)
+        deliver(server, sent, config, patience=0.1, sleep=lambda seconds: None)
+        assert outcomes(sent) == [NOT_SENT]
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(("step", "connections"), [("mail", 3), ("dot", 2)])
+def test_a_repeat_refused_before_its_content_leaves_the_connection(
+    step: Phase, connections: int
+) -> None:
+    script = [
+        On("dot", connection=1, do=drop()),
+        On(step, connection=2, do=reply(450, "4.0.0 wait"), times=1),
+    ]
+    with FaultServer(script, idempotency=True) as server:
+        config = relay(server)
+        sent = messages(1, config)
+        deliver(server, sent, config, sleep=lambda seconds: None)
+        assert outcomes(sent) == [SENT]
+        assert server.connections == connections
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "words"),
+    [
+        ("mail", 421, "at mail (421): trying again on a new connection (retry)"),
+        ("auth", 454, "at auth (454): trying again on a new connection (retry)"),
+    ],
+)
+def test_the_log_names_step_code_and_decision_of_a_retry(
+    step: Phase, code: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "django_lettermint")
+    with FaultServer([On(step, do=reply(code, "later"), times=1)]) as server:
+        config = relay(server)
+        deliver(server, messages(1, config), config, sleep=lambda seconds: None)
+    assert words in caplog.text
+
+
+def test_x_4_2_as_the_first_reply_after_idling_replaces_the_connection() -> None:
+    script = [On("mail", message=2, do=reply(450, "4.4.2 idle too long"))]
+    with FaultServer(script) as server:
+        config = relay(server)
+        for _ in range(2):
+            sent = messages(1, config)
+            deliver(server, sent, config)
+            assert outcomes(sent) == [SENT]
+        stats = pool.get_pool(config.endpoint).stats()
+        assert (stats["retries"], stats["closed"]) == (1, {"error": 1})
+
+
+def test_an_interrupt_counts_no_try_of_a_message_that_was_not_begun() -> None:
+    with interruptible(KeyboardInterrupt) as strike:
+        script = [On("mail", message=2, do=strike_and_wait(strike))]
+        with FaultServer(script) as server:
+            config = relay(server, pipelining=False)
+            sent = messages(3, config)
+            with pytest.raises(KeyboardInterrupt):
+                deliver(server, sent, config)
+    assert outcomes(sent) == [SENT, NOT_SENT, NOT_SENT]
+    assert [each.attempts for [each] in sent] == [1, 1, 0]

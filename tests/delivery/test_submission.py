@@ -72,6 +72,27 @@ def test_a_repeat_has_the_same_bytes_and_waits_for_its_time() -> None:
     assert pause > 0.5 * policy.PAUSE
 
 
+def test_a_repeat_that_was_lost_with_the_answers_for_its_recipients_is_the_last() -> (
+    None
+):
+    submission = one(A, B)
+    assert lost(submission) is Decision.REPEAT
+    repeat = submission.begin()
+    repeat.phase, repeat.failure = Phase.COMMIT, ConnectionResetError("gone")
+    assert submission.record(repeat) is Decision.UNKNOWN
+    assert not submission.repeatable
+
+
+def test_the_first_try_that_was_lost_keeps_the_refusals_of_its_recipients() -> None:
+    submission = one(A, B)
+    assert lost(submission, b=NO) is Decision.REPEAT
+    first = submission.unconfirmed
+    assert lost(submission) is Decision.REPEAT
+    assert submission.unconfirmed is first
+    assert first
+    assert first.replies[B] == NO
+
+
 def test_without_idempotency_there_is_no_repeat() -> None:
     submission = one(idempotency=False)
     assert lost(submission) is Decision.UNKNOWN

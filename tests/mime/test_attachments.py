@@ -187,6 +187,16 @@ def test_one_file_of_a_composite_type_is_octets(kind: str) -> None:
     assert found_in(content) == (OCTET_STREAM, "page.mht", b"MIME-Version: 1.0\n")
 
 
+def test_a_file_of_a_composite_type_is_octets_from_an_own_class_too() -> None:
+    class Own(EmailMessage):
+        def message(self, *arguments: Any, **keywords: Any) -> Any:
+            return super().message(*arguments, **keywords)
+
+    message = Own("Hello", "Text\n", "desk@shop.example", ["you@mail.example"])
+    message.attach("page.mht", b"0" * 1200, "multipart/x-mht")
+    assert found_in(written(message)) == (OCTET_STREAM, "page.mht", b"0" * 1200)
+
+
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/pdf", "image/png", "x-a/b"]

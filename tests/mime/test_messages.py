@@ -443,3 +443,23 @@ def test_other_charsets_arrive(charset: str) -> None:
         used = email.message_from_bytes(each.content).get_content_charset()
         assert used
         assert payload.decode(used).strip() == mail.body
+
+
+class Own(EmailMultiAlternatives):
+    """A class with a message() of its own."""
+
+    def message(self, *arguments: Any, **keywords: Any) -> Any:
+        return super().message(*arguments, **keywords)
+
+
+def test_an_own_class_writes_domains_as_all_others_do() -> None:
+    own = Own("Hi", "Hello", "desk@shop.example", ["ann@example.com"])
+    own.extra_headers = {"reply-to": "Ann <ann@straße.example>"}
+    content = envelope(own).content
+    assert parsed(content)["Reply-To"] == "Ann <ann@xn--strae-oqa.example>"
+
+
+def test_an_own_class_writes_alternatives_given_as_lists() -> None:
+    own = Own("Hi", "Hello\n", "desk@shop.example", ["ann@example.com"])
+    own.alternatives = [["<p>Hello</p>\n", "text/html"]]  # type: ignore[list-item]
+    assert leaves(envelope(own).content) == [b"Hello\r\n", b"<p>Hello</p>\r\n"]

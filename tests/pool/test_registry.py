@@ -246,6 +246,7 @@ def test_the_statistics_say_whose_they_are_and_what_happened(
         "host": "127.0.0.1",
         "port": server.port,
         "username": "lettermint",
+        "tenant": None,
         "size": 1,
         "idle": 1,
         "in_use": 0,

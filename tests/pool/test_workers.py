@@ -23,7 +23,7 @@ from tests.programs import ROOT, environment
 if TYPE_CHECKING:
     from django_lettermint.testing import Relay
 
-pytestmark = pytest.mark.workers
+pytestmark = [pytest.mark.workers, pytest.mark.procfs]
 
 MAX_SIZE = 2
 MAILS = 60

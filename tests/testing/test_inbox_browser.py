@@ -319,7 +319,8 @@ def test_a_button_brings_a_bounce_into_the_project(
 
             answers = page.get_by_role("list", name="Posted so far, the newest first")
             answers.get_by_text("200", exact=True).wait_for()
-            picture(page, screenshots, "inbox-webhooks")
+            webhooks = page.get_by_role("region", name="Webhooks")
+            webhooks.screenshot(path=screenshots / "inbox-webhooks.png")
             # The site finds the mail of an event by our id, not by the relay's.
             page.goto(f"{site}outbox/")
             (received,) = relay.messages
