@@ -578,6 +578,7 @@ def test_a_port_that_nobody_listens_on_is_a_matter_of_tcp() -> None:
         ran = run("--json")
 
     assert ran.steps == ["DNS", "TCP"]
+    assert "start the relay first" in ran.error["next_step"]
     assert "--scan-ports" in ran.error["next_step"]
     reason = f"TCP on 127.0.0.1:{port} failed: Connection refused"
     assert ran.document["steps"][1]["detail"] == reason

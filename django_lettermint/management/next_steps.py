@@ -68,6 +68,8 @@ def _connect(error: ConnectFailed) -> str:
             'security="tls", the others "starttls"; a slow network needs a higher '
             f"`timeout`. {_SCAN}."
         )
+    if error.step == "TCP" and not error.timed_out:
+        return _NO_SERVER
     otherwise = f"Do `host` and `port` belong to an SMTP relay? {_SCAN}."
     return _BY_STEP.get(error.step, otherwise)
 
@@ -103,6 +105,11 @@ def _lost(error: ConnectionLost) -> str:
     return f"{advice} something on the way cuts connections: {_SCAN}."
 
 
+_NO_SERVER = (
+    "No server listens on this port, or a firewall refuses the connection. If `host` is "
+    "this machine, start the relay first: `manage.py lettermint_relay`. Otherwise, "
+    f"{_SCAN} and says which `port` to set."
+)
 _BY_STEP = {
     "DNS": "Check the spelling of `host`; if it is right, this machine (or container) "
     "cannot resolve names: try `getent hosts smtp.lettermint.co` on it.",
