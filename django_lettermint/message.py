@@ -119,7 +119,10 @@ def tenant_of(
     `signed` is what `signed_tenant()` has returned. Whether the result is a name is not
     checked. None says that there is no tenant.
     """
-    tenant = getattr(message, "tenant", UNSET)
+    tenant = _attribute(message, "tenant")
+    if tenant is UNSET and hasattr(type(message), "tenant"):
+        # A property that raises AttributeError: its mail must have no other token.
+        tenant = message.tenant  # type: ignore[attr-defined]
     if tenant is UNSET:
         tenant = signed
     if tenant is UNSET and message.extra_headers:
