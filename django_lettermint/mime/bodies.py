@@ -221,7 +221,7 @@ def travels(content: bytes, *, seven_bit: bool = False) -> bool:
 def _has_short_lines(content: bytes) -> bool:
     """Return whether no line is over MAX_LINE octets, and none holds a NUL."""
     start, longest = 0, MAX_LINE + len(b"\r\n")
-    while start + longest < len(content) and start >= 0:
+    while start + MAX_LINE < len(content) and start >= 0:
         start = content.rfind(b"\n", start, start + longest) + 1 or -1
     return start >= 0 and b"\0" not in content
 
