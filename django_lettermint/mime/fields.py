@@ -63,6 +63,8 @@ def write(name: str, text: str, idna: IdnaEncode) -> bytes:
     field, lower = f"header {short_repr(name)}", name.lower()
     if lower in ADDRESS_FIELDS:
         mailboxes = parse_list(field, text, idna)
+        if lower == "from" and not mailboxes:
+            raise invalid_value(field, text, "a message has a sender (RFC 5322)")
         if not is_group(text):
             return addresses(name, mailboxes) if mailboxes else b""
     elif lower in FREE_TEXT:

@@ -281,6 +281,11 @@ def test_a_group_in_ascii_goes_verbatim(group: str) -> None:
     assert field(mail(headers={"To": group}), "To") == group
 
 
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_an_empty_sender_is_refused(value: str) -> None:
+    assert refusal(mail(headers={"From": value})).startswith("header 'From': ")
+
+
 @pytest.mark.parametrize(
     "group",
     ["Équipe: one@mail.example;", "Team: Zoë <a@b.example>;", "Team: a@ö.example;"],
