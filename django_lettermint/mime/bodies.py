@@ -117,7 +117,7 @@ def content_type(field: str, value: str) -> ContentType:
             f"{field}: {short_repr(value)} is refused: write type/subtype (RFC 2045)"
         )
     parsed = Message()
-    parsed["Content-Type"] = value
+    parsed["Content-Type"] = value = value.rstrip("; ")
     main = parsed.get_content_maintype()
     name = parsed.get_content_charset("") if main == "text" else ""
     if not name:

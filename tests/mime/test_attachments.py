@@ -446,8 +446,10 @@ def test_a_type_may_have_parameters() -> None:
     message = mail()
     message.attach_alternative("BEGIN:VCALENDAR", "text/calendar; method=REQUEST")
     message.attach("a.json", "{}", "application/json; profile=x")
+    message.attach("a.csv", "1", "text/csv; ")
     content = written(message)
     check(content)
+    assert b'Content-Type: text/csv; charset="utf-8"\r\n' in content
     assert b'Content-Type: text/calendar; method=REQUEST; charset="utf-8"' in content
     assert b"Content-Type: application/json; profile=x\r\n" in content
 
