@@ -127,9 +127,8 @@ def _with_octets(mime: Message) -> Message:
     if not isinstance(payload, str | bytes | bytearray | memoryview | None):
         rule = "the payload of a MIME part is text or bytes, and a list for multipart"
         raise invalid_value("attachment", payload, rule)
-    encoded = (
-        str(mime.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS
-    )
+    encoding = str(mime.get("Content-Transfer-Encoding", "")).strip().lower()
+    encoded = encoding in _ENCODINGS
     octets = payload if encoded else mime.get_payload(decode=True)
     given = payload if isinstance(payload, str) else ""
     if not given.isascii() and octets == given.encode("raw-unicode-escape"):
@@ -140,6 +139,9 @@ def _with_octets(mime: Message) -> Message:
     if not encoded and main not in {"text", "message", "multipart"}:
         del made["Content-Transfer-Encoding"]
         encode_base64(made)
+    elif encoding != "8bit" and not (octets or b"").isascii():
+        del made["Content-Transfer-Encoding"]
+        made["Content-Transfer-Encoding"] = "8bit"
     return made
 
 

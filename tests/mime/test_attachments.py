@@ -248,6 +248,16 @@ def test_text_that_a_mime_object_holds_as_str_is_utf_8() -> None:
     assert found_in(written(with_entry(part)))[2] == "Größe".encode()
 
 
+@pytest.mark.parametrize("encoding", [None, "7bit", "8bit"])
+def test_text_of_8_bits_in_a_mime_object_says_so(encoding: str | None) -> None:
+    part = MIMEBase("text", "calendar", charset="utf-8")
+    part.set_payload("SUMMARY:Größe\r\n".encode())
+    if encoding:
+        part["Content-Transfer-Encoding"] = encoding
+    check(written(with_entry(part)))
+    assert part["Content-Transfer-Encoding"] == encoding
+
+
 def test_parts_of_parts_are_written_each_as_it_needs() -> None:
     part = MIMEMultipart("related")
     part.preamble = "This is a message in several parts."
