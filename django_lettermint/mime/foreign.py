@@ -117,6 +117,9 @@ def _with_octets(mime: Message) -> Message:
     They write str only, and translate line ends, which octets do not have.
     """
     if mime.get_content_type() in _SEALED:
+        # Of a lone CR, generators make a line end.
+        if any(re.search("\r(?!\n)", str(each.get_payload())) for each in mime.walk()):
+            raise _sealed(mime, seven_bit=False)
         return mime
     main, made = mime.get_content_maintype(), copy.copy(mime)
     payload: Any = mime.get_payload()
@@ -184,7 +187,7 @@ def _children(boundary: str, body: bytes) -> list[Part]:
 
 
 def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
-    problem = "8 bits, which the relay does not take" if seven_bit else "a NUL"
+    problem = "8 bits, which the relay does not take" if seven_bit else "a NUL or lone CR"
     return LettermintInvalidMessage(
         f"the part {parsed.get_content_type()} has a line over {MAX_LINE} octets or "
         f"{problem}, and what is signed or encrypted cannot be encoded anew: encode what "
