@@ -71,7 +71,7 @@ def write(name: str, text: str, idna: IdnaEncode) -> bytes:
         return free_text(name, text)
     if re.fullmatch(r"[\t -~]*", text):
         return verbatim(name, text, _ENCODED_WIDTH if "=?" in text else WIDTH)
-    found = re.fullmatch("([^<>]+) *(<[!-;=?-~]+>)", text)
+    found = re.fullmatch("([^<>]+)(<[!-;=?-~]+>)", text)
     if lower == "list-id" and found:
         phrase = parse_one(field, f"{found[1]} <list@id.invalid>", idna).name
         return fold(name, [*_words(name, phrase), f" {found[2]}"], _ENCODED_WIDTH)
