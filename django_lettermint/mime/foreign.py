@@ -142,7 +142,7 @@ def _with_octets(mime: Message) -> Message:
     if not encoded and main not in {"text", "message", "multipart"}:
         del made["Content-Transfer-Encoding"]
         encode_base64(made)
-    elif encoding != "8bit" and not (octets or b"").isascii():
+    elif not encoded and encoding != "8bit" and not str(made.get_payload()).isascii():
         del made["Content-Transfer-Encoding"]
         made["Content-Transfer-Encoding"] = "8bit"
     return made
@@ -187,7 +187,9 @@ def _children(boundary: str, body: bytes) -> list[Part]:
 
 
 def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
-    problem = "8 bits, which the relay does not take" if seven_bit else "a NUL or lone CR"
+    problem = (
+        "8 bits, which the relay does not take" if seven_bit else "a NUL or lone CR"
+    )
     return LettermintInvalidMessage(
         f"the part {parsed.get_content_type()} has a line over {MAX_LINE} octets or "
         f"{problem}, and what is signed or encrypted cannot be encoded anew: encode what "

@@ -509,7 +509,7 @@ def test_what_is_signed_is_not_touched(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["signed", "encrypted"])
-@pytest.mark.parametrize("text", ["0" * 1200 + "\n", "a\0b\n"])
+@pytest.mark.parametrize("text", ["0" * 1200 + "\n", "a\0b\n", "a\rb\n"])
 def test_what_is_signed_and_cannot_travel_is_refused(kind: str, text: str) -> None:
     for part in (sealed(kind, text), sealed(kind, text)):
         assert kind in refusal(with_entry(part))

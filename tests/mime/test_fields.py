@@ -281,17 +281,17 @@ def test_an_empty_address_header_is_left_out() -> None:
     assert fields(message, "Reply-To") == fields(message, "Cc") == []
 
 
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_an_empty_sender_is_refused(value: str) -> None:
+    assert refusal(mail(headers={"From": value})).startswith("header 'From': ")
+
+
 @pytest.mark.parametrize(
     "group",
     ["Team:;", "undisclosed-recipients:;", "Team: Ann <a@b.example>, c@d.example;"],
 )
 def test_a_group_in_ascii_goes_verbatim(group: str) -> None:
     assert field(mail(headers={"To": group}), "To") == group
-
-
-@pytest.mark.parametrize("value", ["", " ", ","])
-def test_an_empty_sender_is_refused(value: str) -> None:
-    assert refusal(mail(headers={"From": value})).startswith("header 'From': ")
 
 
 @pytest.mark.parametrize(
