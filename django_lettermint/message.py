@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from contextvars import ContextVar, Token
+from functools import wraps
+from inspect import isasyncgenfunction, isgeneratorfunction
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from anymail.exceptions import AnymailUnsupportedFeature
 from anymail.message import AnymailStatus
 from anymail.utils import UNSET as ANYMAIL_UNSET
+from asgiref.sync import iscoroutinefunction
 from django.core import signing
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils.functional import LazyObject, Promise
@@ -35,6 +38,8 @@ from .extras import (
 UNSET: Any = ANYMAIL_UNSET
 
 _Message = TypeVar("_Message", bound=EmailMessage)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _ATTRIBUTES = ("route", "tag", "metadata", "idempotency_key")
 #: Attributes of a message that hold extras, in our own terms and in Anymail's.
@@ -81,29 +86,57 @@ class LettermintMessage(EmailMultiAlternatives):
             self.tenant = tenant
 
 
-@contextmanager
+class _Block:
+    """Extras for all that is sent inside of a `with` statement or a decorated function."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self._values = values
+        self._tokens: list[Token[Layer]] = []
+
+    def __enter__(self) -> None:
+        layer = _given((name, _non_lazy(each)) for name, each in self._values.items())
+        render(resolve(layer))  # a bad value fails here, where it is written
+        if layer.get("tenant") is not None:
+            tenant_name(layer["tenant"])
+        self._tokens.append(_active.set(merge(_active.get(), layer)))
+
+    def __exit__(self, *error: object) -> None:
+        _active.reset(self._tokens.pop())
+
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        if (
+            iscoroutinefunction(function)
+            or isgeneratorfunction(function)
+            or isasyncgenfunction(function)
+        ):
+            # It runs when the block has ended: its mail would have another tenant.
+            raise TypeError(
+                "extras() decorates no async function and no generator: "
+                "write `with extras(…):` inside of it"
+            )
+
+        @wraps(function)
+        def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with _Block(self._values):
+                return function(*args, **kwargs)
+
+        return inside
+
+
 def extras(
     *,
     route: str | None = UNSET,
     tag: str | None = UNSET,
     metadata: Mapping[str, object] | None = UNSET,
     tenant: str | None = UNSET,
-) -> Iterator[None]:
+) -> _Block:
     """Set extras, and the tenant, for every message sent inside the block, by whomever.
 
     Inner blocks win, per field and per metadata key. There is no idempotency key: one key
-    for several messages would lose all but the first.
+    for several messages would lose all but the first. It decorates plain functions, too.
     """
     values = {"route": route, "tag": tag, "metadata": metadata, "tenant": tenant}
-    layer = _given((name, _non_lazy(value)) for name, value in values.items())
-    render(resolve(layer))  # a bad value fails here, where it is written
-    if layer.get("tenant") is not None:
-        tenant_name(layer["tenant"])
-    token = _active.set(merge(_active.get(), layer))
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    return _Block(values)
 
 
 def active_extras() -> Layer:
@@ -119,7 +152,10 @@ def tenant_of(
     `signed` is what `signed_tenant()` has returned. Whether the result is a name is not
     checked. None says that there is no tenant.
     """
-    tenant = getattr(message, "tenant", UNSET)
+    tenant = _attribute(message, "tenant")
+    if tenant is UNSET and hasattr(type(message), "tenant"):
+        # A property that raises AttributeError: its mail must have no other token.
+        tenant = message.tenant  # type: ignore[attr-defined]
     if tenant is UNSET:
         tenant = signed
     if tenant is UNSET and message.extra_headers:

@@ -6,12 +6,13 @@ import copy
 import enum
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
 import pytest
 from anymail.exceptions import AnymailUnsupportedFeature
 from anymail.message import AnymailMessage, AnymailRecipientStatus, AnymailStatus
+from asgiref.sync import sync_to_async
 from django.core.mail import EmailMessage
 from django.test import override_settings
 from django.utils.functional import SimpleLazyObject, lazystr
@@ -197,6 +198,36 @@ def test_a_block_can_be_a_decorator() -> None:
         return effective(make()).tag
 
     assert [tag(), tag()] == ["t", "t"]
+    assert tag.__name__ == "tag"
+
+
+def test_a_block_can_be_entered_again() -> None:
+    block = extras(tag="t")
+    with block, block:
+        assert active_extras() == {"tag": "t"}
+    assert active_extras() == {}
+
+
+async def _coroutine() -> None: ...
+
+
+def _generator() -> Iterator[None]:
+    yield
+
+
+async def _async_generator() -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    "function",
+    [_coroutine, _generator, _async_generator, sync_to_async(len)],
+)
+def test_what_runs_when_the_block_has_ended_is_not_decorated(
+    function: Callable[..., object],
+) -> None:
+    with pytest.raises(TypeError, match="inside of it"):
+        extras(tenant="acme")(function)
 
 
 def test_lazy_text_in_a_block_is_made_text() -> None:

@@ -126,6 +126,23 @@ def test_the_attribute_wins_over_the_block_and_the_block_over_the_option(
     }
 
 
+def test_a_property_that_fails_is_not_a_message_without_a_tenant(
+    relay: Relay, backend: EmailBackend
+) -> None:
+    class Invoice(EmailMessage):
+        customer: Any = None
+
+        @property
+        def tenant(self) -> str:
+            return str(self.customer.slug)
+
+    message = Invoice("Hello", "", "ann@example.org", ["bob@example.org"])
+    with pytest.raises(LettermintInvalidMessage, match="no attribute 'slug'"):
+        backend.send_messages([message])
+
+    assert relay.messages == []
+
+
 def test_none_keeps_the_outer_tenants_off(relay: Relay, tenants: Tenants) -> None:
     backend = EmailBackend(**relay.options(), tenants=tenants, tenant="initech")
 

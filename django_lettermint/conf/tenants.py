@@ -15,6 +15,7 @@ from django_lettermint.extras import tenant_name
 from .options import BackendConfig, WebhookConfig
 from .secret import Hidden
 from .settings import SettingsReader, build_backend_config, build_webhook_config
+from .validators import resolve
 
 _Config = TypeVar("_Config", BackendConfig, WebhookConfig)
 
@@ -63,7 +64,7 @@ def _find(
             f"tenant {name!r}: the option `tenants`, which finds its token, is not set"
         )
     try:
-        options = Hidden(config.tenants(name))
+        options = Hidden(resolve(config.tenants(name)))
         if isinstance(options.reveal(), Mapping):
             return build(config.reader.reveal().for_tenant(name, options))
         kind = type(options.reveal()).__name__
@@ -89,9 +90,14 @@ def _find(
 
 def _without_frames(error: BaseException) -> BaseException:
     """Take away what debug pages would show: the resolver's variables, tokens among them."""
-    chain: list[BaseException | None] = [error]
-    for each in chain:
-        if each is not None:
+    chain: dict[int, BaseException] = {}  # by id: not all exceptions can be hashed
+    following: list[BaseException | None] = [error]
+    while following:
+        each = following.pop()
+        if each is not None and id(each) not in chain:
+            chain[id(each)] = each
             each.__traceback__ = None
-            chain += {each.__cause__, each.__context__} - {*chain}
+            following += (each.__cause__, each.__context__)
+            if isinstance(each, BaseExceptionGroup):
+                following += each.exceptions
     return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -9,7 +10,7 @@ import pytest
 from anymail.exceptions import AnymailConfigurationError
 from django.core.exceptions import ObjectDoesNotExist
 from django.test import override_settings
-from django.utils.functional import SimpleLazyObject
+from django.utils.functional import SimpleLazyObject, lazy, lazystr
 
 from django_lettermint.conf import (
     Secret,
@@ -180,6 +181,36 @@ def test_a_resolver_that_fails_is_named_by_its_error_and_may_work_later() -> Non
     assert cause.__cause__.__traceback__ is None
 
 
+class Unhashable(Exception):
+    """Compares by value, as an exception that is a dataclass does."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unhashable)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_any_exception_is_a_failing_resolver_and_shows_no_frames() -> None:
+    def caught(error: Exception) -> Exception:
+        with suppress(Exception):
+            raise error
+        return error
+
+    single, grouped = caught(Unhashable()), caught(ConnectionError())
+    for error in (single, ExceptionGroup("two queries", [Unhashable(), grouped])):
+
+        def tenants(name: str, error: Exception = error) -> Mapping[str, object]:
+            raise error
+
+        usual = backend_config({"api_token": TOKEN, "tenants": tenants})
+        with pytest.raises(LettermintInvalidMessage, match="looked up now") as raised:
+            tenant_config(usual, "acme")
+        assert raised.value.transient
+        assert raised.value.__cause__ is error
+        assert error.__traceback__ is None
+    assert grouped.__traceback__ is None
+
+
 def test_a_lazy_value_that_fails_is_a_failing_resolver() -> None:
     def fail() -> str:
         raise ConnectionError
@@ -191,6 +222,8 @@ def test_lazy_values_are_resolved() -> None:
     options = SimpleLazyObject(lambda: {"api_token": SimpleLazyObject(lambda: OWN)})
 
     assert config(options).relay.endpoint.token == Secret(OWN)
+    lazy_dict = lazy(lambda: {"api_token": lazystr(OWN)}, dict)()
+    assert config(lazy_dict).relay.endpoint.token == Secret(OWN)
 
 
 def test_without_a_resolver_there_are_no_tenants() -> None:
