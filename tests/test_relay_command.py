@@ -312,7 +312,8 @@ def test_a_site_that_does_not_answer_its_webhooks_is_told() -> None:
     arguments = ("--no-inbox", "--webhook", url, "--secret", SECRET)
     with relay_process(*arguments) as relay:
         send(relay)
-        relay.read_until("no answer (")
+        shown = relay.read_until("no answer (")
+        assert "no answer ([Errno" in shown
         relay.end()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import smtplib
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -284,6 +285,33 @@ def test_a_receiver_that_does_not_answer_is_recorded(relay: Relay) -> None:
     delivery, *_ = relay.webhooks.post(gone.url, SECRET)
     assert delivery.status is None
     assert "refused" in delivery.error
+    assert "urlopen" not in delivery.error
+
+
+def test_a_receiver_that_closes_the_connection_is_recorded(relay: Relay) -> None:
+    send(relay)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=read_and_close, args=(server,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        delivery = post_event(
+            url, make_event(relay.messages[0], "message.created"), SECRET
+        )
+        thread.join()
+    assert delivery.status is None
+    assert "closed connection" in delivery.error
+
+
+def read_and_close(server: socket.socket) -> None:
+    """Read a request up to its last byte, and close the connection without an answer."""
+    connection, _ = server.accept()
+    length = 0
+    with connection, connection.makefile("rb") as request:
+        while (line := request.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        request.read(length)
 
 
 @pytest.mark.parametrize(

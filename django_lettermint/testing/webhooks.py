@@ -270,6 +270,8 @@ def _status(request: urllib.request.Request, timeout: float) -> tuple[int | None
     except urllib.error.HTTPError as answer:
         with answer:
             return answer.code, ""
+    except urllib.error.URLError as error:
+        return None, str(error.reason)
     except (OSError, http.client.HTTPException) as error:
         return None, str(error) or type(error).__name__
 

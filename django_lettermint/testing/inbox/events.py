@@ -77,8 +77,7 @@ def next_step(delivery: WebhookDelivery) -> str:
     """Return what to do about the answer to a webhook; empty for 2xx."""
     status = delivery.status
     if status is None:
-        error = delivery.error.removeprefix("<urlopen error ").removesuffix(">")
-        return _SILENCE % error
+        return _SILENCE % delivery.error
     if status in _NEXT_STEPS:
         return _NEXT_STEPS[status]
     return {2: "", 3: _REDIRECT, 5: _ERROR}.get(status // 100, _ODD)
