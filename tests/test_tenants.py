@@ -179,6 +179,17 @@ def test_settings_name_resolver_and_tenant(relay: Relay, tenants: Tenants) -> No
     assert subjects(relay) == {"Hello": token("acme")}
 
 
+def test_a_subclass_may_be_that_of_a_tenant(relay: Relay, tenants: Tenants) -> None:
+    class OfAcme(EmailBackend):
+        tenant = "acme"
+
+    OfAcme(**relay.options(), tenants=tenants).send_messages([mail("class")])
+    options = relay.options(tenants=tenants, tenant="globex")
+    OfAcme(**options).send_messages([mail("option")])
+
+    assert subjects(relay) == {"class": token("acme"), "option": token("globex")}
+
+
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS are new in Django 6.1")
 @pytest.mark.filterwarnings("ignore:get_connection")
 def test_a_mailer_may_be_that_of_a_tenant(relay: Relay, tenants: Tenants) -> None:
