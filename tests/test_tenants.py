@@ -308,7 +308,9 @@ def test_a_wrong_token_ends_the_mail_of_its_tenant_alone(relay: Relay) -> None:
     backend = EmailBackend(**relay.options(), tenants=tenants)
     messages = [mail(name, tenant=name) for name in TENANTS * 2]
 
-    with pytest.raises(AuthenticationFailed) as raised:
+    with pytest.raises(
+        AuthenticationFailed, match="check `api_token` of tenant 'globex'"
+    ) as raised:
         backend.send_messages(messages)
 
     outcomes = [each.outcome.value for each in raised.value.results]
