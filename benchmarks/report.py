@@ -91,7 +91,7 @@ def decisive(results: Results, first_mail: float) -> str:
                 + ("" if factor >= goal.factor else ", **missed**"),
             )
         )
-    reached = f"{first_mail:.2f}" + ("" if first_mail <= 7.05 else ", **missed**")
+    reached = f"{first_mail:.2f}" + ("" if first_mail <= 7.0 else ", **missed**")
     text = "first mail of a process, TLS from the first octet: round trips"
     lines.append(_line(text, *[""] * 4, f"{first_mail:.2f}", "", "≤ 7.0", reached))
     return "\n".join(lines)

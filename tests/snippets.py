@@ -5,7 +5,7 @@
 
 A snippet with ... in it is such a part, too.
 
-A snippet that only sets names in upper case is settings: they are checked, a mail is sent
+A snippet that, imports aside, only sets names in upper case is settings: they are checked, a mail is sent
 with them, and they hold for what follows under the same heading. One with tests or
 fixtures is a file, named by its first line, for `pytest` in a project of its own. All
 others of a page run in order, in one namespace. Settings send to a local relay.
@@ -67,14 +67,15 @@ class Snippet:
 
     @property
     def is_settings(self) -> bool:
-        """Return whether it does nothing but set names in upper case."""
-        return all(
+        """Return whether it does nothing but set names in upper case; it may import."""
+        body = [each for each in self._tree().body if not isinstance(each, ast.Import)]
+        return bool(body) and all(
             isinstance(node, ast.Assign)
             and all(
                 isinstance(target, ast.Name) and target.id.isupper()
                 for target in node.targets
             )
-            for node in self._tree().body
+            for node in body
         )
 
     @property

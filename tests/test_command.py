@@ -168,7 +168,7 @@ def test_the_end_says_who_got_it_and_under_which_id(relay: Relay) -> None:
     out = run("ada@example.com").out
 
     (message,) = relay.wait_for(1)
-    assert "✓ The relay took 1 mail for ada@example.com." in out
+    assert "✓ The relay accepted 1 mail for ada@example.com." in out
     assert f"message id: {message.metadata['django_message_id']}" in out
 
 
@@ -266,7 +266,7 @@ def test_all_mails_but_the_first_go_through_the_pool(relay: Relay) -> None:
     assert re.search(r"  3 more through the pool: \d+\.\d to \d+\.\d ms each", out)
     place = f"pool 127.0.0.1:{relay.port('tls')}"
     assert f"{place}: 3 mails over 1 connection, reused 2 times, 0 retried" in out
-    assert "✓ The relay took 4 mails for " in out
+    assert "✓ The relay accepted 4 mails for " in out
     assert relay.statistics.connections == 2
 
 
@@ -302,7 +302,7 @@ def test_check_logs_in_and_sends_nothing(relay: Relay) -> None:
 
     assert ran.code == 0
     assert "✓ NOOP" in ran.out
-    assert "✓ The relay takes the token; no mail was sent." in ran.out
+    assert "✓ The relay accepted the token; no mail was sent." in ran.out
     assert relay.messages == []
     assert relay.logins.successes == 1
 
@@ -339,7 +339,7 @@ def test_scan_ports_tries_all_documented_ports_and_the_one_in_use(relay: Relay) 
 
     rows = re.findall(r"^  [✓✗] +(\d+) (\w+) ", ran.out, re.MULTILINE)
     assert [int(port) for port, _ in rows] == [*ports.PREFERENCE, relay.port("tls")]
-    assert f"✓ The port in use, {relay.port('tls')}, is good." in ran.out
+    assert f"✓ The configured port, {relay.port('tls')}, works." in ran.out
     assert ran.code == 0
 
 
@@ -578,6 +578,7 @@ def test_a_port_that_nobody_listens_on_is_a_matter_of_tcp() -> None:
         ran = run("--json")
 
     assert ran.steps == ["DNS", "TCP"]
+    assert "start the relay first" in ran.error["next_step"]
     assert "--scan-ports" in ran.error["next_step"]
     reason = f"TCP on 127.0.0.1:{port} failed: Connection refused"
     assert ran.document["steps"][1]["detail"] == reason
@@ -710,7 +711,7 @@ def test_an_option_that_breaks_a_rule_reaches_no_relay(
     ("argument", "said"),
     [
         ("--metadata=key", "Write it as KEY=VALUE."),
-        ("--count=0", "Take 1 or more."),
+        ("--count=0", "Use 1 or more."),
     ],
 )
 def test_an_option_that_makes_no_sense_is_explained(argument: str, said: str) -> None:
@@ -837,8 +838,10 @@ def test_using_an_unknown_mailer_lists_those_that_exist(relay: Relay) -> None:
 
     assert ran.code == 1
     assert ran.error["step"] == "options"
-    assert ran.error["message"] == "--using nobody: MAILERS has 'default'"
-    assert ran.error["next_step"] == "Take one of these, or leave --using out."
+    assert (
+        ran.error["message"] == "--using nobody is not in MAILERS, which has 'default'"
+    )
+    assert ran.error["next_step"] == "Use one of these, or omit --using."
 
 
 def test_without_mailers_email_backend_is_tested_on_every_django() -> None:
@@ -858,8 +861,8 @@ def test_without_mailers_there_is_no_alias_to_use() -> None:
         ran = run("--using=default", "--json")
 
     assert ran.code == 1
-    assert "there are no MAILERS" in ran.error["message"]
-    assert ran.error["next_step"].startswith("Leave --using out")
+    assert "needs the setting MAILERS" in ran.error["message"]
+    assert ran.error["next_step"].startswith("Omit --using")
 
 
 # How it looks.

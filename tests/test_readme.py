@@ -1,9 +1,8 @@
-"""What the README shows works."""
+"""What the README shows works, and what the quick start adds to it."""
 
 from __future__ import annotations
 
 import configparser
-import os
 import re
 from collections.abc import Iterator
 from email.utils import parseaddr
@@ -18,13 +17,15 @@ from django.test import override_settings
 
 from django_lettermint.exceptions import RecipientsRefused
 
-from .snippets import ROOT, read, receivers_forgotten, snippet, where
+from .snippets import DOCS, ROOT, Snippet, read, receivers_forgotten, snippet, where
 
 if TYPE_CHECKING:
     from django_lettermint.testing import Relay
 
 README = ROOT / "README.md"
+QUICK_START = DOCS / "quickstart.md"
 TEXT = README.read_text("utf-8")
+STYLES = ("MAILERS", "EMAIL_BACKEND")
 SETTINGS = [each for each in read(README) if each.is_settings]
 #: Older Djangos have no MAILERS.
 USABLE = [
@@ -33,11 +34,16 @@ USABLE = [
 
 
 def shown(text: str) -> dict[str, Any]:
-    """Run the one snippet that has a text and return what it defines."""
-    return snippet(README, text).run({})
+    """Run the quick start's one snippet that has a text; return what it defines."""
+    return snippet(QUICK_START, text).run({})
 
 
-@pytest.fixture(params=USABLE, ids=lambda each: each.code.split()[0])
+def style(settings: Snippet) -> str:
+    """Return the setting that names the backend."""
+    return next(each for each in STYLES if each in settings.code)
+
+
+@pytest.fixture(params=USABLE, ids=style)
 def configured(
     request: pytest.FixtureRequest,
     lettermint_relay: Relay,
@@ -45,7 +51,9 @@ def configured(
 ) -> Iterator[Relay]:
     """A relay, reached by one of the README's settings."""
     monkeypatch.setenv("LETTERMINT_API_TOKEN", lettermint_relay.token)
-    named = request.param.run({"os": os})
+    named = {
+        name: value for name, value in request.param.run({}).items() if name.isupper()
+    }
     with override_settings(**named, **where(lettermint_relay)):
         yield lettermint_relay
 
@@ -58,7 +66,32 @@ def _signals_forget() -> Iterator[None]:
 
 
 def test_both_styles_of_settings_are_shown() -> None:
-    assert [each.code.split()[0] for each in SETTINGS] == ["MAILERS", "EMAIL_BACKEND"]
+    assert tuple(map(style, SETTINGS)) == STYLES
+
+
+def test_the_quick_start_shows_the_same_settings() -> None:
+    repeated = [each.code for each in read(QUICK_START) if each.is_settings]
+
+    assert repeated[: len(SETTINGS)] == [each.code for each in SETTINGS]
+
+
+def test_the_figures_are_those_of_the_performance_page() -> None:
+    table = (DOCS / "performance.md").read_text("utf-8")
+    single, of_a_list = (
+        times_as_fast(table, "20 ms, one by one"),
+        times_as_fast(table, "20 ms, a list of 100"),
+    )
+
+    assert f"sends {single:.0f} times as many mails a second" in TEXT
+    assert f"a list of 100 goes out {of_a_list:.0f} times as fast" in TEXT
+
+
+def times_as_fast(table: str, row: str) -> float:
+    """Return how many times as fast as Django's backend this package was, as shipped."""
+    found = re.search(rf"^\| {row} \|(.*)$", table, re.MULTILINE)
+    assert found
+    django_backend, _, _, _, ours = map(float, found[1].split("|")[:5])
+    return ours / django_backend
 
 
 def test_the_settings_send_mail(configured: Relay) -> None:

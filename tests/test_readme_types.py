@@ -1,4 +1,4 @@
-"""The README's snippets as a project's own code: type-checked, and with Django's locmem."""
+"""The quick start's snippets as a project's own code: type-checked, and with Django's locmem."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from django.test import override_settings
 
 from django_lettermint.message import LettermintMessage
 
-from .snippets import ROOT, receivers_forgotten, snippet
+from .snippets import DOCS, ROOT, receivers_forgotten, snippet
 
-README = ROOT / "README.md"
+QUICK_START = DOCS / "quickstart.md"
 #: What is shown to run, in the order of the page.
 SHOWN = ("message.send()", "message_failed", "(tracking)")
 
@@ -22,7 +22,7 @@ SHOWN = ("message.send()", "message_failed", "(tracking)")
 def test_the_snippets_type_check_under_mypy_strict(tmp_path: Path) -> None:
     # Only the environment that checks types has it.
     api = pytest.importorskip("mypy.api")
-    code = "\n".join(snippet(README, text).code for text in SHOWN)
+    code = "\n".join(snippet(QUICK_START, text).code for text in SHOWN)
     # A receiver's arguments are the reader's to annotate.
     code = code.replace("def on_failure(message, result, error, **kwargs):", ON_FAILURE)
     code = code.replace("def on_tracking(event, **kwargs):", ON_TRACKING)
@@ -47,6 +47,10 @@ django_settings_module = tests.settings
 
 [mypy-anymail.*]
 follow_untyped_imports = true
+
+# As for an installed package: only the project's own errors are shown.
+[mypy-django_lettermint.*]
+follow_imports = silent
 """
 IMPORTS = """
 from typing import Any
@@ -64,7 +68,7 @@ ON_TRACKING = "def on_tracking(event: AnymailTrackingEvent, **kwargs: Any) -> No
 def test_the_snippets_run_with_locmem() -> None:
     mail.outbox = []
     with receivers_forgotten():
-        shown = [snippet(README, text).run({}) for text in SHOWN]
+        shown = [snippet(QUICK_START, text).run({}) for text in SHOWN]
 
     [kept] = mail.outbox
     assert isinstance(kept, LettermintMessage)

@@ -145,7 +145,7 @@ def test_a_port_that_is_taken_is_told_with_the_option_that_helps(
         port = str(other.getsockname()[1])
         code, text = failure(option, port, command=command)
     assert code == 1
-    assert f"port {port} of 127.0.0.1 is taken" in text
+    assert f"port {port} of 127.0.0.1 is in use" in text
     assert text.endswith(f"choose another port with {option}.\n")
 
 
@@ -225,7 +225,7 @@ def test_a_wrong_token_is_shown_with_what_helps() -> None:
             connection.user, connection.password = "lettermint", "lm_wrong"
             with pytest.raises(smtplib.SMTPAuthenticationError):
                 connection.auth("PLAIN", connection.auth_plain)
-        shown = relay.read_until("the token is the one in the settings above")
+        shown = relay.read_until("use the token of the settings above")
     assert "REFUSED AUTH: 535" in shown
     assert "lm_wrong" not in shown
 

@@ -93,12 +93,12 @@ _SPELLING = (
 )
 _ENTER = (
     "Enter the records of the table where the domain's DNS is managed. The Lettermint "
-    "dashboard shows them, too, with what <id> stands for. Resolvers may remember for "
+    "dashboard shows them, too, with what <id> stands for. Resolvers may cache for "
     "an hour that a record was missing."
 )
 _RESOLVER = (
-    "Run it again; if there is no answer then, either, look at this machine's resolver "
-    "(/etc/resolv.conf) and at the domain's name servers."
+    "Run it again; if there is still no answer, check this machine's resolver "
+    "(/etc/resolv.conf) and the domain's name servers."
 )
 
 
@@ -172,7 +172,7 @@ def _key(name: str, domain: str, value: str, until: float) -> _Finding:
         if _is_base64(_tags(text).get("p", "")):
             return Status.OK, "has a key"
     if found:
-        return Status.WRONG, f"has no whole key (p=): {found[0]}"
+        return Status.WRONG, f"has no valid key (p=): {found[0]}"
     return Status.MISSING, "is missing"
 
 
@@ -188,7 +188,7 @@ def _policy(name: str, domain: str, value: str, until: float) -> _Finding:
         if len(found) > 1:
             return (
                 Status.WRONG,
-                f"{whose}has {len(found)} policies: none of them counts",
+                f"{whose}has {len(found)} policies, so none of them applies",
             )
         for text in found:
             if not re.match(r"v\s*=\s*DMARC1\s*(;|$)", text):

@@ -38,17 +38,15 @@ def find_backend(alias: str | None) -> EmailBackend:
 
 def _unknown(alias: str) -> Failed:
     if known := ", ".join(map(repr, _mailers())):
-        what = f"--using {alias}: MAILERS has {known}"
+        what = f"--using {alias} is not in MAILERS, which has {known}"
         return Failed(
-            LookupError(what), "options", "Take one of these, or leave --using out."
+            LookupError(what), "options", "Use one of these, or omit --using."
         )
     what = (
-        f"--using {alias}: there are no MAILERS, a setting of Django 6.1 and later (this "
-        f"is Django {django.get_version()})"
+        f"--using {alias} needs the setting MAILERS of Django 6.1 and later (this is "
+        f"Django {django.get_version()})"
     )
-    return Failed(
-        LookupError(what), "options", "Leave --using out: then EMAIL_BACKEND is tested."
-    )
+    return Failed(LookupError(what), "options", "Omit --using to test EMAIL_BACKEND.")
 
 
 def _foreign(backend: BaseEmailBackend, alias: str | None) -> Failed:

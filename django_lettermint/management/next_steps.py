@@ -68,6 +68,8 @@ def _connect(error: ConnectFailed) -> str:
             'security="tls", the others "starttls"; a slow network needs a higher '
             f"`timeout`. {_SCAN}."
         )
+    if error.step == "TCP" and not error.timed_out:
+        return _NO_SERVER
     otherwise = f"Do `host` and `port` belong to an SMTP relay? {_SCAN}."
     return _BY_STEP.get(error.step, otherwise)
 
@@ -76,7 +78,7 @@ def _tls(error: TLSFailed) -> str:
     if error.step == "STARTTLS":
         return (
             "Remove `port` and `security` from the settings: the default, 465, speaks "
-            f"TLS from the first byte, so nobody can strip STARTTLS. {_SCAN}."
+            f"TLS from the first byte, so STARTTLS cannot be stripped. {_SCAN}."
         )
     if error.verify_code:
         return _BY_VERIFY_CODE.get(error.verify_code, _ISSUER)
@@ -100,9 +102,14 @@ def _lost(error: ConnectionLost) -> str:
     advice = "Nothing was sent: run it again. If it keeps failing,"
     if error.timed_out:
         return f"{advice} raise `timeout`, or try another port: {_SCAN}."
-    return f"{advice} something on the way cuts connections: {_SCAN}."
+    return f"{advice} a firewall or proxy on the way closes connections: {_SCAN}."
 
 
+_NO_SERVER = (
+    "No server listens on this port, or a firewall refuses the connection. If `host` is "
+    "this machine, start the relay first: `manage.py lettermint_relay`. Otherwise, "
+    f"{_SCAN} and says which `port` to set."
+)
 _BY_STEP = {
     "DNS": "Check the spelling of `host`; if it is right, this machine (or container) "
     "cannot resolve names: try `getent hosts smtp.lettermint.co` on it.",
@@ -113,8 +120,8 @@ _BY_STEP = {
     f"`security` from the settings to follow the port. {_SCAN}.",
 }
 _DATE = (
-    "Look at this machine's clock first. If it is right, the certificate is not: ask "
-    "those who run the relay (for smtp.lettermint.co: Lettermint's support)."
+    "Check this machine's clock first. If it is right, the certificate is not valid now: "
+    "ask who runs the relay (for smtp.lettermint.co: Lettermint's support)."
 )
 _NAME = (
     "Set `host` to a name that is in the certificate: smtp.lettermint.co, not an alias "
@@ -130,7 +137,7 @@ _ISSUER = (
 _BY_VERIFY_CODE = {9: _DATE, 10: _DATE, 62: _NAME, 64: _NAME}
 _LATER = (
     "The relay's reply says why. Wait some minutes and run it again; if that does not "
-    "help, show the reply to Lettermint's support."
+    "help, send the reply to Lettermint's support."
 )
 _OTHERWISE = (
     "This comes from the project, most likely from a receiver of "
@@ -143,12 +150,12 @@ _ADVICE: dict[
     ConnectFailed: _connect,
     TLSFailed: _tls,
     AuthenticationFailed: _login,
-    SenderRefused: "Verify the sender's domain in the Lettermint dashboard, or take a "
+    SenderRefused: "Verify the sender's domain in the Lettermint dashboard, or use a "
     "sender of a verified domain: --from, and DEFAULT_FROM_EMAIL in the settings.",
     RecipientsRefused: "Check the address and the project's suppression list; without "
-    "an address, the mail goes to ok@testing.lettermint.co, which takes all.",
+    "an address, the mail goes to ok@testing.lettermint.co, which accepts all mail.",
     MessageRefused: "The reply says why. Does the project have the route (--route), and "
-    "do tag and metadata keep to Lettermint's rules?",
+    "do tag and metadata follow Lettermint's rules?",
     ConnectionLost: _lost,
     DeliveryUnknown: "Look for the mail in the Lettermint dashboard before you send it "
     "again. If the relay is slow, raise `final_reply_timeout`.",

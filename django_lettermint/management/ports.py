@@ -70,8 +70,8 @@ def require(configured: int, ports: Sequence[Port]) -> None:
         )
     else:
         advice = (
-            "Ask the administrator of this network to allow port 465 or 587; if all "
-            "lines above blame the name or the certificate, correct `host` or `ca_file`."
+            "Ask the administrator of this network to allow port 465 or 587; if every "
+            "line above is about the name or the certificate, correct `host` or `ca_file`."
         )
     raise Failed(ConnectionError(f"port {configured}: {here.detail}"), "ports", advice)
 

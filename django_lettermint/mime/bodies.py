@@ -117,7 +117,7 @@ def content_type(field: str, value: str) -> ContentType:
             f"{field}: {short_repr(value)} is refused: write type/subtype (RFC 2045)"
         )
     parsed = Message()
-    parsed["Content-Type"] = value
+    parsed["Content-Type"] = value = value.rstrip("; ")
     main = parsed.get_content_maintype()
     name = parsed.get_content_charset("") if main == "text" else ""
     if not name:
@@ -221,7 +221,7 @@ def travels(content: bytes, *, seven_bit: bool = False) -> bool:
 def _has_short_lines(content: bytes) -> bool:
     """Return whether no line is over MAX_LINE octets, and none holds a NUL."""
     start, longest = 0, MAX_LINE + len(b"\r\n")
-    while start + longest < len(content) and start >= 0:
+    while start + MAX_LINE < len(content) and start >= 0:
         start = content.rfind(b"\n", start, start + longest) + 1 or -1
     return start >= 0 and b"\0" not in content
 

@@ -63,13 +63,15 @@ def write(name: str, text: str, idna: IdnaEncode) -> bytes:
     field, lower = f"header {short_repr(name)}", name.lower()
     if lower in ADDRESS_FIELDS:
         mailboxes = parse_list(field, text, idna)
+        if lower == "from" and not mailboxes:
+            raise invalid_value(field, text, "a message has a sender (RFC 5322)")
         if not is_group(text):
             return addresses(name, mailboxes) if mailboxes else b""
     elif lower in FREE_TEXT:
         return free_text(name, text)
     if re.fullmatch(r"[\t -~]*", text):
         return verbatim(name, text, _ENCODED_WIDTH if "=?" in text else WIDTH)
-    found = re.fullmatch("([^<>]+) *(<[!-;=?-~]+>)", text)
+    found = re.fullmatch("([^<>]+)(<[!-;=?-~]+>)", text)
     if lower == "list-id" and found:
         phrase = parse_one(field, f"{found[1]} <list@id.invalid>", idna).name
         return fold(name, [*_words(name, phrase), f" {found[2]}"], _ENCODED_WIDTH)

@@ -117,6 +117,9 @@ def _with_octets(mime: Message) -> Message:
     They write str only, and translate line ends, which octets do not have.
     """
     if mime.get_content_type() in _SEALED:
+        # Of a lone CR, generators make a line end.
+        if any(re.search("\r(?!\n)", str(each.get_payload())) for each in mime.walk()):
+            raise _sealed(mime, seven_bit=False)
         return mime
     main, made = mime.get_content_maintype(), copy.copy(mime)
     payload: Any = mime.get_payload()
@@ -127,9 +130,8 @@ def _with_octets(mime: Message) -> Message:
     if not isinstance(payload, str | bytes | bytearray | memoryview | None):
         rule = "the payload of a MIME part is text or bytes, and a list for multipart"
         raise invalid_value("attachment", payload, rule)
-    encoded = (
-        str(mime.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS
-    )
+    encoding = str(mime.get("Content-Transfer-Encoding", "")).strip().lower()
+    encoded = encoding in _ENCODINGS
     octets = payload if encoded else mime.get_payload(decode=True)
     given = payload if isinstance(payload, str) else ""
     if not given.isascii() and octets == given.encode("raw-unicode-escape"):
@@ -140,6 +142,9 @@ def _with_octets(mime: Message) -> Message:
     if not encoded and main not in {"text", "message", "multipart"}:
         del made["Content-Transfer-Encoding"]
         encode_base64(made)
+    elif not encoded and encoding != "8bit" and not str(made.get_payload()).isascii():
+        del made["Content-Transfer-Encoding"]
+        made["Content-Transfer-Encoding"] = "8bit"
     return made
 
 
@@ -182,7 +187,9 @@ def _children(boundary: str, body: bytes) -> list[Part]:
 
 
 def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
-    problem = "8 bits, which the relay does not take" if seven_bit else "a NUL"
+    problem = (
+        "8 bits, which the relay does not take" if seven_bit else "a NUL or lone CR"
+    )
     return LettermintInvalidMessage(
         f"the part {parsed.get_content_type()} has a line over {MAX_LINE} octets or "
         f"{problem}, and what is signed or encrypted cannot be encoded anew: encode what "

@@ -128,7 +128,8 @@ def _connected(
     sock = steps.run(
         "TCP",
         lambda until: _dial(info, min(until, time.monotonic() + seconds)),
-        "is the port blocked? `manage.py test_lettermint --scan-ports` tries all",
+        "is the relay running, and the port open? `manage.py test_lettermint "
+        "--scan-ports` tries all ports",
     )
     stream = SMTPStream(sock)
     try:

@@ -31,8 +31,8 @@ SECRET_VARIABLE = "LETTERMINT_SIGNING_SECRET"  # noqa: S105 -- a name
 CA_FOLDER = Path("~/.lettermint-relay")
 
 DESCRIPTION = (
-    "A local relay that reads mail as Lettermint does: print each mail, show it in an "
-    "inbox in the browser, and post its webhooks. Nothing leaves this machine."
+    "Run a local relay that reads mail as Lettermint does. It prints each mail, shows it "
+    "in an inbox in the browser, and posts its webhooks. Nothing leaves this machine."
 )
 
 #: What is printed, or None at the end.
@@ -53,16 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=SMTP_PORT, metavar="PORT", help=port)
     inbox = "the inbox's port; 0: any (default: %(default)s)"
     add("--inbox-port", type=_port, default=INBOX_PORT, metavar="PORT", help=inbox)
-    add("--no-inbox", action="store_true", help="print mail here only")
+    add("--no-inbox", action="store_true", help="print mail in the terminal only")
     add("--tls", action="store_true", help="serve TLS, as Lettermint does")
     folder = "where --tls keeps its certificates (default: %(default)s)"
     add("--ca-folder", default=str(CA_FOLDER), metavar="FOLDER", help=folder)
-    hook = "post what becomes of each mail to this URL of your project"
+    hook = "post the events of each mail to this URL of your project"
     add("--webhook", type=_url, metavar="URL", help=hook)
-    secret = f"what webhooks are signed with; better in the environment, as {SECRET_VARIABLE}"
+    secret = f"the secret that signs webhooks; better set {SECRET_VARIABLE} in the environment"
     add("--secret", metavar="SECRET", help=secret)
     add("--save", metavar="FOLDER", help="write each mail there, as an .eml file")
-    refuse = "refuse this recipient, with 550 or with the code; may be repeated"
+    refuse = "refuse this recipient with 550, or with CODE; may be repeated"
     add(
         "--refuse",
         type=_refused,
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS[=CODE]",
         help=refuse,
     )
-    delay = "answer each mail after so many seconds (default: 0)"
+    delay = "wait this long before the reply to each mail (default: 0)"
     add("--reply-delay", type=_seconds, default=0.0, metavar="SECONDS", help=delay)
 
 
@@ -141,7 +141,7 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
         with _explained("--port", options.port):
             stack.enter_context(relay)
         text = settings_text(relay.options(security), signed=bool(options.webhook))
-        write(f"Your settings:\n\n{text}")
+        write(f"Put into settings.py:\n\n{text}")
         write("")
         if options.webhook:
             relay.webhooks.subscribe(options.webhook, secret, on_delivery=records.put)
@@ -157,7 +157,7 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
             with _explained("--inbox-port", options.inbox_port):
                 stack.enter_context(inbox)
             write(f"Inbox: {inbox.url}")
-        write("Waiting for mail. Ctrl-C ends this.")
+        write("Waiting for mail. Stop with Ctrl-C.")
         while (record := _next(records)) is not None:
             lines = list(describe(record))
             if save and isinstance(record, ReceivedMessage):
@@ -194,8 +194,8 @@ def _explained(option: str, port: int) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise CannotServe(
-                f"port {port} of 127.0.0.1 is taken, maybe by another relay or mail "
-                f"catcher: end that, or choose another port with {option}"
+                f"port {port} of 127.0.0.1 is in use, maybe by another relay or mail "
+                f"catcher: stop that, or choose another port with {option}"
             ) from error
         where = f"{error.filename}: " if error.filename else ""
         raise CannotServe(
@@ -229,7 +229,7 @@ def describe(record: ReceivedMessage | Refusal | WebhookDelivery) -> Iterator[st
         data = record.event.data
         about = data.get("recipient", "all recipients")
         answer = record.status or f"no answer ({record.error}); does your site run?"
-        yield f"          {record.event.event} for {about}: {answer}"
+        yield f"          webhook {record.event.event} for {about}: {answer}"
         return
     moment = datetime.datetime.fromtimestamp(record.received_at)  # noqa: DTZ006 - local
     subject = record.headers["Subject"] or "(no subject)"
@@ -237,7 +237,7 @@ def describe(record: ReceivedMessage | Refusal | WebhookDelivery) -> Iterator[st
         what = " ".join(filter(None, [record.command, record.address]))
         yield f"{moment:%H:%M:%S}  REFUSED {what}: {record.code} {record.text}"
         if record.command == "AUTH":
-            yield "          the token is the one in the settings above"
+            yield "          use the token of the settings above"
         fields = {"subject": subject if record.content else None}
     else:
         yield f"{moment:%H:%M:%S}  {subject}"

@@ -88,6 +88,7 @@ def test_a_parsed_mail_keeps_all_its_lines(raw: bytes, how: Any) -> None:
 
 
 CANNOT_TRAVEL = [
+    b"Subject: a last line without an end\n\n" + b"0" * 999,
     b"Subject: log\n\n" + b"0" * 1400 + b"\n",
     b"Subject: " + b"word " * 300 + b"\n\n\n",
     b"Subject: a\n\nb\0c\n",
@@ -107,7 +108,7 @@ def test_attached_mail_that_cannot_travel_goes_as_a_file(octets: bytes) -> None:
     check(written(message))
 
 
-@pytest.mark.parametrize("octets", CANNOT_TRAVEL[:3])
+@pytest.mark.parametrize("octets", CANNOT_TRAVEL[:4])
 def test_a_mime_object_with_mail_that_cannot_travel_becomes_a_file(
     octets: bytes,
 ) -> None:
@@ -245,6 +246,16 @@ def test_text_that_a_mime_object_holds_as_str_is_utf_8() -> None:
     part = MIMEBase("text", "plain", charset="utf-8")
     part.set_payload("Größe")
     assert found_in(written(with_entry(part)))[2] == "Größe".encode()
+
+
+@pytest.mark.parametrize("encoding", [None, "7bit", "8bit"])
+def test_text_of_8_bits_in_a_mime_object_says_so(encoding: str | None) -> None:
+    part = MIMEBase("text", "calendar", charset="utf-8")
+    part.set_payload("SUMMARY:Größe\r\n".encode())
+    if encoding:
+        part["Content-Transfer-Encoding"] = encoding
+    check(written(with_entry(part)))
+    assert part["Content-Transfer-Encoding"] == encoding
 
 
 def test_parts_of_parts_are_written_each_as_it_needs() -> None:
@@ -445,8 +456,10 @@ def test_a_type_may_have_parameters() -> None:
     message = mail()
     message.attach_alternative("BEGIN:VCALENDAR", "text/calendar; method=REQUEST")
     message.attach("a.json", "{}", "application/json; profile=x")
+    message.attach("a.csv", "1", "text/csv; ")
     content = written(message)
     check(content)
+    assert b'Content-Type: text/csv; charset="utf-8"\r\n' in content
     assert b'Content-Type: text/calendar; method=REQUEST; charset="utf-8"' in content
     assert b"Content-Type: application/json; profile=x\r\n" in content
 
@@ -496,7 +509,7 @@ def test_what_is_signed_is_not_touched(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["signed", "encrypted"])
-@pytest.mark.parametrize("text", ["0" * 1200 + "\n", "a\0b\n"])
+@pytest.mark.parametrize("text", ["0" * 1200 + "\n", "a\0b\n", "a\rb\n"])
 def test_what_is_signed_and_cannot_travel_is_refused(kind: str, text: str) -> None:
     for part in (sealed(kind, text), sealed(kind, text)):
         assert kind in refusal(with_entry(part))

@@ -18,7 +18,15 @@ from django.utils.translation import gettext_lazy
 from tests.preparing import envelope
 
 from .conformance import check
-from .making import field, fields, mail, refusal, unfolded, written
+from .making import (
+    field,
+    fields,
+    mail,
+    refusal,
+    unfolded,
+    with_entry,
+    written,
+)
 from .readers import by_compat32, by_default
 
 # -- Verbatim ASCII ----------------------------------------------------------------------
@@ -273,6 +281,11 @@ def test_an_empty_address_header_is_left_out() -> None:
     assert fields(message, "Reply-To") == fields(message, "Cc") == []
 
 
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_an_empty_sender_is_refused(value: str) -> None:
+    assert refusal(mail(headers={"From": value})).startswith("header 'From': ")
+
+
 @pytest.mark.parametrize(
     "group",
     ["Team:;", "undisclosed-recipients:;", "Team: Ann <a@b.example>, c@d.example;"],
@@ -431,6 +444,12 @@ def test_values_that_are_not_text_are_written_as_metadata_is(
 @pytest.mark.parametrize("value", [None, ["a"], {}, b"octets", object()])
 def test_values_of_other_types_are_refused(value: object) -> None:
     assert refusal(mail(headers={"X-Y": value})).startswith("header 'X-Y': ")
+
+
+def test_octets_are_no_subject_and_no_file_name() -> None:
+    assert refusal(mail(subject=b"Hello")).startswith("subject: b'Hello'")
+    entry = (b"a.pdf", b"1", "application/pdf")
+    assert refusal(with_entry(entry)).startswith("attachment's name: b'a.pdf'")
 
 
 @pytest.mark.parametrize("name", ["Date", "date", "Resent-Date", "Orig-Date"])

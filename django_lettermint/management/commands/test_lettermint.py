@@ -34,7 +34,7 @@ class Command(BaseCommand):
     """Sends a test mail and shows each step with its time, or says what to correct."""
 
     help = (
-        "Test the way to Lettermint: send a mail (to Lettermint's own test address, "
+        "Test the connection to Lettermint: send a mail (to Lettermint's own test address, "
         "unless told otherwise), show each step with its time, and say what to do "
         "about a failure. The exit code is 0 or 1."
     )
@@ -111,7 +111,7 @@ class Command(BaseCommand):
             self._scan(config)
         elif options["check"]:
             Diagnosis(config, self._show).check()
-            self._succeed("The relay takes the token; no mail was sent.")
+            self._succeed("The relay accepted the token; no mail was sent.")
         elif not options["dns"]:
             self._send(backend, config, messages, options)
         has_records = options["check"] and asks_for_records(config.endpoint.host)
@@ -141,7 +141,7 @@ class Command(BaseCommand):
         for each in found:
             self._row(f"{each.port:>5} {each.security:<9}", each)
         ports.require(config.endpoint.port, found)
-        self._succeed(f"The port in use, {config.endpoint.port}, is good.")
+        self._succeed(f"The configured port, {config.endpoint.port}, works.")
 
     def _look_up(self, backend: EmailBackend, sender: str) -> None:
         try:
@@ -177,7 +177,7 @@ class Command(BaseCommand):
             self._document["pools"] = pool.get_stats()
             self._show_pools(done[1:])
         mails = _count(len(done), "mail")
-        self._succeed(f"The relay took {mails} for {options['recipient']}.")
+        self._succeed(f"The relay accepted {mails} for {options['recipient']}.")
         self._say(f"  message id: {result.message_id}")
 
     def _show(self, step: Step) -> None:
@@ -253,7 +253,7 @@ def _domain(backend: EmailBackend, sender: str) -> str:
     domain = address.rpartition("@")[2].lower()
     if "." not in domain:
         raise Failed(
-            LookupError(f"the sender's domain is {domain!r}: no mail can come from it"),
+            LookupError(f"the sender's domain, {domain!r}, cannot send mail"),
             "options",
             "Set DEFAULT_FROM_EMAIL to an address of a domain that the Lettermint "
             "dashboard shows as verified, or name a sender with --from.",
@@ -266,9 +266,9 @@ def _messages(options: Mapping[str, Any]) -> Iterator[LettermintMessage]:
     count = options["count"]
     if count < 1:
         raise Failed(
-            ValueError(f"--count {count} is no number of mails"),
+            ValueError(f"--count is {count}"),
             "options",
-            "Take 1 or more.",
+            "Use 1 or more.",
         )
     given = {
         name: options[name] for name in ("route", "tag") if options[name] is not None
@@ -291,7 +291,7 @@ def _entry(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise Failed(
-            ValueError(f"--metadata {text!r} has no ="),
+            ValueError(f"--metadata {text!r} has no '='"),
             "options",
             "Write it as KEY=VALUE.",
         )
