@@ -215,7 +215,7 @@ def _attachment(each: object) -> Message | Attachment:
 def _write_attachment(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
     checked = _attachment(each)
     if isinstance(checked, Message):
-        return foreign.part(checked)
+        return foreign.part(checked, idna)
     name, content, value = checked
     kind, field = bodies.content_type("attachment's type", value), _label(name)
     given = {"filename": name} if name else {}
@@ -271,6 +271,6 @@ def _flattened(field: str, content: Message | EmailMessage, idna: IdnaEncode) ->
     try:
         if isinstance(content, EmailMessage):
             return render(content, idna).octets
-        return foreign.flatten(content)
+        return foreign.flatten(content, idna)
     except Exception as error:
         raise LettermintInvalidMessage(f"{field}: {error}") from error

@@ -44,10 +44,18 @@ _ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
 class _AsSet(Compat32):
     """Writes fields as they were parsed or set; folds only what has no octets yet."""
 
+    idna: IdnaEncode = str
+
     def fold_binary(self, name: str, value: Any) -> bytes:
-        if isinstance(value, BaseHeader):
+        if hasattr(value, "params"):
             modern = EmailPolicy(linesep="\r\n", max_line_length=MAX_LINE)
-            return value.fold(policy=modern).encode("ascii", "surrogateescape")
+            folded: str = value.fold(policy=modern)
+            return folded.encode("ascii", "surrogateescape")
+        if isinstance(value, BaseHeader):
+            # Python would make encoded words of up to a whole line.
+            if value.isascii() and name.lower() in fields.ADDRESS_FIELDS:
+                return extras.verbatim(name, value, fields.WIDTH)
+            return fields.write(name, str(value), self.idna)
         if not isinstance(value, str) or re.search(r"[^\0-\x7f\udc80-\udcff]", value):
             return super().fold_binary(name, value)
         lines = re.split("\r\n|\r|\n", f"{name}: {value}")
@@ -67,7 +75,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
             del body[name]
             if name.lower() not in {"bcc", "resent-bcc", "mime-version"}:
                 head.append(_field(name, value, idna))
-    made = bodies.as_message(part(body))
+    made = bodies.as_message(part(body, idna))
     return Part(b"".join([*head, made.head]), made.body)
 
 
@@ -88,17 +96,17 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
     return fields.write(name, extras.header_text(name, text), idna)
 
 
-def part(mime: Message) -> Part:
+def part(mime: Message, idna: IdnaEncode) -> Part:
     """Write a MIME object; raise LettermintInvalidMessage for what cannot travel."""
-    return _fit(*Part.parse(flatten(_with_octets(mime))))
+    return _fit(*Part.parse(flatten(_with_octets(mime), idna)))
 
 
-def flatten(mime: Message) -> bytes:
+def flatten(mime: Message, idna: IdnaEncode) -> bytes:
     """Write a MIME object as it was parsed or made, lines ending in CRLF."""
     for each in mime.walk():
         _check_header(each)
     buffer = BytesIO()
-    policy = _AsSet(linesep="\r\n")
+    policy = _AsSet(linesep="\r\n", idna=idna)  # type: ignore[call-arg]
     BytesGenerator(buffer, mangle_from_=False, policy=policy).flatten(mime)
     return buffer.getvalue()
 
