@@ -108,7 +108,8 @@ def flatten(mime: Message, idna: IdnaEncode) -> bytes:
     buffer = BytesIO()
     policy = _AsSet(linesep="\r\n", idna=idna)  # type: ignore[call-arg]
     BytesGenerator(buffer, mangle_from_=False, policy=policy).flatten(mime)
-    return buffer.getvalue()
+    # A multipart without a boundary is written as it is.
+    return buffer.getvalue().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
 def _check_header(mime: Message) -> None:
@@ -169,12 +170,12 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         return Part(head, body)
     parsed = BytesHeaderParser().parsebytes(head)
     main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
-    if main == "multipart":
-        if parsed.get_content_type() in _SEALED or boundary is None:
-            raise _sealed(parsed, seven_bit=seven_bit)
+    if parsed.get_content_type() in _SEALED:
+        raise _sealed(parsed, seven_bit=seven_bit)
+    if main == "multipart" and boundary is not None:
         parts = [_fit(*each, seven_bit=seven_bit) for each in _children(boundary, body)]
         return bodies.joined(_without(head, _ENCODING), boundary, parts)
-    if main == "message":
+    if main in {"message", "multipart"}:
         return _as_file(head, parsed.get_filename(), body)
     if str(parsed.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)

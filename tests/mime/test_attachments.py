@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy
 
 from tests.preparing import envelope
 
-from .conformance import check, check_header
+from .conformance import check, check_header, check_lines
 from .making import attached, found_in, mail, refusal, with_entry, with_file, written
 from .readers import decoded
 
@@ -283,7 +283,20 @@ def test_a_part_of_the_newer_kind_is_written() -> None:
     assert attached(content)["Content-ID"] == "<logo>"
 
 
-@pytest.mark.parametrize("value", ["größe", Header("größe", "utf-8")])
+@pytest.mark.parametrize("end", [b"", b"x" * 1200])
+def test_a_multipart_without_a_boundary_is_sent(end: bytes) -> None:
+    raw = b"Content-Type: multipart/report\n\n--r\n\nlost\n--r--\n" + end
+    content = written(with_entry(email.message_from_bytes(raw)))
+    check_lines(content)
+    kind, _, found = found_in(content)
+    assert kind == (OCTET_STREAM if end else "multipart/report")
+    assert isinstance(found, bytes)
+    assert found.split() == raw.partition(b"\n\n")[2].split()
+
+
+@pytest.mark.parametrize(
+    "value", ["größe", "größe\x0bklein\u2028", Header("größe", "utf-8")]
+)
 def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any) -> None:
     part = MIMEText("text")
     part["Content-Description"] = value
