@@ -315,6 +315,11 @@ def test_a_local_part_that_needs_smtputf8_is_raw() -> None:
     assert line.encode() in made.content
 
 
+def test_a_name_beside_it_that_no_line_can_hold_is_encoded() -> None:
+    made = envelope(mail(to=["é" * 700 + " <nø@mail.example>"]))
+    assert b"To: =?utf-8?" in made.content
+
+
 @pytest.mark.parametrize("name", ["a  b", '"x"', "=?utf-8?q?a?=", "\x0bü"])
 def test_a_name_beside_it_that_readers_would_change_is_encoded(name: str) -> None:
     quoted = name.replace('"', r"\"")
