@@ -51,13 +51,14 @@ class _AsSet(Compat32):
             modern = EmailPolicy(linesep="\r\n", max_line_length=MAX_LINE)
             folded: str = value.fold(policy=modern)
             return folded.encode("ascii", "surrogateescape")
-        if isinstance(value, BaseHeader):
-            # Python would make encoded words of up to a whole line.
-            if value.isascii() and name.lower() in fields.ADDRESS_FIELDS:
-                return extras.verbatim(name, value, fields.WIDTH)
-            return fields.write(name, str(value), self.idna)
-        if not isinstance(value, str) or re.search(r"[^\0-\x7f\udc80-\udcff]", value):
+        if not isinstance(value, str):
             return super().fold_binary(name, value)
+        # Python would make encoded words of up to a whole line, or lose characters.
+        is_new = isinstance(value, BaseHeader)
+        if is_new and value.isascii() and name.lower() in fields.ADDRESS_FIELDS:
+            return extras.verbatim(name, value, fields.WIDTH)
+        if is_new or re.search(r"[^\0-\x7f\udc80-\udcff]", value):
+            return fields.write(name, re.sub("[\r\n]", "", value), self.idna)
         lines = re.split("\r\n|\r|\n", f"{name}: {value}")
         return "\r\n".join([*lines, ""]).encode("ascii", "surrogateescape")
 

@@ -302,7 +302,7 @@ def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any) -> None:
     part["Content-Description"] = value
     content = written(with_entry(part))
     check(content)
-    assert decoded(str(attached(content)["Content-Description"])) == "größe"
+    assert decoded(str(attached(content)["Content-Description"])) == str(value)
 
 
 def test_the_header_of_a_message_that_python_made_is_written_by_the_same_rules() -> (
