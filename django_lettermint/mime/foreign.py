@@ -173,7 +173,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
     main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
     if parsed.get_content_type() in _SEALED:
         raise _sealed(parsed, seven_bit=seven_bit)
-    if main == "multipart" and boundary is not None:
+    if main == "multipart" and boundary:
         parts = [_fit(*each, seven_bit=seven_bit) for each in _children(boundary, body)]
         return bodies.joined(_without(head, _ENCODING), boundary, parts)
     if main in {"message", "multipart"}:
