@@ -71,6 +71,8 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
         for name, value in message.extra_headers.items()
     }
     if not is_stock(message):
+        for name, text in headers.items():
+            fields.write(name, text, idna)  # Django may encode what must not be
         message = copy.copy(message)
         message.extra_headers = {
             _LOOKED_UP.get(name.lower(), name): fields.domains_encoded(name, text, idna)

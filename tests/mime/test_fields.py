@@ -107,6 +107,16 @@ def test_machine_read_fields_outside_of_ascii_are_refused(
     assert "IDNA" in text
 
 
+def test_they_are_refused_whatever_builds_the_message() -> None:
+    class Own(EmailMessage):
+        def message(self, **keywords: Any) -> Any:
+            return super().message(**keywords)
+
+    message = Own("Hello", "Text", "a@b.example", ["c@d.example"])
+    message.extra_headers = {"List-Unsubscribe": "<https://shop.example/é>"}
+    assert refusal(message).startswith("header 'List-Unsubscribe': ")
+
+
 @pytest.mark.parametrize(
     ("value", "name"),
     [
