@@ -244,7 +244,7 @@ def _label(name: str) -> str:
 
 def _content(field: str, content: object) -> str | bytes:
     if isinstance(content, str | Promise):
-        return str(content)
+        return str(extras.plain_str(content))
     if isinstance(content, bytes | bytearray | memoryview):
         return bytes(content)
     raise invalid_value(field, content, _CONTENT_RULE)

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from email.header import Header
 from email.utils import formataddr
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -454,6 +455,17 @@ def test_values_that_are_not_text_are_written_as_metadata_is(
     message = mail()
     message.merge_headers = {"you@mail.example": {"X-Due": value}}  # type: ignore[attr-defined]
     assert field(message, "X-Due") == text
+
+
+def test_a_member_of_an_enumeration_of_texts_is_its_text() -> None:
+    class Text(str, Enum):  # noqa: UP042 - str() of a StrEnum's member is its text
+        SUBJECT = "Hello"
+        TO = "Ann <ann@mail.example>"
+
+    message = mail(subject=Text.SUBJECT, body=Text.SUBJECT, to=[Text.TO])
+    assert field(message, "Subject") == "Hello"
+    assert field(message, "To") == "Ann <ann@mail.example>"
+    assert written(message).endswith(b"\r\n\r\nHello\r\n")
 
 
 @pytest.mark.parametrize("value", [None, ["a"], {}, b"octets", object()])
