@@ -322,7 +322,10 @@ def _non_lazy(value: Any) -> Any:
 
 
 def _forced(value: Any) -> Any:
-    return str(value) if isinstance(value, Promise | LazyObject) else value
+    if isinstance(value, LazyObject):
+        wrapped: Any = value.__reduce__()[1][0]
+        return None if wrapped is None else str(wrapped)  # not the text "None"
+    return str(value) if isinstance(value, Promise) else value
 
 
 def _spellings(

@@ -245,6 +245,15 @@ def test_lazy_text_in_a_block_is_made_text() -> None:
         assert active_extras() == {"tag": "t", "metadata": {"k": "v"}}
 
 
+def test_a_lazy_none_is_none() -> None:
+    lazy: Any = SimpleLazyObject(lambda: None)
+    with extras(tag="t", tenant="acme"), extras(tag=lazy, tenant=lazy):
+        assert active_extras() == {"tag": None, "tenant": None}
+    assert effective(make(route=lazy)).route is None
+    with pytest.raises(LettermintInvalidMessage, match="None cannot be sent"):
+        effective(make(metadata={"k": lazy}))
+
+
 def test_tasks_of_asyncio_have_their_own_blocks() -> None:
     async def tag(name: str, barrier: asyncio.Barrier) -> str | None:
         with extras(tag=name):
