@@ -165,7 +165,9 @@ class EmailBackend(AnymailBaseBackend):
         try:
             return str(self.idna_encoder(domain))
         except ValueError as error:
-            raise AnymailInvalidAddress(f"{domain!r} is no domain: {error}") from error
+            raise AnymailInvalidAddress(
+                f"{domain!r} is not a domain: {error}"
+            ) from error
 
     def open(self) -> bool | None:
         """Make sure that a live connection is ready; return whether it is a new one.

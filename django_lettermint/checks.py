@@ -101,7 +101,7 @@ def _check_backend(
         return
     if backend.config.endpoint.security == "plaintext" and not settings.DEBUG:
         yield CheckWarning(
-            f"{place} sends mail and token in clear, though only to this machine.",
+            f"{place} sends mail and the token unencrypted, though only to this machine.",
             hint='Keep security="plaintext" out of production.',
             id=Id.PLAINTEXT,
         )
@@ -114,14 +114,14 @@ def _check_backend(
         )
     for name in ineffective:
         yield CheckWarning(
-            f"{place}['OPTIONS'][{name!r}] has no effect: webhooks know no mailer.",
+            f"{place}['OPTIONS'][{name!r}] has no effect: webhooks do not belong to a mailer.",
             hint=f"Set LETTERMINT_{name.upper()} instead.",
             id=Id.WEBHOOK_OPTION,
         )
     if "from_email" in backend.send_defaults:
         yield CheckWarning(
-            f"{place} has a from_email in send_defaults, which no message needs: each "
-            "has a sender of its own.",
+            f"{place} has a from_email in send_defaults, which is not needed: every "
+            "message has a sender.",
             hint="Set DEFAULT_FROM_EMAIL instead.",
             id=Id.FROM_EMAIL,
         )

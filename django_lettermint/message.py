@@ -228,7 +228,7 @@ def attribute_layer(
             if layer.get(name) is None:
                 layer[name] = value
             elif value not in (None, layer[name]):
-                rule = f"the message also says {short_repr(layer[name])}; say it once"
+                rule = f"the message also has {short_repr(layer[name])}; give one"
                 raise invalid_value(name, value, rule)
     return layer
 

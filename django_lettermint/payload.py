@@ -207,8 +207,8 @@ class Payload:
         )
         if envelope.size > MAX_SIZE:
             raise LettermintInvalidMessage(
-                f"the message has {envelope.size} octets, Lettermint takes {MAX_SIZE} "
-                "(25 MB): send large files as links"
+                f"the message has {envelope.size} octets, Lettermint accepts "
+                f"{MAX_SIZE} (25 MB): send large files as links"
             )
         return envelope
 

@@ -472,7 +472,8 @@ def test_a_message_over_the_relays_size_is_refused_before_mail() -> None:
     big.body = "word " * 2000
     with FaultServer(features=features) as server:
         with pytest.raises(
-            exceptions.LettermintInvalidMessage, match=r"the relay takes 5000 .* links"
+            exceptions.LettermintInvalidMessage,
+            match=r"the relay accepts 5000 .* links",
         ):
             backend(server).send_messages([message(), big, message()])
         assert server.delivered == {"ann@example.com": 2}

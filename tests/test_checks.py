@@ -187,7 +187,7 @@ def test_plaintext_is_a_warning() -> None:
     (message,) = checks.check_backends()
 
     assert message.id == "lettermint_smtp.W001"
-    assert message.msg.startswith("EMAIL_BACKEND sends mail and token in clear")
+    assert message.msg.startswith("EMAIL_BACKEND sends mail and the token unencrypted")
     # A local relay, as lettermint_relay is one.
     with override_settings(DEBUG=True):
         assert checks.check_backends() == []

@@ -106,7 +106,7 @@ def test_a_copy_of_the_queueing_backend_keeps_its_configuration(
     message = EmailMessage("Hi", "", "us@example.com", ["ann@example.com"])
     assert copied.send_messages([message]) == 0  # it is larger, but that is silent
     copied.fail_silently = False
-    with pytest.raises(LettermintInvalidMessage, match="the queue takes 5"):
+    with pytest.raises(LettermintInvalidMessage, match="the queue accepts 5"):
         copied.send_messages([message])
     assert backend.fail_silently is True
 

@@ -389,7 +389,7 @@ def test_the_caller_may_let_unsupported_features_pass() -> None:
 def test_attributes_that_contradict_each_other_are_refused(
     attributes: dict[str, Any],
 ) -> None:
-    with pytest.raises(LettermintInvalidMessage, match=r"'b' .* also says 'a'"):
+    with pytest.raises(LettermintInvalidMessage, match=r"'b' .* also has 'a'"):
         attribute_layer(make(**attributes))
 
 

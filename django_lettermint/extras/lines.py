@@ -76,7 +76,7 @@ def extract_extras(
         group = aliases if is_alias else official
         other_name, other_value = group.setdefault(canonical, (name, value))
         if other_value != value:
-            rule = f"{short_repr(other_name)} already says {short_repr(other_value)}; give one"
+            rule = f"{short_repr(other_name)} is already {short_repr(other_value)}; give one"
             raise invalid_value(f"header {short_repr(name)}", value, rule)
     return _layer(aliases | official), others
 

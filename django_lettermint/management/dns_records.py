@@ -161,7 +161,7 @@ def _alias(name: str, domain: str, value: str, until: float) -> _Finding:
     # A DNS provider that proxies a name answers in the place of its target.
     for kind in ("A", "TXT"):
         for found in _values(place, kind, until):
-            return Status.WRONG, f"is no alias (CNAME), but has {kind} {found}"
+            return Status.WRONG, f"is not an alias (CNAME), but has {kind} {found}"
     return Status.MISSING, "is missing"
 
 

@@ -324,7 +324,7 @@ class Handshake:
                 raise steps.refused(step, error.reply) from None
             raise steps.no_tls(
                 "TLS",
-                "failed: the relay speaks in clear",
+                "failed: the relay does not speak TLS here",
                 "check `port` and `security` (465 is implicit TLS, the other ports "
                 "STARTTLS)",
             ) from None

@@ -320,7 +320,7 @@ class Session:
                 raise
             raise TimeoutError(
                 "timed out behind another command: if the relay offers PIPELINING "
-                "without mastering it, set pipelining=False"
+                "but does not handle it, set pipelining=False"
             ) from None
         if final:
             self._take_final_reply(transaction, reply)

@@ -169,8 +169,8 @@ def adapt_to(features: Mapping[str, str], transaction: MailTransaction) -> Envel
     limit = features.get("SIZE", "")
     if _NUMBER.fullmatch(limit) and 0 < int(limit) < envelope.size:
         raise LettermintInvalidMessage(
-            f"the message has {envelope.size} octets, the relay takes {limit} "
-            "(RFC 1870): send large files as links"
+            f"the message has {envelope.size} octets, the relay accepts "
+            f"{limit} (RFC 1870): send large files as links"
         )
     return envelope
 

@@ -106,7 +106,7 @@ class EmailBackend(BaseEmailBackend):
         if size > self._config.max_bytes:
             outgoing.submissions = []
             outgoing.error = LettermintInvalidMessage(
-                f"the message has {size} octets, the queue takes "
+                f"the message has {size} octets, the queue accepts "
                 f"{self._config.max_bytes}: raise `max_bytes`, send it without the "
                 "queue, or send large files as links"
             )

@@ -227,5 +227,5 @@ def _wrong_url(event: WebhookEvent, *, right: str) -> NoReturn:
     # webhook's URL has been put right.
     raise AnymailConfigurationError(
         f"Lettermint sent {event.type} to the wrong webhook URL. In Lettermint's "
-        f"dashboard, let the webhook for these events post to …/{right}."
+        f"dashboard, set the URL of the webhook for these events to …/{right}."
     )

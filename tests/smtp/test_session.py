@@ -132,7 +132,7 @@ def test_a_message_beyond_the_size_limit_is_not_sent() -> None:
         assert one.outcome is NOT_SENT
         assert one.phase is Phase.MESSAGE
         assert isinstance(one.failure, LettermintInvalidMessage)
-        assert "the relay takes 30" in str(one.failure)
+        assert "the relay accepts 30" in str(one.failure)
         assert held.reusable
         assert spoken(server) == []
         held.send(two := transaction(content=b"Subject: x\r\n\r\n"))
