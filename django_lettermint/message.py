@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from functools import wraps
-from inspect import isasyncgenfunction, isgeneratorfunction
+from inspect import isasyncgenfunction, iscoroutine, isgeneratorfunction
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
@@ -86,6 +86,13 @@ class LettermintMessage(EmailMultiAlternatives):
             self.tenant = tenant
 
 
+#: They run when the block has ended: their mail would have another tenant.
+_TOO_LATE = (
+    "extras() decorates no async function and no generator: "
+    "write `with extras(…):` inside of it"
+)
+
+
 class _Block:
     """Extras for all that is sent inside of a `with` statement or a decorated function."""
 
@@ -109,16 +116,16 @@ class _Block:
             or isgeneratorfunction(function)
             or isasyncgenfunction(function)
         ):
-            # It runs when the block has ended: its mail would have another tenant.
-            raise TypeError(
-                "extras() decorates no async function and no generator: "
-                "write `with extras(…):` inside of it"
-            )
+            raise TypeError(_TOO_LATE)
 
         @wraps(function)
         def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             with _Block(self._values):
-                return function(*args, **kwargs)
+                found = function(*args, **kwargs)
+            if iscoroutine(found):  # as from `dispatch()` of an async view
+                found.close()
+                raise TypeError(_TOO_LATE)
+            return found
 
         return inside
 

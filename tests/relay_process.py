@@ -48,7 +48,7 @@ class RelayProcess:
         lines = self.output.partition(":\n\n")[2].partition("\n\n")[0]
         environ: defaultdict[str, str] = defaultdict(str)
         names: dict[str, Any] = {"os": SimpleNamespace(environ=environ)}
-        exec(lines, names)
+        exec(lines.removeprefix("import os\n"), names)
         return {name: value for name, value in names.items() if name.isupper()}
 
     @property
@@ -108,4 +108,5 @@ def failure(
         check=False,
     )
     assert "Traceback" not in done.stderr
+    assert not done.stdout, "settings of a relay that does not run"
     return done.returncode, done.stderr

@@ -230,6 +230,15 @@ def test_what_runs_when_the_block_has_ended_is_not_decorated(
         extras(tenant="acme")(function)
 
 
+def test_a_decorated_function_that_returns_a_coroutine_is_refused() -> None:
+    @extras(tenant="acme")
+    def dispatch() -> object:
+        return _coroutine()
+
+    with pytest.raises(TypeError, match="inside of it"):
+        dispatch()
+
+
 def test_lazy_text_in_a_block_is_made_text() -> None:
     lazy: Any = gettext_lazy("t")
     with extras(tag=lazy, metadata={"k": gettext_lazy("v")}):

@@ -291,11 +291,12 @@ def test_webhooks_follow_each_mail_and_their_secret_is_shown_nowhere() -> None:
         receiving() as (url, events),
         relay_process("--webhook", url, variables=variables) as relay,
     ):
+        assert "import os\n" in relay.output
         assert 'os.environ["LETTERMINT_SIGNING_SECRET"]' in relay.output
         send(relay, to=["hardbounce@testing.lettermint.co"])
         shown = relay.read_until("message.hard_bounced")
         relay.end()
-    assert "message.created for all recipients: 204\n" in shown
+    assert "webhook message.created for all recipients: 204\n" in shown
     assert "message.hard_bounced for hardbounce@testing.lettermint.co: 204\n" in shown
     assert SECRET not in relay.output
     assert [event["event"] for event in events] == [

@@ -141,8 +141,7 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
         with _explained("--port", options.port):
             stack.enter_context(relay)
         text = settings_text(relay.options(security), signed=bool(options.webhook))
-        write(f"Put into settings.py:\n\n{text}")
-        write("")
+        lines = [f"Put into settings.py:\n\n{text}", ""]
         if options.webhook:
             relay.webhooks.subscribe(options.webhook, secret, on_delivery=records.put)
         save = _folder(options.save) if options.save else None
@@ -156,8 +155,10 @@ def serve(options: argparse.Namespace, write: Callable[[str], object]) -> None:
             )
             with _explained("--inbox-port", options.inbox_port):
                 stack.enter_context(inbox)
-            write(f"Inbox: {inbox.url}")
-        write("Waiting for mail. Stop with Ctrl-C.")
+            lines.append(f"Inbox: {inbox.url}")
+        lines.append("Waiting for mail. Stop with Ctrl-C.")
+        for line in lines:
+            write(line)
         while (record := _next(records)) is not None:
             lines = list(describe(record))
             if save and isinstance(record, ReceivedMessage):
@@ -219,6 +220,7 @@ def settings_text(options: Mapping[str, object], *, signed: bool = False) -> str
         literal = json.dumps(value) if isinstance(value, str) else repr(value)
         lines.append(f"LETTERMINT_{name.upper()} = {literal}")
     if signed:
+        lines.insert(0, "import os")
         lines.append(f'{SECRET_VARIABLE} = os.environ["{SECRET_VARIABLE}"]')
     return "\n".join(lines)
 

@@ -31,7 +31,7 @@ from tests.sending import cases, envelope, interruptible, relay, strike_and_wait
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
-    from tests.faults import Phase
+    from tests.faults import Action, Phase
 
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 
@@ -181,6 +181,34 @@ def test_a_failure_for_good_is_told_though_another_connection_is_open(
         with pool.lease(config, seconds=5):
             deliver(server, sent, config)
         assert isinstance(sent[0][0].error, kind)
+
+
+@pytest.mark.parametrize(
+    ("loss", "connections"),
+    [
+        pytest.param(drop(), 3, id="it may be the message"),
+        pytest.param(reply(421, "4.3.2 soon", close=True), 4, id="it is the relay"),
+    ],
+)
+def test_a_list_has_less_patience_where_a_message_may_break_the_connections(
+    loss: Action, connections: int
+) -> None:
+    slow = On("mail", message=2, do=stall(policy.PATIENCE + 0.05, loss))
+    with FaultServer([slow, On("mail", do=loss)]) as server:
+        sent = messages(1, config := relay(server, retries=3))
+        deliver(server, sent, config, sleep=lambda seconds: None)
+        assert outcomes(sent) == [NOT_SENT]
+        assert server.connections == connections
+
+
+def test_a_trouble_that_is_over_is_not_the_reason_why_a_later_deadline_passes() -> None:
+    with FaultServer([On("banner", times=1, do=drop())]) as server:
+        config = relay(server, deadline=9, pool={"max_messages": 1})
+        sent = messages(2, config)
+        sent[1][0].deadline.started = time.monotonic() - 10
+        deliver(server, sent, config)
+        assert outcomes(sent) == [SENT, NOT_SENT]
+        assert "the deadline of 9 s has passed" in str(sent[1][0].error)
 
 
 def test_patience_counts_from_the_first_failure() -> None:

@@ -385,6 +385,19 @@ def test_a_recipient_that_is_refused_is_shown(relay: Relay, inbox: Inbox) -> Non
     assert subjects(inbox, "nobody") == ["A recipient was refused"]
 
 
+def test_a_refusal_without_content_has_no_empty_frame_for_it(
+    relay: Relay, inbox: Inbox
+) -> None:
+    relay.refuse("nobody@example.com")
+
+    refused(relay, message(), to=("nobody@example.com",))
+
+    (path,) = paths(inbox)
+    page = get(inbox, path).source
+    assert 'aria-label="Content"' not in page
+    assert 'aria-label="Message"' in page
+
+
 def test_a_sender_that_is_refused_is_shown(relay: Relay, inbox: Inbox) -> None:
     relay.refuse("spam@example.com", verb="MAIL")
 

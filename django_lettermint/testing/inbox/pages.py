@@ -176,8 +176,12 @@ def mail_page(
             refusal=show_if(mail.refusal, "refusal", text=mail.refusal),
             facts=_facts(mail),
             read=_read(record),
-            tabs=_tabs(shown, view),
-            view=_view(record, parts, view, remote=remote),
+            content=show_if(
+                shown,
+                "content",
+                tabs=_tabs(shown, view),
+                view=_view(record, parts, view, remote=remote),
+            ),
             attachments=_attachments(record, parts.attachments),
             webhooks=_webhooks(record, deliveries, webhook_url),
         ),
@@ -231,7 +235,7 @@ def _tabs(shown: Sequence[str], current: str) -> Html:
         )
         for name in shown
     )
-    return show_if(shown, "tabs", tabs=tabs)
+    return render("tabs", tabs=tabs)
 
 
 def _view(record: Record, parts: Parts, view: str, *, remote: bool) -> Html:
