@@ -232,7 +232,7 @@ class Delivery:
         # of a login or of a sender, which it knows only then.
         others_open = (
             self._ignore_pool_timeout
-            and not (used or submission.waited_for_others)
+            and not (transaction.connection_carried or submission.waited_for_others)
             and self._connections.size > 1
         )
         unused = lost and not used and transaction.outcome is Outcome.NOT_SENT
