@@ -232,11 +232,13 @@ class Delivery:
         # of a login or of a sender, which it knows only then.
         others_open = (
             self._ignore_pool_timeout
-            and not (used or submission.waited_for_others)
+            and not (transaction.connection_carried or submission.waited_for_others)
             and self._connections.size > 1
         )
-        new = lost and not used and not others_open
-        if new and transaction.outcome is Outcome.NOT_SENT:
+        unused = lost and not used and transaction.outcome is Outcome.NOT_SENT
+        if unused:
+            session.relay.note_loss()
+        if unused and not others_open:
             patience = self._patience
             if not isinstance(lost, ServerClosing):
                 # It may be the message that breaks connections.

@@ -197,6 +197,21 @@ def test_a_relay_that_serves_one_connection_of_a_login_gets_the_whole_list(
         assert set(server.delivered.values()) == {2}
 
 
+def test_a_connection_that_has_refused_a_single_mail_costs_a_list_no_mail() -> None:
+    held = threading.Event()
+    served = On("mail", connection=1, do=normal)
+    refusal = On("mail", do=reply(450, "4.7.1 too many for this login"))
+    with FaultServer([On("dot", message=1, do=gate(held)), served, refusal]) as server:
+        sender = backend(server)
+        with sending(sender, [mail()]):
+            assert server.wait_for(lambda: server.messages == 1)
+            with pytest.raises(SenderRefused):
+                sender.send_messages([mail()])
+            held.set()
+        assert sender.send_messages(mails(40)) == 40
+        assert set(server.delivered.values()) == {1}
+
+
 def test_a_message_that_is_refused_everywhere_is_refused_in_a_wide_list() -> None:
     bad = On("mail", match="bad@", do=reply(450, "4.7.1 not from there"))
     with FaultServer([bad]) as server:
