@@ -109,7 +109,7 @@ class EmailBackend(AnymailBaseBackend):
         self._config = config.relay
         self._keywords = config.keywords
         #: The tenant of messages that name none themselves.
-        self.tenant: str | None = config.tenant
+        self.tenant: str | None = config.tenant or getattr(type(self), "tenant", None)
         self.has_tenants = config.tenants is not None
         self._whole_config = Hidden(config)
         #: Seconds for connecting and for each reply; django-health-check sets it.

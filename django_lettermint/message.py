@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from functools import wraps
-from inspect import isasyncgenfunction, isgeneratorfunction
+from inspect import isasyncgenfunction, iscoroutine, isgeneratorfunction
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
@@ -86,6 +86,13 @@ class LettermintMessage(EmailMultiAlternatives):
             self.tenant = tenant
 
 
+#: They run when the block has ended: their mail would have another tenant.
+_TOO_LATE = (
+    "extras() decorates no async function and no generator: "
+    "write `with extras(…):` inside of it"
+)
+
+
 class _Block:
     """Extras for all that is sent inside of a `with` statement or a decorated function."""
 
@@ -109,16 +116,16 @@ class _Block:
             or isgeneratorfunction(function)
             or isasyncgenfunction(function)
         ):
-            # It runs when the block has ended: its mail would have another tenant.
-            raise TypeError(
-                "extras() decorates no async function and no generator: "
-                "write `with extras(…):` inside of it"
-            )
+            raise TypeError(_TOO_LATE)
 
         @wraps(function)
         def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             with _Block(self._values):
-                return function(*args, **kwargs)
+                found = function(*args, **kwargs)
+            if iscoroutine(found):  # as from `dispatch()` of an async view
+                found.close()
+                raise TypeError(_TOO_LATE)
+            return found
 
         return inside
 
@@ -153,9 +160,6 @@ def tenant_of(
     checked. None says that there is no tenant.
     """
     tenant = _attribute(message, "tenant")
-    if tenant is UNSET and hasattr(type(message), "tenant"):
-        # A property that raises AttributeError: its mail must have no other token.
-        tenant = message.tenant  # type: ignore[attr-defined]
     if tenant is UNSET:
         tenant = signed
     if tenant is UNSET and message.extra_headers:
@@ -215,7 +219,7 @@ def attribute_layer(
     `unsupported` is told what Lettermint has no header for; if it returns, that is left out.
     """
     layer: dict[str, object] = {}
-    values = _given((name, getattr(message, name, UNSET)) for name in SOURCES)
+    values = given_attributes(message, SOURCES)
     if not values:  # as with most messages
         return layer
     for spelling in _spellings(values, unsupported):
@@ -263,9 +267,9 @@ def freeze(message: _Message) -> _Message:
     _freeze_sender(message, headers)
     message.extra_headers = headers | fields(frozen)
     attributes = vars(message)
-    for attribute in (*SOURCES, "envelope_sender", "tenant"):
-        if attributes.get(attribute) is not None:
-            del attributes[attribute]
+    for each in (*SOURCES, "envelope_sender", "tenant"):
+        if attributes.get(each) is not None:
+            del attributes[each]
     layer["tenant"] = tenant
     attributes.update(
         {each: None for each in (*_ATTRIBUTES, "tenant") if layer.get(each, "") is None}
@@ -287,8 +291,23 @@ def _freeze_sender(message: EmailMessage, headers: dict[str, Any]) -> None:
     message.from_email = str(sender)
 
 
+def given_attributes(message: EmailMessage, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the attributes that a message has.
+
+    What a property raises goes on, AttributeError as well: the mail would lack something.
+    """
+    found = {}
+    for name in names:
+        value = getattr(message, name, UNSET)
+        if value is UNSET and hasattr(type(message), name):
+            value = getattr(message, name)
+        if value is not UNSET:
+            found[name] = value
+    return found
+
+
 def _attribute(message: EmailMessage, name: str) -> Any:
-    return getattr(message, name, UNSET)
+    return given_attributes(message, [name]).get(name, UNSET)
 
 
 def _given(values: Any) -> dict[str, Any]:
@@ -303,7 +322,10 @@ def _non_lazy(value: Any) -> Any:
 
 
 def _forced(value: Any) -> Any:
-    return str(value) if isinstance(value, Promise | LazyObject) else value
+    if isinstance(value, LazyObject):
+        wrapped: Any = value.__reduce__()[1][0]
+        return None if wrapped is None else str(wrapped)  # not the text "None"
+    return str(value) if isinstance(value, Promise) else value
 
 
 def _spellings(

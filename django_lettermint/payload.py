@@ -34,7 +34,13 @@ from .extras import (
     resolve,
     single_line,
 )
-from .message import SOURCES, active_extras, attribute_layer, default_layer
+from .message import (
+    SOURCES,
+    active_extras,
+    attribute_layer,
+    default_layer,
+    given_attributes,
+)
 from .outgoing import OutgoingMessage
 
 if TYPE_CHECKING:
@@ -235,8 +241,9 @@ def _attributes(message: EmailMessage, defaults: Mapping[str, Any]) -> dict[str,
     An explicit None removes the default.
     """
     found: dict[str, Any] = {}
+    given = given_attributes(message, _READ)
     for name, combine in _READ.items():
-        value = getattr(message, name, UNSET)
+        value = given.get(name, UNSET)
         if name in _ADDRESS_LISTS and not isinstance(value, list):
             _check_list(name, value)
         if name in _BY_RECIPIENT and (name in defaults or value is not UNSET):

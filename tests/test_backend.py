@@ -697,7 +697,8 @@ def broken_messages() -> list[EmailMessage]:
     lazy = message()
     lazy.body = SimpleLazyObject(partial(str, Text()))
     attached = message()
-    attached.attachments.append((Text("a.txt"), b"1", "x-a/b"))
+    lazy_name: Any = SimpleLazyObject(partial(str, Text()))
+    attached.attachments.append((lazy_name, b"1", "x-a/b"))
     recipients = message()
     recipients.recipients = partial(str, Text())
     return [Broken("", "", "a@b.example", ["c@d.example"]), lazy, attached, recipients]

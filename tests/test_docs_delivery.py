@@ -85,7 +85,7 @@ def test_the_table_names_each_decision() -> None:
     decisions = " ".join(row[-1] for row in rows("Retries").values())
     named = {name.replace(" ", "_") for name in re.findall("`([^`]+)`", decisions)}
     # The others: what `connect` and the pool do for themselves, and an option.
-    others = {"next_address", "wait", "deadline"}
+    others = {"next_address", "deadline"}
     assert {each for each in named - others if each.islower()} == {
         each.value for each in Decision
     }

@@ -230,10 +230,28 @@ def test_what_runs_when_the_block_has_ended_is_not_decorated(
         extras(tenant="acme")(function)
 
 
+def test_a_decorated_function_that_returns_a_coroutine_is_refused() -> None:
+    @extras(tenant="acme")
+    def dispatch() -> object:
+        return _coroutine()
+
+    with pytest.raises(TypeError, match="inside of it"):
+        dispatch()
+
+
 def test_lazy_text_in_a_block_is_made_text() -> None:
     lazy: Any = gettext_lazy("t")
     with extras(tag=lazy, metadata={"k": gettext_lazy("v")}):
         assert active_extras() == {"tag": "t", "metadata": {"k": "v"}}
+
+
+def test_a_lazy_none_is_none() -> None:
+    lazy: Any = SimpleLazyObject(lambda: None)
+    with extras(tag="t", tenant="acme"), extras(tag=lazy, tenant=lazy):
+        assert active_extras() == {"tag": None, "tenant": None}
+    assert effective(make(route=lazy)).route is None
+    with pytest.raises(LettermintInvalidMessage, match="None cannot be sent"):
+        effective(make(metadata={"k": lazy}))
 
 
 def test_tasks_of_asyncio_have_their_own_blocks() -> None:

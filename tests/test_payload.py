@@ -737,3 +737,26 @@ def test_alternatives_appended_as_plain_tuples_are_taken() -> None:
     mail = EmailMultiAlternatives("Hi", "Hello", "shop@example.com", TO)
     mail.alternatives.append(("<p>", "text/html"))
     assert b"text/html" in envelope(mail).content
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("from_email", "subject", "body", "to", "cc", "bcc", "reply_to"),
+        *("attachments", "alternatives", "extra_headers"),
+        *("route", "tag", "metadata", "idempotency_key", "tags", "esp_extra"),
+        *("merge_metadata", "merge_headers", "envelope_sender", "send_at"),
+    ],
+)
+def test_nothing_is_left_out_because_a_property_has_no_attribute(name: str) -> None:
+    class Invoice(LettermintMessage):
+        order: Any = None
+
+    def title(self: Any) -> object:
+        return self.order.title
+
+    mail = message()
+    setattr(Invoice, name, property(title))
+    mail.__class__ = Invoice
+    with pytest.raises(AttributeError, match="no attribute 'title'"):
+        prepared(mail)

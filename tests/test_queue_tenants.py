@@ -15,6 +15,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from django_lettermint import worker
+from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import IDEMPOTENCY_KEY_TTL
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.message import LettermintMessage, extras
@@ -296,3 +297,29 @@ def test_a_failed_message_out_of_a_worker_may_be_sent_again(
     assert queue.run()["outcome"] == "sent"
 
     assert {each.token for each in relay.messages} == {NEW}
+
+
+def test_a_message_of_no_tenant_is_none_of_any_tenant_when_it_is_sent_again(
+    relay: Relay, queue: Queue, tenants: Tenants
+) -> None:
+    failed: list[LettermintMessage] = []
+
+    def keep(message: LettermintMessage, **others: object) -> None:
+        failed.append(message)
+
+    message = mail("bob@example.org")
+    message.tenant = None  # type: ignore[attr-defined]
+    settings = relay.settings(tenants=tenants, tenant="acme")
+    message_failed.connect(keep)
+    try:
+        with override_settings(ANYMAIL=settings):
+            queueing().send_messages([message])
+            relay.refuse("bob@example.org")
+            worker.run(queue.form, None)
+    finally:
+        message_failed.disconnect(keep)
+    relay.accept("bob@example.org")
+    with override_settings(ANYMAIL=settings):
+        EmailBackend().send_messages(failed)
+
+    assert [each.token for each in relay.messages] == [TOKEN]

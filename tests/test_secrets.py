@@ -7,7 +7,9 @@ import hmac
 import logging
 import pickle
 import types
+from collections import UserDict
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +35,7 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.faults import Action
 
@@ -335,6 +337,37 @@ def test_a_tenant_that_cannot_be_had_shows_no_token(
     with FaultServer() as server, configured(server, tenants=resolver, tenant="acme"):
         error, heard = fail(LettermintInvalidMessage)
         check(error, heard, caplog.text)
+
+
+def look_up(known: Mapping[str, Any], name: str) -> Any:
+    return known[name]
+
+
+@pytest.mark.parametrize(
+    "resolver",
+    [
+        partial(look_up, {"acme": {"api_token": TOKEN}}),
+        UserDict(acme={"api_token": TOKEN}).__getitem__,
+    ],
+    ids=["partial", "method"],
+)
+def test_a_resolver_that_holds_all_tokens_shows_none(
+    resolver: Callable[[str], Any],
+) -> None:
+    assert exposed(repr(resolver))
+    sender = EmailBackend(api_token=WRONG, tenants=resolver)
+    with override_settings(LETTERMINT_TENANTS=resolver):
+        config = webhook_config()
+
+    for error in (refusal(sender.for_tenant), refusal(tenant_webhook_config, config)):
+        for page in pages_of(error):
+            assert exposed(page) == []
+
+
+def refusal(look_up: Callable[..., object], *arguments: object) -> Exception:
+    with pytest.raises(LettermintInvalidMessage) as raised:
+        look_up(*arguments, "unknown")
+    return raised.value
 
 
 def test_a_wrong_token_of_a_tenant_is_not_shown(

@@ -27,6 +27,8 @@ from django_lettermint.message import LettermintMessage, extras, freeze
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.testing import Logins, Relay
 from tests.deadends import refused_port
+from tests.faults import On, reply
+from tests.faultserver import FaultServer
 from tests.sending import interruptible, listening, result
 
 if TYPE_CHECKING:
@@ -177,6 +179,17 @@ def test_settings_name_resolver_and_tenant(relay: Relay, tenants: Tenants) -> No
     assert subjects(relay) == {"Hello": token("acme")}
 
 
+def test_a_subclass_may_be_that_of_a_tenant(relay: Relay, tenants: Tenants) -> None:
+    class OfAcme(EmailBackend):
+        tenant = "acme"
+
+    OfAcme(**relay.options(), tenants=tenants).send_messages([mail("class")])
+    options = relay.options(tenants=tenants, tenant="globex")
+    OfAcme(**options).send_messages([mail("option")])
+
+    assert subjects(relay) == {"class": token("acme"), "option": token("globex")}
+
+
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS are new in Django 6.1")
 @pytest.mark.filterwarnings("ignore:get_connection")
 def test_a_mailer_may_be_that_of_a_tenant(relay: Relay, tenants: Tenants) -> None:
@@ -295,7 +308,9 @@ def test_a_wrong_token_ends_the_mail_of_its_tenant_alone(relay: Relay) -> None:
     backend = EmailBackend(**relay.options(), tenants=tenants)
     messages = [mail(name, tenant=name) for name in TENANTS * 2]
 
-    with pytest.raises(AuthenticationFailed) as raised:
+    with pytest.raises(
+        AuthenticationFailed, match="check `api_token` of tenant 'globex'"
+    ) as raised:
         backend.send_messages(messages)
 
     outcomes = [each.outcome.value for each in raised.value.results]
@@ -372,6 +387,37 @@ def test_a_relay_that_is_away_is_not_awaited_for_each_tenant() -> None:
     attempts = [each.attempts for each in raised.value.results]  # type: ignore[attr-defined]
     assert attempts[0] == 4
     assert set(attempts[1:]) == {0}
+
+
+def test_a_relay_that_turns_all_away_is_not_awaited_for_each_tenant() -> None:
+    messages = [mail(tenant=f"{number}") for number in range(50)]
+
+    with FaultServer([On("banner", do=reply(421, "4.3.2 maintenance"))]) as server:
+        options = server.options(retries=3)
+        own = {"api_token": options["api_token"]}
+        with pytest.raises(ConnectionError) as raised:
+            EmailBackend(**options, tenants=lambda name: own).send_messages(messages)
+        assert server.connections == 4
+
+    attempts = [each.attempts for each in raised.value.results]  # type: ignore[attr-defined]
+    assert attempts == [4] + [0] * 49
+
+
+def test_a_tenants_open_connection_is_used_while_the_relay_takes_no_other() -> None:
+    with FaultServer() as server:
+        options = server.options(retries=0, fail_silently=True)
+        own = {"api_token": options["api_token"]}
+        backend = EmailBackend(**options, tenants=lambda name: own)
+        assert backend.send_messages([mail(tenant="globex")]) == 1
+        server.script.append(On("banner", do=reply(421, "4.7.0 too many")))
+        messages = [mail(tenant=name) for name in TENANTS]
+        assert backend.send_messages(messages) == 1
+
+    assert [result(each).outcome.value for each in messages] == [
+        "not_sent",
+        "sent",
+        "not_sent",
+    ]
 
 
 def test_an_interrupt_ends_the_mail_of_all_tenants(relay: Relay, heard: Heard) -> None:

@@ -144,7 +144,8 @@ class BackendConfig:
     #: The names of the options that code has given, besides the settings.
     keywords: tuple[str, ...]
     tenant: str | None = None
-    tenants: Tenants | None = None
+    #: Not in the repr: that of a partial or of a bound method shows what it holds.
+    tenants: Tenants | None = field(default=None, repr=False)
     #: The SettingsReader of all this; a tenant's options are laid over what it finds.
     reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 
@@ -192,7 +193,7 @@ class WebhookConfig:
     signing_secrets: tuple[Secret, ...]
     dedupe: bool
     correlation_key: str | None
-    tenants: Tenants | None = None
+    tenants: Tenants | None = field(default=None, repr=False)
     #: As in BackendConfig.
     reader: Hidden = field(default=Hidden(None), compare=False, repr=False)
 

@@ -294,8 +294,7 @@ _IDNA_ENCODERS: dict[str, Callable[[str], str]] = {
 
 def resolver(value: object) -> Callable[..., Any]:
     """Accept a function, or the path of one, which is imported."""
-    if callable(value):
-        return value
+    found = value
     if isinstance(value, str):
         try:
             found = import_string(value)
@@ -303,9 +302,13 @@ def resolver(value: object) -> Callable[..., Any]:
             reason = f"{type(error).__name__}: {error}"
             problem = f"must be what can be imported, and {value!r} cannot ({reason})"
             raise InvalidOption(problem) from None
-        if callable(found):
-            return found  # type: ignore[no-any-return]
-    raise invalid_value("a function or the dotted path of one", value)
+    if callable(found):
+        return found
+    # Not the value: a dict of tenants holds their tokens.
+    problem = f"must be a function or the path of one, not {type(found).__name__}"
+    if isinstance(found, Mapping):
+        problem += "; a dict's look-up is one: {…}.__getitem__"
+    raise InvalidOption(problem)
 
 
 def tenant(value: object) -> str:

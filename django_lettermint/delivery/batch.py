@@ -79,6 +79,7 @@ class Deliveries:
         fatal: dict[object, LettermintError] | None = None,
     ) -> None:
         self._config = config
+        self._connections = connections
         self._patience = patience
         self._stop = stop
         self._ignore_pool_timeout = ignore_pool_timeout
@@ -97,11 +98,11 @@ class Deliveries:
             else:
                 others.setdefault(config, []).append(each)
         try:
-            self._deliver(self._config, self._delivery, usual)
+            self._deliver(self._config, self._connections, self._delivery, usual)
             for config, group in others.items():
                 with open_pool(config) as connections:
                     delivery = self._new_delivery(config, connections)
-                    self._deliver(config, delivery, group)
+                    self._deliver(config, connections, delivery, group)
         except BaseException:
             for submission in chain.from_iterable(messages):
                 if not submission.done:
@@ -111,18 +112,26 @@ class Deliveries:
     def _deliver(
         self,
         config: RelayConfig,
+        connections: ConnectionPool[Session],
         delivery: Delivery,
         messages: Sequence[list[Submission]],
     ) -> None:
         endpoint = config.endpoint
-        address = endpoint.host, endpoint.port
-        delivery.fatal = self._fatal.get(endpoint) or self._fatal.get(address)
+        address = endpoint.host, endpoint.port, endpoint.security
+        delivery.fatal = self._fatal.get(endpoint)
+        away = self._fatal.get(address)
+        # Where new connections are refused, those that are open may still do.
+        if isinstance(away, ConnectFailed) and (
+            away.step in ("DNS", "TCP") or connections.empty
+        ):
+            delivery.fatal = delivery.fatal or away
         delivery.deliver(messages)
         error = delivery.fatal
         if error:
-            # All other errors may be due to this login.
-            away = isinstance(error, ConnectFailed) and error.step in ("DNS", "TCP")
-            self._fatal[address if away else endpoint] = error
+            self._fatal[endpoint] = error
+            # All other errors may be due to this login, or to its certificates.
+            if isinstance(error, ConnectFailed) and error.step != "AUTH":
+                self._fatal[address] = error
 
     def _new_delivery(
         self, config: RelayConfig, connections: ConnectionPool[Session]

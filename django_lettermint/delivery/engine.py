@@ -187,6 +187,9 @@ class Delivery:
             decision = self._record(
                 session, submission, transaction, used=used, closed=closed
             )
+            if decision is Decision.WAIT:
+                submission.waited_for_others = True
+                connection.discard(CloseReason.LIMITED)
             if closed or self._stop.is_set():
                 # Went out behind this one, in part or whole.
                 for follower, its_transaction in pairs[number:]:
@@ -203,7 +206,8 @@ class Delivery:
             )
             if fresh:
                 connection.discard(CloseReason.REFUSED)
-            leaving = leaving or fresh or decision is Decision.ALONE
+            alone_or_wait = decision in (Decision.ALONE, Decision.WAIT)
+            leaving = leaving or fresh or alone_or_wait
             used = used or bool(transaction.started)
 
     def _record(
@@ -224,20 +228,33 @@ class Delivery:
             _learn(session.relay, submission, transaction)
         lost = transaction.failure if closed else None
         may_retry = False
-        if lost and not used and transaction.outcome is Outcome.NOT_SENT:
+        # With fewer connections the relay might have refused nothing: it may limit those
+        # of a login or of a sender, which it knows only then.
+        others_open = (
+            self._ignore_pool_timeout
+            and not (transaction.connection_carried or submission.waited_for_others)
+            and self._connections.size > 1
+        )
+        unused = lost and not used and transaction.outcome is Outcome.NOT_SENT
+        if unused:
+            session.relay.note_loss()
+        if unused and not others_open:
             patience = self._patience
             if not isinstance(lost, ServerClosing):
                 # It may be the message that breaks connections.
                 patience = min(patience, policy.PATIENCE)
             may_retry = self._count_failure(patience)
-        decision = submission.record(transaction, used=used, may_retry=may_retry)
+        decision = submission.record(
+            transaction, used=used, may_retry=may_retry, others_open=others_open
+        )
         if not closed:
             self._force_new = decision is Decision.FRESH
             self._failures = self._given_up = 0
             self._unreachable = None
             return decision
-        self._force_new = True
-        if decision in (Decision.REPLACE, Decision.RETRY, Decision.REPEAT):
+        self._force_new = decision is not Decision.WAIT
+        again = (Decision.REPLACE, Decision.WAIT, Decision.RETRY, Decision.REPEAT)
+        if decision in again:
             self._connections.count("retries")
             self._log(decision, transaction.phase, lost)
         if decision is Decision.RETRY:

@@ -43,6 +43,7 @@ class Decision(enum.Enum):
     ALONE = "alone"  #: once more, with nothing in front of it unanswered
     FRESH = "fresh"  #: once more, on a fresh connection; this one is not kept
     REPLACE = "replace"  #: at once on a fresh connection, unnoticed
+    WAIT = "wait"  #: once more, on a connection that is open; this one is not kept
     RETRY = "retry"  #: after a growing pause, on a fresh connection
     REPEAT = "repeat"  #: byte for byte under its key, after a growing pause
     GIVE_UP = "give_up"  #: NOT_SENT
@@ -69,6 +70,9 @@ class Failure:
     carried: bool = False
     #: It was tried on a fresh connection after a refusal of this kind.
     tried_fresh: bool = False
+    #: A list over several connections opened this one, and the pool has others: without
+    #: this one, they would carry the message. It has not waited for them yet.
+    others_open: bool = False
     #: A repeat is safe, and there is time for it.
     repeatable: bool = False
     #: `retries`, patience and deadline allow a further try.
@@ -93,12 +97,21 @@ def decide(failure: Failure) -> Decision:
     if reply is None:
         if failure.used:
             return Decision.REPLACE
+        if failure.others_open:
+            return Decision.WAIT
         return Decision.RETRY if failure.may_retry else Decision.GIVE_UP
     if failure.pipelined and (proves_intolerance(reply) or not _about_content(failure)):
         return Decision.ALONE
     if speaks_of_session(failure) and not failure.tried_fresh:
         return Decision.FRESH
+    if failure.others_open and _for_now_before_content(failure):
+        return Decision.WAIT
     return Decision.FINAL
+
+
+def _for_now_before_content(failure: Failure) -> bool:
+    code = failure.reply.code if failure.reply else 0
+    return failure.phase in (Phase.MAIL, Phase.DATA) and 400 <= code < 500
 
 
 def _about_content(failure: Failure) -> bool:
@@ -129,8 +142,9 @@ def speaks_of_session(failure: Failure) -> bool:
         return False
     if phase is Phase.RCPT:
         return reply.code == 530 or limits_messages(reply)
-    for_now = 400 <= reply.code < 500
-    return phase in (Phase.MAIL, Phase.DATA) and (for_now or reply.code == 530)
+    return _for_now_before_content(failure) or (
+        phase in (Phase.MAIL, Phase.DATA) and reply.code == 530
+    )
 
 
 def limits_messages(reply: Reply) -> bool:

@@ -65,6 +65,8 @@ class Submission:
     refused_pipelined: bool = False
     #: A used connection refused it, so that it was tried on a fresh one.
     tried_fresh: bool = False
+    #: A further connection of a list failed it, so that it waited for another one.
+    waited_for_others: bool = False
     #: In `time.monotonic()`; a repeat waits for `not_before`.
     ended: float = 0.0
     not_before: float = 0.0
@@ -104,11 +106,13 @@ class Submission:
         *,
         used: bool = False,
         may_retry: bool = False,
+        others_open: bool = False,
     ) -> Decision:
         """Apply the end of a mail transaction; if not done after it, try again.
 
         `used`: the connection had served before. `may_retry`: one more loss of a fresh
-        connection is within the limits.
+        connection is within the limits. `others_open`: it is one of several that a list
+        has opened.
         """
         self.attempts += 1
         self.last = transaction
@@ -131,7 +135,9 @@ class Submission:
             # Do not resend to recipients that were refused before the connection was
             # lost: the relay may answer for them as it answers for the others.
             self.envelope = self.envelope.part(1, transaction.not_refused)
-        decision = policy.decide(self._failure(transaction, may_retry=may_retry))
+        decision = policy.decide(
+            self._failure(transaction, may_retry=may_retry, others_open=others_open)
+        )
         if decision is Decision.REPEAT:
             self._plan_repeat()
         elif decision is Decision.UNKNOWN:
@@ -178,7 +184,9 @@ class Submission:
         else:
             self._give_up()
 
-    def _failure(self, transaction: MailTransaction, *, may_retry: bool) -> Failure:
+    def _failure(
+        self, transaction: MailTransaction, *, may_retry: bool, others_open: bool
+    ) -> Failure:
         return Failure(
             phase=transaction.phase,
             reply=transaction.reply,
@@ -188,6 +196,7 @@ class Submission:
             used=self.reused,
             carried=transaction.connection_carried,
             tried_fresh=self.tried_fresh,
+            others_open=others_open,
             repeatable=self._may_repeat(),
             may_retry=may_retry,
         )

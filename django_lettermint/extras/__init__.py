@@ -23,6 +23,7 @@ from .text import (
     LINE_BREAK,
     header_text,
     invalid_value,
+    plain_str,
     short_repr,
     single_line,
 )
@@ -33,5 +34,5 @@ __all__ += ["TENANT", "TENANT_RULE", "tenant_name"]
 # Text of any header.
 __all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
 __all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
-__all__ += ["header_text", "invalid_value", "pieces", "short_repr", "single_line"]
-__all__ += ["verbatim"]
+__all__ += ["header_text", "invalid_value", "pieces", "plain_str", "short_repr"]
+__all__ += ["single_line", "verbatim"]

@@ -12,7 +12,7 @@ from email.headerregistry import Address
 from django.utils.functional import Promise
 
 from django_lettermint.exceptions import LettermintInvalidMessage, invalid_message
-from django_lettermint.extras import ATOMS, LINE_BREAK, decode, short_repr
+from django_lettermint.extras import ATOMS, LINE_BREAK, decode, plain_str, short_repr
 
 #: Octets of a path without its angle brackets (RFC 5321 section 4.5.3.1.3).
 MAX_LENGTH = 254
@@ -81,7 +81,7 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
     try:
         if not isinstance(value, str | Address | Promise):
             raise ValueError("give it as text")
-        text = str(value)
+        text = str(plain_str(value))
         if _PLAIN.fullmatch(text) and len(text) <= MAX_LENGTH:
             return Mailbox(given=text, address=text)
         name, local_part, domain = _parsed(text)

@@ -48,6 +48,7 @@ class Part(NamedTuple):
         return b"\r\n".join(self)
 
 
+_CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
 #: Python's names that readers do not know. The table of `email` differs from one version
 #: of Python to another.
 _MAIL_NAMES = {
@@ -56,6 +57,7 @@ _MAIL_NAMES = {
     "euc_jp": "euc-jp",
     "euc_kr": "euc-kr",
     "utf8": "utf-8",
+    "utf_8": "utf-8",
     **{
         f"latin{separator}{number}": f"iso-8859-{part}"
         for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)
@@ -102,6 +104,8 @@ def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
         codec.encode("ascii")  # Python 3.15 warns about other names
         # The line ends of UTF-16 and EBCDIC are not those of SMTP.
         wide = "\r\n".encode(codec)[-2:] != b"\r\n"
+        if not _CHARSET.fullmatch(name):  # blanks and quotes, which Python ignores
+            raise LookupError(name)
     except (LookupError, ValueError) as error:
         raise LettermintInvalidMessage(
             f"encoding: {short_repr(codec)} is refused: Python has no such charset"

@@ -71,6 +71,8 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
         for name, value in message.extra_headers.items()
     }
     if not is_stock(message):
+        for name, text in headers.items():
+            fields.write(name, text, idna)  # Django may encode what must not be
         message = copy.copy(message)
         message.extra_headers = {
             _LOOKED_UP.get(name.lower(), name): fields.domains_encoded(name, text, idna)
@@ -215,7 +217,7 @@ def _attachment(each: object) -> Message | Attachment:
 def _write_attachment(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
     checked = _attachment(each)
     if isinstance(checked, Message):
-        return foreign.part(checked)
+        return foreign.part(checked, idna)
     name, content, value = checked
     kind, field = bodies.content_type("attachment's type", value), _label(name)
     given = {"filename": name} if name else {}
@@ -242,7 +244,7 @@ def _label(name: str) -> str:
 
 def _content(field: str, content: object) -> str | bytes:
     if isinstance(content, str | Promise):
-        return str(content)
+        return str(extras.plain_str(content))
     if isinstance(content, bytes | bytearray | memoryview):
         return bytes(content)
     raise invalid_value(field, content, _CONTENT_RULE)
@@ -271,6 +273,6 @@ def _flattened(field: str, content: Message | EmailMessage, idna: IdnaEncode) ->
     try:
         if isinstance(content, EmailMessage):
             return render(content, idna).octets
-        return foreign.flatten(content)
+        return foreign.flatten(content, idna)
     except Exception as error:
         raise LettermintInvalidMessage(f"{field}: {error}") from error

@@ -95,7 +95,8 @@ def _is_plain(text: str, form: re.Pattern[str]) -> bool:
     """Return whether readers show text as it stands, and lines can be folded in it."""
     if "=?" in text or not form.fullmatch(text):
         return False
-    return len(text) <= _MAX_PIECE or max(map(len, text.split(" "))) <= _MAX_PIECE
+    octets = text.encode()
+    return len(octets) <= _MAX_PIECE or max(map(len, octets.split(b" "))) <= _MAX_PIECE
 
 
 def _words(name: str, text: str) -> list[str]:

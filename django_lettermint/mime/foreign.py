@@ -44,12 +44,21 @@ _ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
 class _AsSet(Compat32):
     """Writes fields as they were parsed or set; folds only what has no octets yet."""
 
+    idna: IdnaEncode = str
+
     def fold_binary(self, name: str, value: Any) -> bytes:
-        if isinstance(value, BaseHeader):
+        if hasattr(value, "params"):
             modern = EmailPolicy(linesep="\r\n", max_line_length=MAX_LINE)
-            return value.fold(policy=modern).encode("ascii", "surrogateescape")
-        if not isinstance(value, str) or re.search(r"[^\0-\x7f\udc80-\udcff]", value):
+            folded: str = value.fold(policy=modern)
+            return folded.encode("ascii", "surrogateescape")
+        if not isinstance(value, str):
             return super().fold_binary(name, value)
+        # Python would make encoded words of up to a whole line, or lose characters.
+        is_new = isinstance(value, BaseHeader)
+        if is_new and value.isascii() and name.lower() in fields.ADDRESS_FIELDS:
+            return extras.verbatim(name, value, fields.WIDTH)
+        if is_new or re.search(r"[^\0-\x7f\udc80-\udcff]", value):
+            return fields.write(name, re.sub("[\r\n]", "", value), self.idna)
         lines = re.split("\r\n|\r|\n", f"{name}: {value}")
         return "\r\n".join([*lines, ""]).encode("ascii", "surrogateescape")
 
@@ -67,7 +76,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
             del body[name]
             if name.lower() not in {"bcc", "resent-bcc", "mime-version"}:
                 head.append(_field(name, value, idna))
-    made = bodies.as_message(part(body))
+    made = bodies.as_message(part(body, idna))
     return Part(b"".join([*head, made.head]), made.body)
 
 
@@ -88,19 +97,20 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
     return fields.write(name, extras.header_text(name, text), idna)
 
 
-def part(mime: Message) -> Part:
+def part(mime: Message, idna: IdnaEncode) -> Part:
     """Write a MIME object; raise LettermintInvalidMessage for what cannot travel."""
-    return _fit(*Part.parse(flatten(_with_octets(mime))))
+    return _fit(*Part.parse(flatten(_with_octets(mime), idna)))
 
 
-def flatten(mime: Message) -> bytes:
+def flatten(mime: Message, idna: IdnaEncode) -> bytes:
     """Write a MIME object as it was parsed or made, lines ending in CRLF."""
     for each in mime.walk():
         _check_header(each)
     buffer = BytesIO()
-    policy = _AsSet(linesep="\r\n")
+    policy = _AsSet(linesep="\r\n", idna=idna)  # type: ignore[call-arg]
     BytesGenerator(buffer, mangle_from_=False, policy=policy).flatten(mime)
-    return buffer.getvalue()
+    # A multipart without a boundary is written as it is.
+    return buffer.getvalue().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
 def _check_header(mime: Message) -> None:
@@ -161,12 +171,12 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         return Part(head, body)
     parsed = BytesHeaderParser().parsebytes(head)
     main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
-    if main == "multipart":
-        if parsed.get_content_type() in _SEALED or boundary is None:
-            raise _sealed(parsed, seven_bit=seven_bit)
+    if parsed.get_content_type() in _SEALED:
+        raise _sealed(parsed, seven_bit=seven_bit)
+    if main == "multipart" and boundary:
         parts = [_fit(*each, seven_bit=seven_bit) for each in _children(boundary, body)]
         return bodies.joined(_without(head, _ENCODING), boundary, parts)
-    if main == "message":
+    if main in {"message", "multipart"}:
         return _as_file(head, parsed.get_filename(), body)
     if str(parsed.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)

@@ -46,6 +46,8 @@ class CloseReason(StrEnum):
     ERROR = "error"
     #: The relay refused a message for this session.
     REFUSED = "refused"
+    #: The relay accepted it, but did not serve it while others were open.
+    LIMITED = "limited"
     #: A new connection was asked for, and the pool was full.
     REPLACED = "replaced"
     #: All pools together had too many idle connections.
@@ -372,6 +374,10 @@ class Slots(Generic[C]):
     def free(self, request: PoolRequest[C]) -> bool:
         """Take back the slot of a connection that was closed; return whether it was new."""
         noted = self.note_closed(request)
+        if request.close_reason is CloseReason.LIMITED:
+            # Those being opened count as well: each may meet the same, and lower it again.
+            self.relay_limit = max(1, self.size - 1)
+            self.relay_limit_until = self.clock() + RELAY_LIMIT_SECONDS
         self.release(request)
         return noted
 

@@ -40,7 +40,12 @@ PING_TIMEOUT = 5.0
 LOCK_TIMEOUT = 1.0
 
 #: Reasons that operators want to know of; the others are routine.
-_UNUSUAL = {CloseReason.STALE, CloseReason.ERROR, CloseReason.REFUSED}
+_UNUSUAL = {
+    CloseReason.STALE,
+    CloseReason.ERROR,
+    CloseReason.REFUSED,
+    CloseReason.LIMITED,
+}
 
 logger = logging.getLogger("django_lettermint")
 

@@ -24,9 +24,11 @@ def authenticate(handshake: Handshake, features: Mapping[str, str]) -> None:
         return
     if 400 <= reply.code < 500:
         raise handshake.steps.refused("AUTH", reply)
+    tenant = handshake.endpoint.tenant
+    place = f"`api_token` of tenant {tenant!r}" if tenant else "LETTERMINT_API_TOKEN"
     raise AuthenticationFailed(
         f"{reply.code} at AUTH {mechanism} on {handshake.steps.where}: check "
-        "LETTERMINT_API_TOKEN; SMTP must be enabled for the project in the "
+        f"{place}; SMTP must be enabled for the project in the "
         f"dashboard (the relay said: {reply.text})"
     ).with_reply(reply.code, reply.text)
 

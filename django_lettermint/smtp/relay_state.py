@@ -67,3 +67,8 @@ class RelayState:
         self._failed[info[4]] = self._clock()
         if self._good == info[4]:
             self._good = None
+
+    def note_loss(self) -> None:
+        """Try other addresses before the latest session's: one was lost unused."""
+        self._failed[self._good] = self._clock()
+        self._good = None

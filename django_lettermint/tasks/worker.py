@@ -67,8 +67,8 @@ def run(
             return {"message_id": first.message_id, "outcome": "put back"}
     recipients = [who for each in submissions for who in recipients_of(each)]
     message = message_from_bytes(first.content, recipients)
-    if tenant is not None:
-        message.tenant = tenant
+    # A receiver may send it again: no option or block is to name another one then.
+    message.tenant = tenant
     outgoing = OutgoingMessage(
         message,
         submissions=submissions,

@@ -272,8 +272,9 @@ def test_a_resolver_may_be_named_by_its_path() -> None:
         ("nowhere.tenants", "'nowhere.tenants' cannot (ModuleNotFoundError: "),
         (f"{__name__}.nothing", "cannot (ImportError: "),
         ("tenants", "cannot (ImportError: "),
-        (f"{__name__}.TOKEN", "must be a function or the dotted path of one"),
-        ({"acme": {}}, "must be a function or the dotted path of one"),
+        (f"{__name__}.TOKEN", "must be a function or the path of one, not str."),
+        (5, "must be a function or the path of one, not int."),
+        ({"acme": {"api_token": OWN}}, "not dict; a dict's look-up is one: "),
     ],
 )
 def test_a_resolver_that_is_none_is_an_error_of_the_settings(
@@ -283,6 +284,7 @@ def test_a_resolver_that_is_none_is_an_error_of_the_settings(
         backend_config({"api_token": TOKEN, "tenants": path})
     assert "the constructor keyword tenants must be " in str(raised.value)
     assert problem in str(raised.value)
+    assert OWN not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", 5])

@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -336,6 +337,22 @@ def test_what_a_thread_raises_is_raised_where_its_batch_is_awaited(
     with pytest.raises(kind):
         send_all()
     assert finished == batches
+
+
+def test_the_threads_of_a_list_have_ended_with_it() -> None:
+    config = backend_config({"api_token": "t"}).relay
+    connections = pool.get_pool(config.endpoint)
+    nothing = SimpleNamespace(submissions=[])
+
+    def executing() -> bool:
+        names = [each.name for each in threading.enumerate()]
+        return any(name.startswith("ThreadPoolExecutor") for name in names)
+
+    with BatchSender[Any](config, connections, lambda _: None, width=2) as sender:
+        for _ in range(3):
+            sender.send([nothing])
+        assert executing()
+    assert not executing()
 
 
 def test_a_single_batch_takes_no_thread() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from django_lettermint.exceptions import (
     ConnectionLost,
     TLSFailed,
 )
+from django_lettermint.pool import ConnectionPool
 from django_lettermint.results import Outcome
+from django_lettermint.smtp import RelayState, Session, connect
 from tests.faultserver import (
     FEATURES,
     Answer,
@@ -31,7 +34,7 @@ from tests.sending import cases, envelope, interruptible, relay, strike_and_wait
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
-    from tests.faults import Phase
+    from tests.faults import Action, Phase
 
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 
@@ -181,6 +184,68 @@ def test_a_failure_for_good_is_told_though_another_connection_is_open(
         with pool.lease(config, seconds=5):
             deliver(server, sent, config)
         assert isinstance(sent[0][0].error, kind)
+
+
+@pytest.mark.parametrize(
+    ("loss", "connections"),
+    [
+        pytest.param(drop(), 3, id="it may be the message"),
+        pytest.param(reply(421, "4.3.2 soon", close=True), 4, id="it is the relay"),
+    ],
+)
+def test_a_list_has_less_patience_where_a_message_may_break_the_connections(
+    loss: Action, connections: int
+) -> None:
+    slow = On("mail", message=2, do=stall(policy.PATIENCE + 0.05, loss))
+    with FaultServer([slow, On("mail", do=loss)]) as server:
+        sent = messages(1, config := relay(server, retries=3))
+        deliver(server, sent, config, sleep=lambda seconds: None)
+        assert outcomes(sent) == [NOT_SENT]
+        assert server.connections == connections
+
+
+@pytest.mark.parametrize(
+    "sick",
+    cases(
+        away_at_mail=On("mail", do=reply(421, "4.3.2 away", close=True)),
+        closed_at_data=On("data", do=drop()),
+        closed_after_login=On("auth", do=drop(after=True)),
+    ),
+)
+def test_an_address_that_serves_no_message_leaves_it_to_the_next_one(sick: On) -> None:
+    with FaultServer([sick]) as first, FaultServer(host="127.0.0.2") as second:
+        config = relay(first)
+        state = RelayState()
+
+        def resolve(host: str, port: int, until: float) -> list[Any]:
+            return [
+                (socket.AF_INET, socket.SOCK_STREAM, 0, "", (each.host, each.port))
+                for each in (first, second)
+            ]
+
+        def connect_to(until: float, timeout: float) -> Session:
+            return connect(
+                config.endpoint, state, until=until, timeout=timeout, resolve=resolve
+            )
+
+        sent = messages(3, config)
+        connections = ConnectionPool(connect_to, config.endpoint.pool)
+        Delivery(config, connections).deliver(sent)
+        for held in connections.close():
+            held.close()
+        assert outcomes(sent) == [SENT] * 3
+        assert (first.connections, second.connections) == (1, 1)
+        assert set(second.delivered.values()) == {1}
+
+
+def test_a_trouble_that_is_over_is_not_the_reason_why_a_later_deadline_passes() -> None:
+    with FaultServer([On("banner", times=1, do=drop())]) as server:
+        config = relay(server, deadline=9, pool={"max_messages": 1})
+        sent = messages(2, config)
+        sent[1][0].deadline.started = time.monotonic() - 10
+        deliver(server, sent, config)
+        assert outcomes(sent) == [SENT, NOT_SENT]
+        assert "the deadline of 9 s has passed" in str(sent[1][0].error)
 
 
 def test_patience_counts_from_the_first_failure() -> None:

@@ -160,6 +160,28 @@ def test_a_fresh_connection_that_is_lost_is_tried_again_within_the_limits(
     assert after(phase, may_retry=False) is Decision.GIVE_UP
 
 
+# -- a further connection of a list -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.DATA])
+@pytest.mark.parametrize("answer", [None, reply(400), reply(450), reply(499)], ids=str)
+def test_what_a_lists_further_connection_meets_first_has_another_one_carry_the_message(
+    phase: Phase, answer: Reply | None
+) -> None:
+    assert after(phase, answer, others_open=True) is Decision.WAIT
+    assert after(phase, answer, others_open=True, may_retry=False) is Decision.WAIT
+
+
+@pytest.mark.parametrize(
+    ("phase", "code"),
+    [(Phase.MAIL, 550), (Phase.RCPT, 450), (Phase.DATA, 530), (Phase.COMMIT, 451)],
+)
+def test_other_refusals_do_not_speak_of_a_limit_of_connections(
+    phase: Phase, code: int
+) -> None:
+    assert after(phase, reply(code), others_open=True) is Decision.FINAL
+
+
 # -- the message itself ------------------------------------------------------------------------
 
 

@@ -154,6 +154,33 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others(
         assert server.connections == 2
 
 
+def test_a_message_waits_for_an_open_connection_after_its_own_was_lost() -> None:
+    release, refused = threading.Event(), threading.Event()
+
+    def hang_up(answer: Answer) -> Answer:
+        refused.set()
+        return drop()(answer)
+
+    with FaultServer([On("dot", message=1, do=gate(release))]) as server:
+        sender = backend(server, retries=0)
+        first = threading.Thread(target=sender.send_messages, args=([mail()],))
+        first.start()
+        assert server.wait_for(lambda: server.messages == 1)
+        assert sender.send_messages([mail()]) == 1
+        server.script += [
+            On("mail", connection=2, do=drop()),
+            On("banner", do=hang_up),
+        ]
+        second = threading.Thread(target=sender.send_messages, args=([mail()],))
+        second.start()
+        assert refused.wait(30)
+        release.set()
+        second.join(30)
+        first.join(30)
+        assert server.delivered == {"bob@example.org": 3}
+        assert server.connections == 3
+
+
 def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() -> None:
     release = threading.Event()
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django_lettermint.exceptions import AuthenticationFailed, SenderRefused
 from django_lettermint.pool import get_pool
 from django_lettermint.results import Outcome
-from tests.faultserver import FaultServer, On, gate, reply
+from tests.faultserver import FaultServer, On, drop, gate, normal, raw, reply
 from tests.listening import listening, receiver
 from tests.programs import output
 from tests.sending import backend, cases, mail, mails, result
@@ -168,6 +168,61 @@ def test_a_relay_that_refuses_every_message_sees_few_logins() -> None:
         server.script.append(On("mail", do=reply(452, "4.5.3 too many messages")))
         with pytest.raises(SenderRefused):
             sender.send_messages(mails(100))
+        assert len(server.logins) <= 10
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    cases(
+        login_then_closed=On("auth", do=drop(after=True)),
+        login_then_421=On("auth", do=raw(b"235 ok\r\n421 too many\r\n", close=True)),
+        mail_421=On("mail", do=reply(421, "4.7.0 too many", close=True)),
+        mail_450=On("mail", do=reply(450, "4.7.1 too many for this login")),
+        rcpt_421=On("rcpt", do=reply(421, "4.7.0 too many", close=True)),
+        data_451=On("data", do=reply(451, "4.4.5 concurrency limit exceeded")),
+    ),
+)
+def test_a_relay_that_serves_one_connection_of_a_login_gets_the_whole_list(
+    refusal: On,
+) -> None:
+    served = On(refusal.phase, connection=1, do=normal)
+    with FaultServer([served, refusal]) as server:
+        sender = backend(server)
+        assert sender.send_messages(mails(40)) == 40
+        seen = server.connections
+        assert seen <= 10
+        assert sender.send_messages(mails(40)) == 40
+        assert server.connections == seen
+        assert len(server.delivered) == 40
+        assert set(server.delivered.values()) == {2}
+
+
+def test_a_connection_that_has_refused_a_single_mail_costs_a_list_no_mail() -> None:
+    held = threading.Event()
+    served = On("mail", connection=1, do=normal)
+    refusal = On("mail", do=reply(450, "4.7.1 too many for this login"))
+    with FaultServer([On("dot", message=1, do=gate(held)), served, refusal]) as server:
+        sender = backend(server)
+        with sending(sender, [mail()]):
+            assert server.wait_for(lambda: server.messages == 1)
+            with pytest.raises(SenderRefused):
+                sender.send_messages([mail()])
+            held.set()
+        assert sender.send_messages(mails(40)) == 40
+        assert set(server.delivered.values()) == {1}
+
+
+def test_a_message_that_is_refused_everywhere_is_refused_in_a_wide_list() -> None:
+    bad = On("mail", match="bad@", do=reply(450, "4.7.1 not from there"))
+    with FaultServer([bad]) as server:
+        messages = mails(60)
+        for each in messages[::12]:  # one in each batch
+            each.from_email = "bad@example.org"
+        with pytest.raises(SenderRefused):
+            backend(server).send_messages(messages)
+        assert set(server.delivered.values()) == {1}
+        ends = [result(each).outcome is Outcome.SENT for each in messages]
+        assert ends == [number % 12 > 0 for number in range(60)]
         assert len(server.logins) <= 10
 
 

@@ -6,6 +6,7 @@ import email
 import io
 from email import policy
 from email.header import Header
+from email.message import EmailMessage as MimeMessage
 from email.message import Message, MIMEPart
 from email.mime.base import MIMEBase
 from email.mime.message import MIMEMessage
@@ -22,7 +23,7 @@ from django.utils.translation import gettext_lazy
 
 from tests.preparing import envelope
 
-from .conformance import check
+from .conformance import check, check_header, check_lines
 from .making import attached, found_in, mail, refusal, with_entry, with_file, written
 from .readers import decoded
 
@@ -282,13 +283,50 @@ def test_a_part_of_the_newer_kind_is_written() -> None:
     assert attached(content)["Content-ID"] == "<logo>"
 
 
-@pytest.mark.parametrize("value", ["größe", Header("größe", "utf-8")])
+@pytest.mark.parametrize("end", [b"", b"x" * 1200])
+def test_a_multipart_without_a_boundary_is_sent(end: bytes) -> None:
+    raw = b"Content-Type: multipart/report\n\n--r\n\nlost\n--r--\n" + end
+    content = written(with_entry(email.message_from_bytes(raw)))
+    check_lines(content)
+    kind, _, found = found_in(content)
+    assert kind == (OCTET_STREAM if end else "multipart/report")
+    assert isinstance(found, bytes)
+    assert found.split() == raw.partition(b"\n\n")[2].split()
+
+
+@pytest.mark.parametrize(
+    "value", ["größe", "größe\x0bklein\u2028", Header("größe", "utf-8")]
+)
 def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any) -> None:
     part = MIMEText("text")
     part["Content-Description"] = value
     content = written(with_entry(part))
     check(content)
-    assert decoded(str(attached(content)["Content-Description"])) == "größe"
+    assert decoded(str(attached(content)["Content-Description"])) == str(value)
+
+
+def test_the_header_of_a_message_that_python_made_is_written_by_the_same_rules() -> (
+    None
+):
+    inner = MimeMessage()
+    inner["Subject"] = "é" * 200
+    inner["To"] = (
+        '"Größe, Import and everything else under one roof (Sales)" <a@größe.example>'
+    )
+    inner["Cc"] = "undisclosed"
+    inner["X-Signature"] = "sha256=" + "ab" * 100
+    inner.set_content("text")
+    content = written(with_entry(("a.eml", inner, "message/rfc822")))
+    octets = octets_of(content)
+    check_header(octets.split(b"MIME-Version")[0])
+    found: Any = email.message_from_bytes(octets, policy=policy.default)
+    assert found["Subject"] == "é" * 200
+    assert found["To"].addresses[0].addr_spec == "a@xn--gre-6ka8i.example"
+    assert found["Cc"] == "undisclosed"
+    assert found["X-Signature"] == inner["X-Signature"]
+    inner["List-Post"] = "<https://lists.example/ü>"
+    text = refusal(with_entry(("a.eml", inner, "message/rfc822")))
+    assert text.startswith("attachment 'a.eml': header 'List-Post': ")
 
 
 def test_folded_fields_of_a_part_stay_as_they_are() -> None:

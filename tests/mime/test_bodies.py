@@ -118,6 +118,7 @@ def test_other_charsets_arrive(name: str) -> None:
     [
         ("utf8", "utf-8"),
         ("UTF-8", "utf-8"),
+        ("utf_8", "utf-8"),
         ("latin_1", "iso-8859-1"),
         ("Latin-1", "iso-8859-1"),
         ("ISO-8859-15", "iso-8859-15"),
@@ -186,7 +187,7 @@ def test_the_default_charset_holds(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["none", "rot13", "base64", "ü", "a b"])
+@pytest.mark.parametrize("name", ["none", "rot13", "base64", "ü", "a b", "utf-8 "])
 def test_what_is_no_charset_is_refused(name: str) -> None:
     assert refusal(mail(encoding=name)).startswith(f"encoding: {name!r} is refused")
 

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from email.header import Header
 from email.utils import formataddr
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -105,6 +106,16 @@ def test_machine_read_fields_outside_of_ascii_are_refused(
     assert text.startswith(f"header {name!r}: ")
     assert "percent-encode" in text
     assert "IDNA" in text
+
+
+def test_they_are_refused_whatever_builds_the_message() -> None:
+    class Own(EmailMessage):
+        def message(self, **keywords: Any) -> Any:
+            return super().message(**keywords)
+
+    message = Own("Hello", "Text", "a@b.example", ["c@d.example"])
+    message.extra_headers = {"List-Unsubscribe": "<https://shop.example/é>"}
+    assert refusal(message).startswith("header 'List-Unsubscribe': ")
 
 
 @pytest.mark.parametrize(
@@ -315,6 +326,11 @@ def test_a_local_part_that_needs_smtputf8_is_raw() -> None:
     assert line.encode() in made.content
 
 
+def test_a_name_beside_it_that_no_line_can_hold_is_encoded() -> None:
+    made = envelope(mail(to=["é" * 700 + " <nø@mail.example>"]))
+    assert b"To: =?utf-8?" in made.content
+
+
 @pytest.mark.parametrize("name", ["a  b", '"x"', "=?utf-8?q?a?=", "\x0bü"])
 def test_a_name_beside_it_that_readers_would_change_is_encoded(name: str) -> None:
     quoted = name.replace('"', r"\"")
@@ -439,6 +455,17 @@ def test_values_that_are_not_text_are_written_as_metadata_is(
     message = mail()
     message.merge_headers = {"you@mail.example": {"X-Due": value}}  # type: ignore[attr-defined]
     assert field(message, "X-Due") == text
+
+
+def test_a_member_of_an_enumeration_of_texts_is_its_text() -> None:
+    class Text(str, Enum):  # noqa: UP042 - str() of a StrEnum's member is its text
+        SUBJECT = "Hello"
+        TO = "Ann <ann@mail.example>"
+
+    message = mail(subject=Text.SUBJECT, body=Text.SUBJECT, to=[Text.TO])
+    assert field(message, "Subject") == "Hello"
+    assert field(message, "To") == "Ann <ann@mail.example>"
+    assert written(message).endswith(b"\r\n\r\nHello\r\n")
 
 
 @pytest.mark.parametrize("value", [None, ["a"], {}, b"octets", object()])

@@ -53,6 +53,15 @@ def test_the_address_that_worked_last_comes_first() -> None:
     assert relay.in_order(ALL) == [THREE, ONE, TWO]
 
 
+def test_the_address_of_a_session_that_was_lost_unused_comes_last() -> None:
+    relay = RelayState(Clock())
+    relay.note_success(ONE)
+    relay.note_loss()
+    assert relay.in_order(ALL) == [TWO, THREE, ONE]
+    relay.note_success(TWO)
+    assert relay.in_order(ALL) == [TWO, THREE, ONE]
+
+
 def test_a_success_makes_up_for_a_failure() -> None:
     relay = RelayState(Clock())
     relay.note_failure(ONE)

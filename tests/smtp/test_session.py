@@ -98,7 +98,8 @@ def test_lines_that_begin_with_dots_arrive_unchanged() -> None:
         @example([b".", b"..", b"", b".", b"x."])
         @example([b".MAIL FROM:<x>", b"."])
         def round_trip(lines: list[bytes]) -> None:
-            content = b"Subject: Hi\r\n\r\n" + b"".join(
+            # The name of a field may begin with a dot, too.
+            content = b".Name: x\r\nSubject: Hi\r\n\r\n" + b"".join(
                 line + b"\r\n" for line in lines
             )
             one = transaction(content=content)
