@@ -400,7 +400,7 @@ def test_blind_recipients_are_on_the_wire_in_commands_only() -> None:
         [everything] = server.received.values()
     assert everything.count(b"eve@example.com") == 1
     assert b"RCPT TO:<eve@example.com>" in everything
-    assert b"bcc" not in everything.lower()
+    assert b"\nbcc:" not in everything.lower()
 
 
 def test_each_recipient_of_merge_metadata_gets_the_own(relay: Relay) -> None:

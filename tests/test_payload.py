@@ -233,7 +233,7 @@ def test_blind_recipients_stand_in_no_header() -> None:
     made = envelope(mail)
     assert made.recipients == ("ann@example.com", "bob@example.com", "eve@example.com")
     assert b"eve" not in made.data
-    assert b"bcc" not in made.data.lower()
+    assert b"\nbcc:" not in made.data.lower()
 
 
 def test_an_address_named_twice_is_sent_once() -> None:

@@ -343,16 +343,16 @@ def test_the_threads_of_a_list_have_ended_with_it() -> None:
     config = backend_config({"api_token": "t"}).relay
     connections = pool.get_pool(config.endpoint)
     nothing = SimpleNamespace(submissions=[])
+    before = threading.enumerate()
 
-    def executing() -> bool:
-        names = [each.name for each in threading.enumerate()]
-        return any(name.startswith("ThreadPoolExecutor") for name in names)
+    def started() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each not in before]
 
     with BatchSender[Any](config, connections, lambda _: None, width=2) as sender:
         for _ in range(3):
             sender.send([nothing])
-        assert executing()
-    assert not executing()
+        assert started()
+    assert not started()
 
 
 def test_a_single_batch_takes_no_thread() -> None:

@@ -389,7 +389,7 @@ def test_an_own_message_shows_no_blind_recipients(name: str) -> None:
     made[name] = "hidden@example.com"
     content = envelope(returning(lambda: made)).content
     assert b"hidden" not in content
-    assert b"bcc" not in content.lower()
+    assert b"\nbcc:" not in content.lower()
     assert made[name] == "hidden@example.com"
 
 
