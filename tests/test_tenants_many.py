@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import pytest
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import AuthenticationFailed, LettermintInvalidMessage
@@ -30,6 +31,7 @@ def token(number: int, moment: str) -> str:
     return f"lm_{kind(number)}_{number}"
 
 
+@pytest.mark.slow
 def test_each_mail_arrives_under_its_own_token_or_fails_by_itself() -> None:
     known = {
         f"{number}": token(number, "before")
