@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import AuthenticationFailed, LettermintInvalidMessage
