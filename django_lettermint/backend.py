@@ -197,7 +197,7 @@ class EmailBackend(AnymailBaseBackend):
         call = looked_up.set({})
         try:
             self._deliver(messages, finished)
-        except Exception:  # a pre_send receiver's
+        except Exception:  # a receiver of pre_send raised it: the rest is not sent
             raise
         except BaseException:
             if isinstance(messages, list | tuple):
@@ -401,7 +401,7 @@ def _refused(
 def refuse_unused_hooks(cls: type, ours: type) -> None:
     """Raise TypeError if a subclass of `ours` overrides what is never called.
 
-    Such overrides are often safety nets, as a filter of recipients on staging servers.
+    Such an override may be a safety net, like a filter of recipients on a staging server.
     """
     for base in cls.__mro__[: cls.__mro__.index(ours)]:
         for name in _UNUSED_HOOKS.keys() & vars(base).keys():

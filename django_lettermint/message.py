@@ -185,9 +185,9 @@ def signed_tenant(message: EmailMessage) -> Any:
     with suppress(signing.BadSignature, ValueError):
         return _signer(message).unsign(str(found[0]))
     raise LettermintInvalidMessage(
-        f"header {TENANT}: its signature does not fit this message. Only freeze() writes "
-        "it, as the last step: afterwards nobody may change sender, recipients, subject "
-        "or body, or copy it to another message. All processes need the same SECRET_KEY"
+        f"header {TENANT}: its signature does not match this message. Call freeze() last: "
+        "do not change sender, recipients, subject or body after it, and do not copy the "
+        "header to another message. All processes need the same SECRET_KEY"
     )
 
 

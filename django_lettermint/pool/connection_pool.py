@@ -186,8 +186,8 @@ class ConnectionPool(Generic[C]):
     def leave_broken(self, slots: Slots[C]) -> None:
         """Begin anew, as the lock of these slots cannot be had.
 
-        Idle connections are closed without a word, those in use when they come back;
-        requests that wait queue again.
+        Idle connections are closed without QUIT, and connections in use when they come
+        back. Requests that wait queue again.
         """
         if slots is not self.slots:
             return  # another thread was faster
@@ -289,7 +289,7 @@ class ConnectionPool(Generic[C]):
         while served is False:
             since = self._clock()
             left = request.wait_until - since
-            # Looks after itself now and then: an interrupt may have swallowed a wake-up.
+            # Not longer: an interrupt may have lost the wake-up.
             request.wait(min(left, LOCK_TIMEOUT))
             served = self._recheck(request, since, left)
         if served is None:
