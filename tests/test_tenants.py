@@ -692,7 +692,7 @@ def test_a_forged_header_is_refused(
     name: str, forgery: str, relay: Relay, backend: EmailBackend, heard: Heard
 ) -> None:
     message = mail(headers={name: FORGERIES[forgery]})
-    with pytest.raises(LettermintInvalidMessage, match="signature does not fit"):
+    with pytest.raises(LettermintInvalidMessage, match="signature does not match"):
         backend.send_messages([message, mail("other")])
 
     assert [each for each, *_ in heard.failed] == [message]
@@ -723,7 +723,7 @@ def test_the_header_of_a_frozen_message_fits_no_other_message(
     frozen = freeze(mail(tenant="acme"))
     CHANGES[change](frozen)
 
-    with pytest.raises(LettermintInvalidMessage, match="signature does not fit"):
+    with pytest.raises(LettermintInvalidMessage, match="signature does not match"):
         backend.send_messages([frozen])
     assert relay.messages == []
 
