@@ -13,7 +13,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from typing import TYPE_CHECKING
 
-from tests.relay_client import client
+from tests.testing.relay_client import client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

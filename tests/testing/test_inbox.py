@@ -10,7 +10,6 @@ import pytest
 
 from django_lettermint.testing import Relay
 from django_lettermint.testing.inbox import Inbox
-from tests.relay_client import client
 from tests.testing.inbox_client import (
     ADA,
     SHOP,
@@ -22,6 +21,7 @@ from tests.testing.inbox_client import (
     refused,
     subjects,
 )
+from tests.testing.relay_client import client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,8 @@ import pytest
 
 from django_lettermint.backend import EmailBackend
 from django_lettermint.testing import Refusal, Relay
-from tests.relay_client import MESSAGE, client, send
 from tests.sending import message
+from tests.testing.relay_client import MESSAGE, client, send
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from lettermint import Webhook
 from django_lettermint.backend import EmailBackend
 from django_lettermint.message import LettermintMessage
 from django_lettermint.testing import command as relay_command
-from tests.relay_process import MODULE, RelayProcess, failure, relay_process
+from tests.testing.relay_process import MODULE, RelayProcess, failure, relay_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from django_lettermint.testing import Logins, Relay
-from tests.relay_client import anonymous, client
+from tests.testing.relay_client import anonymous, client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ from django_lettermint.testing import (
     post_event,
     sign,
 )
-from tests.relay_client import MESSAGE, client, send
+from tests.testing.relay_client import MESSAGE, client, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

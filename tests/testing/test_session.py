@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from django_lettermint.testing import Relay
-from tests.relay_client import MESSAGE, RawClient, send
+from tests.testing.relay_client import MESSAGE, RawClient, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import django
 
 from tests.programs import ROOT
-from tests.relay_process import relay_process
-
-from .snippets import DOCS, read
+from tests.snippets import DOCS, read
+from tests.testing.relay_process import relay_process
 
 if TYPE_CHECKING:
     from pathlib import Path

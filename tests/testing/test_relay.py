@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from django_lettermint.testing import Relay
-from tests.relay_client import MESSAGE, anonymous, client, send, trust
+from tests.testing.relay_client import MESSAGE, anonymous, client, send, trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from django_lettermint.testing.parsed_headers import (
     parse_headers,
 )
 from django_lettermint.testing.session import Refused
-from tests.relay_client import client
+from tests.testing.relay_client import client
 
 printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1)
 
