@@ -14,10 +14,28 @@ if TYPE_CHECKING:
 MESSAGE = (
     b"From: sender@example.com\r\nTo: user@example.com\r\nSubject: Hi\r\n\r\nHello.\r\n"
 )
+#: A message that breaks a rule.
+WRONG = b"X-LM-Tag: a@b\r\n" + MESSAGE
 
 
 def trust(relay: Relay) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=relay.ca_file)
+
+
+def anonymous(relay: Relay, security: str = "tls") -> smtplib.SMTP:
+    """Return smtplib's client after EHLO, under TLS where the port has it."""
+    port = relay.port(security)
+    connection: smtplib.SMTP
+    if security == "tls":
+        connection = smtplib.SMTP_SSL(
+            "localhost", port, context=trust(relay), timeout=10
+        )
+    else:
+        connection = smtplib.SMTP("localhost", port, timeout=10)
+    if security == "starttls":
+        connection.starttls(context=trust(relay))
+    connection.ehlo()
+    return connection
 
 
 def client(
@@ -33,36 +51,30 @@ def client(
     return connection
 
 
-def anonymous(relay: Relay, security: str = "tls") -> smtplib.SMTP:
-    """Return smtplib's client after EHLO under TLS."""
-    connection: smtplib.SMTP
-    if security == "tls":
-        connection = smtplib.SMTP_SSL(
-            "localhost", relay.port("tls"), context=trust(relay), timeout=10
-        )
-    else:
-        connection = smtplib.SMTP("localhost", relay.port("starttls"), timeout=10)
-        connection.starttls(context=trust(relay))
-    connection.ehlo()
-    return connection
-
-
-def send(relay: Relay, content: bytes = MESSAGE, to: str = "user@example.com") -> None:
-    with client(relay) as connection:
-        connection.sendmail("sender@example.com", [to], content)
+def send(
+    relay: Relay,
+    content: bytes = MESSAGE,
+    *,
+    to: str | tuple[str, ...] = "user@example.com",
+    sender: str = "sender@example.com",
+    security: str = "tls",
+) -> None:
+    with client(relay, security) as connection:
+        connection.sendmail(sender, to, content)
 
 
 class RawClient:
-    """A socket under TLS that writes exactly what it is told to."""
+    """A socket in clear that writes exactly what it is told to."""
 
-    def __init__(self, relay: Relay) -> None:
-        raw = socket.create_connection(("127.0.0.1", relay.port("tls")), timeout=10)
-        self.socket = trust(relay).wrap_socket(raw, server_hostname="localhost")
+    def __init__(self, relay: Relay, *, login: bool = True) -> None:
+        address = ("127.0.0.1", relay.port("plaintext"))
+        self.socket = socket.create_connection(address, timeout=10)
         self._lines = self.socket.makefile("rb")
         assert self.reply().startswith("220 ")
-        self.command(b"EHLO client.example.com")
-        answer = base64.b64encode(b"\0lettermint\0lm_test_token")
-        assert self.command(b"AUTH PLAIN " + answer).startswith("235 ")
+        if login:
+            self.command(b"EHLO client.example.com")
+            answer = base64.b64encode(b"\0lettermint\0lm_test_token")
+            assert self.command(b"AUTH PLAIN " + answer).startswith("235 ")
 
     def __enter__(self) -> Self:
         return self
@@ -71,13 +83,6 @@ class RawClient:
         self._lines.close()
         self.socket.close()
 
-    def write(self, octets: bytes) -> None:
-        self.socket.sendall(octets)
-
-    def command(self, line: bytes) -> str:
-        self.write(line + b"\r\n")
-        return self.reply()
-
     def reply(self) -> str:
         """Read one whole reply; an empty string at the end of the connection."""
         lines = [self._lines.readline()]
@@ -85,6 +90,11 @@ class RawClient:
             lines.append(self._lines.readline())
         return b"".join(lines).decode().removesuffix("\r\n")
 
-    def codes(self, count: int) -> list[str]:
-        """Read `count` replies and return their codes."""
+    def command(self, line: bytes) -> str:
+        self.socket.sendall(line + b"\r\n")
+        return self.reply()
+
+    def codes(self, octets: bytes, count: int) -> list[str]:
+        """Write octets, and return the codes of the next `count` replies."""
+        self.socket.sendall(octets)
         return [self.reply()[:3] for _ in range(count)]
