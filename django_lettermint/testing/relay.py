@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -364,7 +363,6 @@ class RelaySession(ServerSession):
             argument.decode("utf-8", "replace").partition(":")[2].partition(">")[0]
         )
         return Refusal(
-            id=str(uuid.uuid4()),
             command=_REFUSALS[step],
             address=address.strip(" <") if step in ("mail", "rcpt") else "",
             code=reply.code,
@@ -375,7 +373,6 @@ class RelaySession(ServerSession):
             connection=self.number,
             security=self.security,
             tls=self.stream.tls,
-            received_at=time.time(),
         )
 
     def quit(self, argument: bytes) -> None:
@@ -435,14 +432,10 @@ class RelaySession(ServerSession):
             keys.release(key)
             raise ConnectionEnded
         received = ReceivedMessage(
-            id=str(uuid.uuid4()),
             mail_from=message.sender,
             recipients=message.recipients,
             content=message.content,
-            route=headers.route,
-            tag=headers.tag,
-            metadata=headers.metadata,
-            idempotency_key=headers.idempotency_key,
+            **asdict(headers),
             smtputf8=b"SMTPUTF8" in message.parameters,
             body_8bit=message.parameters.get(b"BODY", b"").upper() == b"8BITMIME",
             chunked=message.chunked,
@@ -450,7 +443,6 @@ class RelaySession(ServerSession):
             security=self.security,
             tls=self.stream.tls,
             token=self.token or "",
-            received_at=time.time(),
         )
         reply = Reply(250, f"2.0.0 Queued as {received.id}")
         # Together: who has seen the message may repeat it.

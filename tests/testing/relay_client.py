@@ -6,10 +6,7 @@ import base64
 import smtplib
 import socket
 import ssl
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    from django_lettermint.testing import Relay
+from typing import Protocol, Self
 
 MESSAGE = (
     b"From: sender@example.com\r\nTo: user@example.com\r\nSubject: Hi\r\n\r\nHello.\r\n"
@@ -18,11 +15,20 @@ MESSAGE = (
 WRONG = b"X-LM-Tag: a@b\r\n" + MESSAGE
 
 
-def trust(relay: Relay) -> ssl.SSLContext:
+class Server(Protocol):
+    """A Relay, or one in another process."""
+
+    @property
+    def ca_file(self) -> str: ...
+
+    def port(self, security: str) -> int: ...
+
+
+def trust(relay: Server) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=relay.ca_file)
 
 
-def anonymous(relay: Relay, security: str = "tls") -> smtplib.SMTP:
+def anonymous(relay: Server, security: str = "tls") -> smtplib.SMTP:
     """Return smtplib's client after EHLO, under TLS where the port has it."""
     port = relay.port(security)
     connection: smtplib.SMTP
@@ -39,7 +45,7 @@ def anonymous(relay: Relay, security: str = "tls") -> smtplib.SMTP:
 
 
 def client(
-    relay: Relay, security: str = "tls", token: str = "lm_test_token"
+    relay: Server, security: str = "tls", token: str = "lm_test_token"
 ) -> smtplib.SMTP:
     """Return smtplib's client, logged in."""
     connection = anonymous(relay, security)
@@ -52,7 +58,7 @@ def client(
 
 
 def send(
-    relay: Relay,
+    relay: Server,
     content: bytes = MESSAGE,
     *,
     to: str | tuple[str, ...] = "user@example.com",
@@ -66,7 +72,7 @@ def send(
 class RawClient:
     """A socket in clear that writes exactly what it is told to."""
 
-    def __init__(self, relay: Relay, *, login: bool = True) -> None:
+    def __init__(self, relay: Server, *, login: bool = True) -> None:
         address = ("127.0.0.1", relay.port("plaintext"))
         self.socket = socket.create_connection(address, timeout=10)
         self._lines = self.socket.makefile("rb")

@@ -1,46 +1,33 @@
-"""`lettermint_relay` in a process of its own."""
+"""`lettermint_relay`, in this process or in its own, and what it prints."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from django_lettermint.testing import command as relay_command
 from tests.programs import ROOT, environment
 
 MODULE = ("-m", "django_lettermint.testing")
-#: Ports of its own; an option that is given again wins.
+#: An option that is given again wins.
 ANY_PORTS = ("--port", "0", "--inbox-port", "0")
+_WAITING = "Waiting for mail."
 
 
-class RelayProcess:
-    """A relay that runs; `output` has what was read from it so far."""
+class Served:
+    """A relay that `lettermint_relay` serves, known by what it has printed so far."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self) -> None:
         self.output = ""
-
-    def read_until(self, text: str) -> str:
-        """Read lines up to one that has the text; return what was read now."""
-        assert self.process.stdout
-        read = ""
-        while text not in read:
-            line = self.process.stdout.readline()
-            assert line, f"{text!r} is not in {self.output}{self._errors()}"
-            read += line
-            self.output += line
-        return read
-
-    def _errors(self) -> str:
-        assert self.process.stderr
-        return self.process.stderr.read()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,13 +40,64 @@ class RelayProcess:
 
     @property
     def inbox(self) -> str:
-        """The address of its inbox."""
+        """The address of its inbox; empty without one."""
         found = re.search(r"^Inbox: (http://\S+)$", self.output, re.MULTILINE)
-        assert found, self.output
-        return found[1]
+        return found[1] if found else ""
+
+    @property
+    def ca_file(self) -> str:
+        return str(self.settings["LETTERMINT_CA_FILE"])
+
+    def port(self, security: str) -> int:
+        assert self.settings["LETTERMINT_SECURITY"] == security
+        return int(self.settings["LETTERMINT_PORT"])
+
+
+def serve(
+    *options: str,
+    act: Callable[[Served], None] = lambda relay: None,
+    until: str = _WAITING,
+) -> Served:
+    """Run the command in this thread: call `act` when it waits for mail.
+
+    It is interrupted once it has printed `until`, and prints what has come by then.
+    """
+    served = Served()
+
+    def write(text: str) -> None:
+        served.output += f"{text}\n"
+        if _WAITING in text:
+            act(served)
+        if until in text:
+            signal.raise_signal(signal.SIGINT)
+
+    parser = argparse.ArgumentParser()
+    relay_command.add_arguments(parser)
+    relay_command.serve(parser.parse_args([*ANY_PORTS, *options]), write)
+    return served
+
+
+class RelayProcess(Served):
+    """A relay in its own process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__()
+        self.process = process
+
+    def read_until(self, text: str) -> str:
+        """Read lines up to one that has the text; return what was read now."""
+        assert self.process.stdout
+        assert self.process.stderr
+        read = ""
+        while text not in read:
+            line = self.process.stdout.readline()
+            assert line, (text, self.output, self.process.stderr.read())
+            read += line
+            self.output += line
+        return read
 
     def end(self, number: int = signal.SIGINT) -> None:
-        """End it by a signal; it must leave in good order."""
+        """End it by a signal; it must not fail."""
         self.process.send_signal(number)
         output, errors = self.process.communicate(timeout=30)
         self.output += output
@@ -84,29 +122,9 @@ def relay_process(
     ) as process:
         relay = RelayProcess(process)
         try:
-            relay.read_until("Waiting for mail.")
+            relay.read_until(_WAITING)
             yield relay
             if process.returncode is None:
                 relay.end()
         finally:
             process.kill()
-
-
-def failure(
-    *options: str,
-    command: tuple[str, ...] = MODULE,
-    variables: Mapping[str, str] | None = None,
-) -> tuple[int, str]:
-    """Start a relay that cannot run; return its exit code and what it says."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *command, *ANY_PORTS, *options],
-        cwd=ROOT,
-        env=environment(**(variables or {})),
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    assert not done.stdout, "settings of a relay that does not run"
-    return done.returncode, done.stderr
