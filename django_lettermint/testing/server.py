@@ -65,8 +65,7 @@ class SMTPServer:
         self._acceptor.start()
 
     def _listener(self, port: int) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.create_server((self.host, port), family=family, backlog=128)
+        listener = socket.create_server((self.host, port), backlog=128)
         if self._receive_buffer is not None:
             listener.setsockopt(
                 socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer

@@ -116,7 +116,9 @@ class Reader:
     @property
     def newest(self) -> str:
         """The path of the newest mail's page."""
-        return re.findall(r'href="(/mail/[^"]+)"', self.get().source)[0]
+        found = re.search(r'href="(/mail/[^"]+)"', self.get().source)
+        assert found, "no mail is in the list"
+        return found[1]
 
 
 @contextmanager
