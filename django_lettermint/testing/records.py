@@ -1,4 +1,4 @@
-"""What the relay remembers: plain, frozen data."""
+"""Messages, refusals and counters of the relay."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _new_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedMessage(_Content):
-    """One message as it came over the wire, and what the relay read from it."""
+    """A message as it was received, and what the relay read from it."""
 
     #: The relay's own id, named in its reply and in webhooks; not the RFC 5322 Message-ID.
     id: str = field(default_factory=_new_id)

@@ -427,7 +427,7 @@ def test_closing_ends_the_streams_and_all_threads(relay: Relay) -> None:
 def test_an_inbox_can_be_closed_twice_and_started_again(reader: Reader) -> None:
     inbox, url = reader.inbox, reader.inbox.url
     reader.deliver(message("Before"))
-    with pytest.raises(RuntimeError, match="runs already"):
+    with pytest.raises(RuntimeError, match="running already"):
         inbox.start()
     with pytest.raises(OSError, match="in use"):
         Inbox(reader.relay, port=reader.port).start()

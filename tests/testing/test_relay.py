@@ -335,7 +335,7 @@ def test_a_stopped_relay_keeps_its_messages_and_starts_again_on_its_ports() -> N
     with relay:
         ca_file, options = Path(relay.ca_file), relay.options()
         send(relay)
-        with pytest.raises(RuntimeError, match="runs already"):
+        with pytest.raises(RuntimeError, match="running already"):
             relay.start()
     assert not ca_file.exists()
     with relay:
