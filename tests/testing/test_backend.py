@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from anymail.exceptions import AnymailCancelSend
 from anymail.signals import pre_send
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
-from django.core.mail import send_mail
 from django.test import override_settings
 
 from django_lettermint.backend import EmailBackend as RealBackend
@@ -162,12 +160,6 @@ def test_pre_send_may_change_and_cancel_messages(outbox: list[Any]) -> None:
     assert cancelled.anymail_status.esp_response.phase is Phase.CANCELLED
 
 
-def test_a_message_that_was_sent_can_be_pickled() -> None:
-    order = message()
-    send(order)
-    assert pickle.loads(pickle.dumps(order)).subject == "Your order"
-
-
 # What is not
 
 
@@ -228,12 +220,6 @@ def test_an_outbox_is_made_where_there_is_none() -> None:
 def test_opening_and_closing_do_nothing() -> None:
     with EmailBackend() as connection:
         assert connection.open() is None
-
-
-@override_settings(EMAIL_BACKEND=PATH, LETTERMINT_API_TOKEN="lm_test_token")
-def test_a_project_uses_it_by_its_setting(outbox: list[Any]) -> None:
-    assert send_mail("Hi", "", "a@example.com", ["b@example.com"]) == 1
-    assert [each.subject for each in outbox] == ["Hi"]
 
 
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS came with Django 6.1")

@@ -94,8 +94,9 @@ def test_only_the_header_section_counts() -> None:
     ],
 )
 def test_a_header_that_breaks_a_rule_is_refused(fields: list[str]) -> None:
-    with pytest.raises(Refused, match=r"5\.6\.0 "):
+    with pytest.raises(Refused, match=r"5\.6\.0 ") as caught:
         parse_headers(lines(*fields))
+    assert caught.value.reply.code == 550
 
 
 def test_the_longest_values_have_255_characters() -> None:

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.external
 
 
-@pytest.mark.parametrize("token", ["lm_test_token", "your-api-key"])
-def test_the_documented_command_is_accepted_with_the_right_token(
-    token: str, relay: Relay
-) -> None:
+def test_the_documented_command_is_accepted_and_read(relay: Relay) -> None:
     program = shutil.which("swaks")
     assert program, "swaks is missing: apt-get install swaks (.ci/debian-packages.txt)"
     done = subprocess.run(
@@ -31,7 +28,7 @@ def test_the_documented_command_is_accepted_with_the_right_token(
             *("--server", f"127.0.0.1:{relay.port('starttls')}"),
             *("--auth", "LOGIN"),
             *("--auth-user", "lettermint"),
-            *("--auth-password", token),
+            *("--auth-password", relay.token),
             "--tls",
             *("--header", "Subject: SMTP Test"),
             *("--header", "X-Lettermint-Route: your-route-slug"),
@@ -44,10 +41,6 @@ def test_the_documented_command_is_accepted_with_the_right_token(
         timeout=30,
         check=False,
     )
-    if token != relay.token:
-        assert "535 5.7.8" in done.stdout
-        assert relay.messages == []
-        return
     assert done.returncode == 0, done.stdout + done.stderr
     (message,) = relay.messages
     assert message.mail_from == "sender@yourdomain.com"
