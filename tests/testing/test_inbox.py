@@ -16,18 +16,14 @@ from lettermint import Webhook
 from django_lettermint.testing import Relay
 from django_lettermint.testing.inbox import Inbox
 from tests.testing.inbox_client import Reader, reading
-from tests.testing.receiving import SECRET, Receiver, receiving
+from tests.testing.receiving import SECRET
 from tests.testing.records import ADA, message
 from tests.testing.relay_client import WRONG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
-        yield running
+    from tests.testing.receiving import Receiver
 
 
 @pytest.fixture

@@ -22,17 +22,9 @@ from tests.testing.relay_client import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from django_lettermint.testing import ReceivedMessage
 
 both_ports = pytest.mark.parametrize("security", ["tls", "starttls"])
-
-
-@pytest.fixture
-def relay() -> Iterator[Relay]:
-    with Relay() as running:
-        yield running
 
 
 def connect(relay: Relay, security: str = "tls") -> socket.socket:

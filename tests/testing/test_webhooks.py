@@ -19,24 +19,12 @@ from django_lettermint.testing import (
     post_event,
     sign,
 )
-from tests.testing.receiving import SECRET, Receiver, receiving
+from tests.testing.receiving import SECRET, receiving
 from tests.testing.records import received
 from tests.testing.relay_client import MESSAGE, send
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
-        yield running
-
-
-@pytest.fixture
-def relay() -> Iterator[Relay]:
-    with Relay() as running:
-        yield running
+    from tests.testing.receiving import Receiver
 
 
 # Events
