@@ -126,7 +126,7 @@ def reading(
     webhook_url: str | None = None, webhook_secret: str | None = None
 ) -> Iterator[Reader]:
     with (
-        Relay(ports={"plaintext": 0, "starttls": 0}) as relay,
+        Relay(ports=dict.fromkeys(("plaintext", "starttls", "tls"), 0)) as relay,
         Inbox(
             relay, port=0, webhook_url=webhook_url, webhook_secret=webhook_secret
         ) as inbox,

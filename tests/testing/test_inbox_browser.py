@@ -112,7 +112,7 @@ def order() -> LettermintMessage:
 def send_order(reader: Reader) -> None:
     options = {
         "EMAIL_BACKEND": "django_lettermint.backend.EmailBackend",
-        "ANYMAIL": reader.relay.settings("plaintext"),
+        "ANYMAIL": reader.relay.settings(),
     }
     with override_settings(**options):
         order().send()
@@ -307,7 +307,7 @@ def test_a_button_brings_a_bounce_into_the_project(
     reader: Reader, page: Page, tmp_path: Path, screenshots: Path
 ) -> None:
     relay = reader.relay
-    settings = relay.settings("starttls") | {"LETTERMINT_SIGNING_SECRET": SECRET}
+    settings = relay.settings() | {"LETTERMINT_SIGNING_SECRET": SECRET}
     with serving(tmp_path / "db.sqlite3", **settings) as site:
         hooks = f"{site}anymail/lettermint/tracking/"
         inbox = Inbox(relay, port=0, webhook_url=hooks, webhook_secret=SECRET)
