@@ -12,7 +12,7 @@ from django_lettermint.exceptions import LettermintError
 from django_lettermint.results import Outcome
 from django_lettermint.smtp import RelayState, Session, connect
 from tests.faultserver import FEATURES, TOKEN, FaultServer, On, gate
-from tests.sending import relay, session
+from tests.sending import relay, session, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,14 @@ def send_one(
         held.send(one)
         assert held.reusable is not held.closed
     return one
+
+
+def window(kinds: str) -> list[MailTransaction]:
+    """Return transactions to 1@x.test and so on, each repeatable (r) or not (-)."""
+    return [
+        transaction(f"{number}@x.test", repeatable=kind == "r")
+        for number, kind in enumerate(kinds, 1)
+    ]
 
 
 def outcomes(transactions: list[MailTransaction]) -> list[Outcome]:

@@ -16,7 +16,7 @@ from django_lettermint.smtp.replies import (
     parse,
     sanitise,
 )
-from tests.reference_parser import reply_code
+from tests.smtp.reference_parser import reply_code
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from django_lettermint.smtp.replies import (
 )
 from django_lettermint.smtp.stream import SMTPStream, close_inherited
 from tests.certificates import ca_file, server_context
-from tests.reference_parser import reply_codes
 from tests.sending import cases
 from tests.smtp.helpers import soon
+from tests.smtp.reference_parser import reply_codes
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
