@@ -169,24 +169,6 @@ def test_a_message_without_a_key_waits_for_the_chunks_before_it() -> None:
         assert several[2].started == 0
 
 
-def test_a_chunk_that_is_too_large_does_not_affect_its_neighbours() -> None:
-    with FaultServer(features=("SIZE 200", "PIPELINING", "CHUNKING")) as server:
-        with session(server, chunking=True) as held:
-            several = window("rrr")
-            several[1] = transaction(
-                "2@x.test", repeatable=True, content=b"x: " + b"y" * 300 + b"\r\n"
-            )
-            held.send(several[0], several[1:])
-            # Nothing is pending when the one that is too large fails.
-            assert held.reusable
-            assert several[2].started == 0
-            held.send(several[1], several[2:])
-            held.send(several[2])
-            assert outcomes(several) == [SENT, NOT_SENT, SENT]
-            assert several[1].phase is Phase.MESSAGE
-        assert server.delivered == {"1@x.test": 1, "3@x.test": 1}
-
-
 # The last recipients share a write with the chunk, the sender does not.
 @pytest.mark.parametrize(("phase", "chunks"), [("mail", 0), ("rcpt", 1)])
 def test_a_message_with_many_recipients_may_be_refused_before_its_chunk(

@@ -16,7 +16,6 @@ from tests.faultserver import (
     FaultServer,
     On,
     drop,
-    garble,
     hang,
     inject,
     raw,
@@ -26,10 +25,8 @@ from tests.faultserver import (
 from tests.sending import (
     SHORT,
     cases,
-    interruptible,
     relay,
     session,
-    strike_and_wait,
     transaction,
 )
 from tests.smtp.helpers import (
@@ -75,20 +72,9 @@ def test_a_server_that_cannot_be_verified_gets_no_login(kind: str, tls: str) -> 
 def test_the_reason_of_a_wrong_certificate_is_one_sentence() -> None:
     with FaultServer(cert="wrong_host") as server:
         error = failure(server)
-    assert "not valid for '127.0.0.1'. Nothing was sent; check `host`" in str(error)
-
-
-def test_a_missing_ca_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    shutil.copy(ca_file(), path)
-    with FaultServer() as server:
-        config = relay(server, ca_file=str(path))
-        path.unlink()
-        error = failure_with(config)
-        assert verbs_before_login(server) == set()
-    assert isinstance(error, TLSFailed)
-    assert "the option `ca_file` cannot be used: " in str(error)
-    assert "ca.pem" in str(error)
+    text = str(error)
+    assert text.startswith(f"TLS with 127.0.0.1:{server.port} failed: certificate not")
+    assert "not valid for '127.0.0.1'. Nothing was sent; check `host`" in text
 
 
 def test_a_replaced_ca_file_is_read_again(tmp_path: Path) -> None:
@@ -97,7 +83,12 @@ def test_a_replaced_ca_file_is_read_again(tmp_path: Path) -> None:
     with FaultServer() as server:
         config = relay(server, ca_file=str(path))
         path.write_text("no certificate\n")
-        assert "`ca_file` cannot be used" in str(failure_with(config))
+        assert "`ca_file` cannot be used: " in str(failure_with(config))
+        path.unlink()
+        error = failure_with(config)
+        assert isinstance(error, TLSFailed)
+        assert "ca.pem" in str(error)
+        assert verbs_before_login(server) == set()
         shutil.copy(ca_file(), path)
         connect_with(config).close()
 
@@ -202,13 +193,6 @@ def test_a_broken_refusal_where_tls_begins_is_a_failed_connection(
     assert reason in str(error)
 
 
-def test_starttls_to_a_tls_port_fails_in_time() -> None:
-    with FaultServer() as server:
-        error = failure(server, security="starttls", timeout=SHORT)
-        assert verbs_before_login(server) == set()
-    assert isinstance(error, ConnectFailed)
-
-
 @pytest.mark.parametrize("tls", TLS_MODES)
 @pytest.mark.parametrize(
     "do",
@@ -227,13 +211,6 @@ def test_a_broken_handshake_is_a_failed_connection(do: Action, tls: str) -> None
         assert verbs_before_login(server) <= IN_CLEAR
     assert isinstance(error, ConnectFailed)
     assert (error.transient, error.phase) == (True, Phase.TLS)
-
-
-def test_a_broken_record_after_the_handshake_is_a_failed_connection() -> None:
-    with FaultServer([On("ehlo", do=garble())]) as server:
-        error = failure(server)
-        assert verbs_before_login(server) == {"EHLO"}
-    assert isinstance(error, ConnectFailed)
 
 
 # -- STARTTLS ----------------------------------------------------------------------------
@@ -304,19 +281,3 @@ def test_plaintext_after_the_reply_to_starttls_is_not_read_as_tls(
         assert server.violations == []
     assert isinstance(error, kind)
     assert (error.smtp_code, error.transient) == (code, True)
-
-
-# -- interrupts --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("phase", ["banner", "tls", "ehlo", "auth"])
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_in_any_step_propagates_and_closes_the_connection(
-    kind: type[BaseException], phase: Any
-) -> None:
-    with FaultServer() as server, interruptible(kind) as strike:
-        do = strike_and_wait(strike)
-        server.script.append(On(phase, do=once_spoken_to(do) if phase == "tls" else do))
-        with pytest.raises(kind):
-            connect_with(relay(server, timeout=5))
-        assert server.wait_for(lambda: server.open_connections == 0)
