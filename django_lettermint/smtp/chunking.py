@@ -56,7 +56,7 @@ def _start_chunk(session: Session, transaction: MailTransaction) -> bool:
         # If the message before it is refused, its transaction may still be open.
         session.needs_rset = True
     bdat = Command(Phase.COMMIT, b"BDAT %d LAST\r\n" % transaction.envelope.size)
-    # After a pause the connection may be dead without a sign. A message that cannot be
+    # After idling the connection may be lost unnoticed. A message that cannot be
     # repeated waits for the replies to MAIL and RCPT before its end goes out. They share
     # no write with BDAT, as Exim then answers nothing until the chunk is complete.
     if transaction.after_idle and not transaction.repeatable:

@@ -100,7 +100,7 @@ def _at_first_address(
         "check the option `host` and this machine's DNS",
     )
     steps.trace("DNS", ", ".join(str(info[4][0]) for info in found))
-    # A dead address leaves time for the others.
+    # An address that does not answer leaves time for the others.
     share = steps.timeout / len(found)
     failures: list[ConnectFailed] = []
     for info in relay.in_order(found):

@@ -358,7 +358,7 @@ class Session:
         if command is RSET:
             self.needs_rset = False
         elif command.phase is Phase.RCPT:
-            # After a refused MAIL, the 503 to what follows does not speak of recipients.
+            # After a refused MAIL, the reply to RCPT (503) is not about the recipient.
             if reply.positive or not transaction.refused:
                 transaction.replies[command.recipient] = reply
             if reply.negative:

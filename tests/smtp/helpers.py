@@ -75,7 +75,7 @@ def verbs_before_login(server: FaultServer) -> set[str]:
 def send_one(
     server: FaultServer, one: MailTransaction, **options: Any
 ) -> MailTransaction:
-    """Send over a session of its own and return the transaction."""
+    """Send over a new session and return the transaction."""
     with session(server, **options) as held:
         held.send(one)
         assert held.reusable is not held.closed

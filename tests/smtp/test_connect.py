@@ -108,7 +108,7 @@ def connect_in_turn(
     return connect_with(config, state=state, resolve=resolve, **others)
 
 
-SICK = cases(
+FAULTS = cases(
     silent=On("banner", do=hang()),
     busy=On("banner", do=reply(421, "4.3.2 too busy", close=True)),
     closed=On("banner", do=reply(554, "5.3.2 closed")),
@@ -123,16 +123,16 @@ SICK = cases(
 )
 
 
-@pytest.mark.parametrize("fault", SICK)
-def test_the_next_address_is_used_when_the_first_one_is_sick(fault: On) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_next_address_is_used_when_the_first_one_fails(fault: On) -> None:
     state = RelayState()
-    with FaultServer([fault]) as sick, FaultServer() as well:
+    with FaultServer([fault]) as broken, FaultServer() as well:
         config = relay(well, timeout=SHORT)
         for _ in range(2):
-            connect_in_turn(config, sick.port, well.port, state=state).close()
+            connect_in_turn(config, broken.port, well.port, state=state).close()
         # The second connection began with the address that had worked.
-        assert (sick.connections, well.connections) == (1, 2)
-        assert sick.wait_for(lambda: sick.open_connections == 0)
+        assert (broken.connections, well.connections) == (1, 2)
+        assert broken.wait_for(lambda: broken.open_connections == 0)
 
 
 def test_an_address_without_a_route_costs_its_time_once() -> None:
@@ -198,10 +198,10 @@ def test_two_permanent_refusals_are_enough(code: int, connections: list[int]) ->
 
 
 def test_no_address_is_tried_when_time_is_over() -> None:
-    with FaultServer([On("banner", do=hang())]) as sick, FaultServer() as well:
+    with FaultServer([On("banner", do=hang())]) as broken, FaultServer() as well:
         with pytest.raises(ConnectFailed, match="timed out"):
-            connect_in_turn(relay(well), sick.port, well.port, seconds=SHORT)
-        assert (sick.connections, well.connections) == (1, 0)
+            connect_in_turn(relay(well), broken.port, well.port, seconds=SHORT)
+        assert (broken.connections, well.connections) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Name look-ups end in time, and EHLO says a full name or an address literal."""
+"""Name look-ups end in time, and EHLO gives a full name or an address literal."""
 
 from __future__ import annotations
 

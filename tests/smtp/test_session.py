@@ -224,12 +224,12 @@ def test_without_pipelining_each_command_waits_for_the_reply(
 
 @pytest.mark.parametrize("local", cases(many_commands="u", many_octets="u" * 60))
 def test_commands_are_pipelined_in_groups_that_fit_into_buffers(local: str) -> None:
-    everybody = [f"{local}{number}@example.org" for number in range(250)]
+    recipients = [f"{local}{number}@example.org" for number in range(250)]
     with FaultServer() as server:
-        received = received_at(server, "mail", transaction(*everybody))
+        received = received_at(server, "mail", transaction(*recipients))
         assert received.count(b"\r\n") == 100 or 4000 < len(received) <= 4096
         assert received.count(b"\r\n") <= 100
-        assert server.deliveries[0].recipients == tuple(everybody)
+        assert server.deliveries[0].recipients == tuple(recipients)
 
 
 # 100 commands are a group, so that DATA would be the next one.

@@ -170,7 +170,7 @@ def test_the_first_refusal_decides(
 
 
 @pytest.mark.parametrize("status", [450, 550])
-def test_replies_after_a_refused_sender_do_not_speak_of_recipients(status: int) -> None:
+def test_replies_after_a_refused_sender_are_not_about_recipients(status: int) -> None:
     with FaultServer([On("mail", do=reply(status, "5.1.0 no"))]) as server:
         one = send_one(server, transaction("1@x.test", "2@x.test"))
         assert (one.phase, code(one), one.replies) == (Phase.MAIL, status, {})
@@ -486,10 +486,10 @@ def test_the_deadline_of_a_message_ends_any_phase(step: Any) -> None:
 
 
 def test_the_deadline_of_a_message_limits_the_sum_of_slow_replies() -> None:
-    everybody = [f"{number}@x.test" for number in range(20)]
+    recipients = [f"{number}@x.test" for number in range(20)]
     with FaultServer([On("rcpt", do=stall(0.2))]) as server:
         began = time.monotonic()
-        one = send_one(server, transaction(*everybody, seconds=1), timeout=0.5)
+        one = send_one(server, transaction(*recipients, seconds=1), timeout=0.5)
         assert time.monotonic() - began < 2.5
         assert (one.outcome, one.phase) == (NOT_SENT, Phase.RCPT)
 

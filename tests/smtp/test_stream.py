@@ -417,7 +417,7 @@ def test_a_forked_process_closes_inherited_streams_without_an_octet() -> None:
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        # The parent's connections live on, and nothing was sent over them.
+        # The parent's connections stay open, and nothing was sent over them.
         server.sendall(b"250 ok\r\n")
         tls_server.sendall(b"250 ok\r\n")
         for mine in (clear, stream):

@@ -111,7 +111,7 @@ LOSS = OSError("lost")
         ([REFUSED], None, REFUSED, None, ""),
         # The refusal by X.4.2 announced the loss.
         ([REFUSED, NO_ANSWER], None, None, LOSS, "1"),
-        # After the final reply it speaks of the recipient.
+        # After the final reply it is about the recipient.
         ([ACCEPTED, NO_ANSWER], ACCEPTED, ACCEPTED, None, "0"),
         ([ACCEPTED, NO_ANSWER], NO_ANSWER, NO_ANSWER, None, "0"),
         ([ACCEPTED, None], None, None, LOSS, "01"),
