@@ -117,7 +117,7 @@ class PoolMachine(RuleBasedStateMachine):
         waiting = len(self.undecided)
         # They look at the clock each second anyway.
         for request in tuple(self.pool.slots.waiting):
-            request.wake()
+            request.wake_ups.put(None)
         while self.undecided:
             threading.Event().wait(0.001)
         assert self.settle() == [PoolTimeout] * waiting
