@@ -71,13 +71,13 @@ _WITHOUT_QUIT = {
 
 
 class RequestState(Enum):
-    """Where a request is on its way to a connection."""
+    """Whether a request waits for a slot, has one, or is over."""
 
-    #: In the queue for a slot.
+    #: It is in the queue.
     WAITING = "waiting"
-    #: In a slot: with a connection, or allowed to open one.
+    #: It has a slot: with a connection, or to open one.
     BUSY = "busy"
-    #: In neither.
+    #: It has neither.
     ENDED = "ended"
 
 
@@ -98,7 +98,7 @@ class Session(Protocol):
 
     @property
     def mail_max(self) -> int | None:
-        """Return the server's limit of transactions a connection; without I/O."""
+        """Return the server's limit of transactions per connection; without I/O."""
 
     def alive(self) -> bool:
         """Return whether the server has neither sent anything nor closed, at once."""
@@ -175,7 +175,7 @@ class PooledConnection(Generic[C]):
             return CloseReason.LIFETIME
         if self.session.messages >= self.max_messages:
             return CloseReason.MESSAGES
-        if now - self.idle_since >= self.max_idle:
+        if now >= self.idle_until:
             return CloseReason.IDLE
         return None
 
@@ -193,7 +193,7 @@ class PoolRequest(Generic[C]):
     pool: ConnectionPool[C]
     #: Waiting requests are served in the order of their numbers. Never changes.
     number: int = 0
-    #: Only a new connection will do. Once False, it remains so, but for a failed ping.
+    #: It needs a new connection. Set by an unanswered ping, reset if the relay refuses.
     force_new: bool = False
     #: The request is refused if it makes more than so many wait; 0 is no limit. Never
     #: changes.
@@ -387,14 +387,14 @@ class Slots(Generic[C]):
         pool: ConnectionPool[C],
         taken: list[PoolRequest[C]],
         kept_before: float,
-        reason_of_those: CloseReason,
+        age_reason: CloseReason,
     ) -> None:
         """Take idle connections out for closing; until then they keep their slots."""
         now = self.clock()
         for connection in tuple(self.idle):
             reason = connection.limit_reached(now)
             if connection.idle_since <= kept_before:
-                reason = reason_of_those
+                reason = age_reason
             if reason:
                 request = PoolRequest(
                     pool=pool, connection=connection, close_reason=reason

@@ -149,19 +149,19 @@ class ConnectionPool(Generic[C]):
         self,
         taken: list[PoolRequest[C]],
         kept_before: float = float("-inf"),
-        reason: CloseReason = CloseReason.SURPLUS,
+        age_reason: CloseReason = CloseReason.SURPLUS,
     ) -> list[float]:
         """Take idle connections out for closing, and add them to `taken`.
 
-        They have reached a limit, or came back no later than `kept_before`, which is
-        closed for `reason`. Return when each of the others came back.
+        Takes those that have reached a limit and, for `age_reason`, those that came back
+        at `kept_before` or earlier. Returns when each of the others came back.
         """
         now, idle = self._clock(), tuple(self.slots.idle)
         if any(
             each.idle_until <= now or each.idle_since <= kept_before for each in idle
         ):
             self._locked(
-                lambda slots: slots.take_idle(self, taken, kept_before, reason)
+                lambda slots: slots.take_idle(self, taken, kept_before, age_reason)
             )
             idle = tuple(self.slots.idle)
         return [each.idle_since for each in idle]

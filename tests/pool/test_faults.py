@@ -11,22 +11,17 @@ import pytest
 
 from django_lettermint import pool
 from django_lettermint.exceptions import (
-    AuthenticationFailed,
-    ConnectFailed,
     LettermintError,
     PoolTimeout,
 )
-from tests.faults import Action, On, accept_then, drop, gate, hang, raw, reply, stall
+from tests.faults import Action, On, accept_then, drop, gate, raw, reply, stall
 from tests.faultserver import FaultServer
 from tests.sending import (
     SHORT,
     backend,
     cases,
-    interruptible,
     mail,
     mails,
-    spoken,
-    strike_and_wait,
 )
 
 if TYPE_CHECKING:
@@ -81,11 +76,9 @@ def assert_no_slot_is_lost(sender: EmailBackend, slots: int) -> None:
 @pytest.mark.parametrize(
     "death",
     cases(
-        fin=drop(),
-        rst=drop(rst=True),
-        service_not_available=reply(421, "4.3.2 shutting down", close=True),
-        idle_timeout_of_ses=reply(451, "4.4.2 Timeout waiting for data", close=True),
-        bye=reply(221, "Idle timeout, bye", close=True),
+        closed=drop(),
+        reset=drop(rst=True),
+        closed_after_a_reply=reply(451, "4.4.2 Timeout waiting for data", close=True),
         announced_only=reply(421, "4.4.2 going to close"),
         half_a_reply=raw(b"421-4.4"),
     ),
@@ -100,17 +93,6 @@ def test_idle_connections_that_died_are_replaced_unnoticed(death: Action) -> Non
         assert_each_is_delivered_once(server, 3)
         assert {each.connection for each in server.deliveries} == {4}
         assert stats(sender)["closed"] == {"stale": 3}
-
-
-def test_of_idle_connections_that_do_not_answer_one_is_waited_for() -> None:
-    with FaultServer([On("noop", hang())]) as server:
-        options = {"ping_after": 0, "max_size": 4, "timeout": SHORT}
-        sender = backend(server, pool=options)
-        keep_idle(sender, 4)
-
-        assert sender.send_messages([mail()]) == 1
-        assert spoken(server).count("NOOP") == 1
-        assert stats(sender)["closed"] == {"stale": 4}
 
 
 @pytest.mark.parametrize(
@@ -135,61 +117,10 @@ def test_a_late_reply_is_never_taken_for_that_to_another_command(
         assert server.deliveries[-1].connection == 2
 
 
-@pytest.mark.parametrize("phase", ["ehlo", "mail", "rcpt", "data", "dot"])
-def test_an_interrupt_closes_the_connection_and_frees_the_slot(phase: Phase) -> None:
-    with interruptible() as strike, FaultServer() as server:
-        server.script.append(On(phase, strike_and_wait(strike), times=1))
-        sender = backend(server, pool={"max_size": 1})
-
-        with pytest.raises(KeyboardInterrupt):
-            sender.send_messages([mail()])
-        assert stats(sender)["size"] == 0
-        assert sender.send_messages([mail("next@example.org")]) == 1
-        assert server.deliveries[-1].connection == 2
-
-
-def test_rset_is_sent_once_and_first_after_a_refusal() -> None:
-    with FaultServer([On("rcpt", reply(550), message=1)]) as server:
-        sender = backend(server, fail_silently=True)
-        sender.send_messages([mail("1@example.org")])
-        before = len(spoken(server))
-        for message in mails(2):
-            assert sender.send_messages([message]) == 1
-
-        assert server.connections == 1
-        assert spoken(server)[before:] == [
-            *("RSET", "MAIL", "RCPT", "DATA"),
-            *("MAIL", "RCPT", "DATA"),
-        ]
-        assert stats(sender)["resets"] == 1
-        assert server.violations == []
-
-
 def limited(server: FaultServer, limit: int) -> Action:
     """Greet no more than so many connections at once."""
     refused = reply(421, "too many connections, try again later", close=True)
     return lambda answer: refused(answer) if server.open_connections > limit else answer
-
-
-@pytest.mark.parametrize(
-    ("rule", "error"),
-    [
-        (On("banner", reply(421, "not now", close=True)), ConnectFailed),
-        (On("banner", reply(554, "not now", close=True)), ConnectFailed),
-        (On("auth", reply(535, "5.7.8 no")), AuthenticationFailed),
-    ],
-)
-def test_no_caller_waits_for_connections_that_cannot_be_opened(
-    rule: On, error: type[LettermintError]
-) -> None:
-    with FaultServer([rule], tls=None) as server:
-        sender = backend(server, retries=0, pool={"max_size": 2, "timeout": 30})
-        errors = send_in_threads(sender, threads=5, each=2)
-
-        assert [type(each) for each in errors] == [error] * 10
-        assert stats(sender)["size"] == 0
-        server.script.clear()
-        assert_no_slot_is_lost(sender, 2)
 
 
 def test_all_mail_is_sent_although_the_relay_allows_fewer_connections() -> None:
@@ -224,24 +155,6 @@ def test_timeouts_that_end_just_as_slots_become_free_lose_none() -> None:
         assert server.peak_connections <= 2
         assert stats(sender)["timeouts"] == len(errors)
         assert_no_slot_is_lost(sender, 2)
-
-
-def test_a_caller_that_waited_in_vain_can_send_again() -> None:
-    release, reached = threading.Event(), threading.Event()
-    with FaultServer([On("dot", gate(release, reached), times=1)]) as server:
-        sender = backend(server, pool={"max_size": 1, "timeout": SHORT})
-        first = threading.Thread(target=sender.send_messages, args=(mails(1),))
-        first.start()
-        assert reached.wait(30)
-        with pytest.raises(PoolTimeout) as failure:
-            sender.send_messages([mail("2@example.org")])
-        release.set()
-        first.join(30)
-
-        assert failure.value.retry_safe
-        assert failure.value.transient
-        assert sender.send_messages([mail("2@example.org")]) == 1
-        assert_each_is_delivered_once(server, 2)
 
 
 def test_a_pool_closed_while_a_mail_is_on_its_way_lets_it_arrive() -> None:

@@ -92,13 +92,16 @@ def test_children_and_grandchildren_send_over_connections_of_their_own(
     send(sender, "parent@example.org")
     received = server.received[1]
 
-    def act() -> int:
-        assert pool.get_stats() == []
-        send(sender, "child@example.org")
-        return in_child(lambda: send(sender, "grandchild@example.org"))
+    with pool.lease(sender.config, seconds=30) as leased:
 
-    assert in_child(act) == 1
-    assert server.received[1] == received
+        def act() -> int:
+            assert leased.session.closed
+            assert pool.get_stats() == []
+            send(sender, "child@example.org")
+            return in_child(lambda: send(sender, "grandchild@example.org"))
+
+        assert in_child(act) == 1
+        assert server.received[1] == received
     send(sender, "parent.again@example.org")
     assert connections(server) == {
         "parent@example.org": 1,
@@ -110,27 +113,24 @@ def test_children_and_grandchildren_send_over_connections_of_their_own(
     assert server.violations == []
 
 
-def test_a_child_that_closes_its_pools_leaves_the_parents_tls_alone(
+def test_a_child_neither_closes_nor_keeps_its_parents_connections(
     server: FaultServer,
 ) -> None:
     sender = backend(server)
     send(sender, "parent@example.org")
-
-    in_child(pool.close_pools)
-    send(sender, "parent.again@example.org")
-
-    assert server.connections == 1
-    assert "QUIT" not in spoken(server)
-
-
-def test_a_child_keeps_no_copy_of_its_parents_sockets(server: FaultServer) -> None:
-    sender = backend(server)
-    send(sender, "parent@example.org")
     leave, told = os.pipe()
-    with child(lambda: os.read(leave, 1)):
+
+    def act() -> bytes:
+        pool.close_pools()
+        return os.read(leave, 1)
+
+    with child(act):
+        send(sender, "parent.again@example.org")
+        assert server.connections == 1
         pool.close_pools(timeout=0)
         # With a copy in the child the server would not see the end.
         assert server.wait_for(lambda: server.open_connections == 0)
+        assert "QUIT" not in spoken(server)
         os.write(told, b"!")
     os.close(leave)
     os.close(told)
@@ -170,22 +170,6 @@ def test_a_fork_while_threads_send_and_wait_disturbs_neither_process() -> None:
             "child@example.org": 2,
             **{f"{number}@example.org": 1 for number in range(3)},
         }
-
-
-def test_a_lease_during_a_fork_stays_with_the_parent(server: FaultServer) -> None:
-    sender = backend(server)
-    with pool.lease(sender.config, seconds=30) as lease:
-        session = lease.session
-        received = server.received[1]
-
-        def act() -> tuple[bool, int]:
-            return session.closed, send(sender, "child@example.org")
-
-        assert in_child(act) == (True, 1)
-        assert not session.closed
-        assert server.received[1] == received
-    send(sender, "parent@example.org")
-    assert connections(server) == {"child@example.org": 2, "parent@example.org": 1}
 
 
 def test_a_child_closes_connections_that_are_being_opened() -> None:
