@@ -7,7 +7,6 @@ import pickle
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -29,9 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarn
 T = TypeVar("T")
 
 
-@contextmanager
-def child(act: Callable[[], T]) -> Iterator[Callable[[], T]]:
-    """Fork; give a function that waits for what `act` returned in the child."""
+def in_child(act: Callable[[], T]) -> T:
+    """Fork, and return what `act` returned in the child."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -43,28 +41,12 @@ def child(act: Callable[[], T]) -> Iterator[Callable[[], T]]:
         os.write(writer, pickle.dumps(outcome))
         os._exit(0)
     os.close(writer)
-    result: list[T] = []
-
-    def wait() -> T:
-        if not result:
-            with os.fdopen(reader, "rb") as pipe:
-                outcome = pickle.load(pipe)
-            os.waitpid(pid, 0)
-            result.append(outcome)
-        if isinstance(result[0], AssertionError):
-            raise result[0]
-        return result[0]
-
-    try:
-        yield wait
-    finally:
-        wait()
-
-
-def in_child(act: Callable[[], T]) -> T:
-    """Fork, and return what `act` returned in the child."""
-    with child(act) as wait:
-        return wait()
+    with os.fdopen(reader, "rb") as pipe:
+        result: T = pickle.load(pipe)
+    os.waitpid(pid, 0)
+    if isinstance(result, AssertionError):
+        raise result
+    return result
 
 
 def send(sender: EmailBackend, to: str) -> int:
@@ -118,22 +100,23 @@ def test_a_child_neither_closes_nor_keeps_its_parents_connections(
 ) -> None:
     sender = backend(server)
     send(sender, "parent@example.org")
-    leave, told = os.pipe()
+    in_child(pool.close_pools)
+    send(sender, "parent.again@example.org")
+    assert server.connections == 1
 
-    def act() -> bytes:
-        pool.close_pools()
-        return os.read(leave, 1)
-
-    with child(act):
-        send(sender, "parent.again@example.org")
-        assert server.connections == 1
-        pool.close_pools(timeout=0)
-        # With a copy in the child the server would not see the end.
-        assert server.wait_for(lambda: server.open_connections == 0)
-        assert "QUIT" not in spoken(server)
-        os.write(told, b"!")
-    os.close(leave)
-    os.close(told)
+    waits_for_the_parent, parent = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(waits_for_the_parent, 1)
+        os._exit(0)
+    pool.close_pools(timeout=0)
+    # With a copy in the child the server would not see the end.
+    assert server.wait_for(lambda: server.open_connections == 0)
+    assert "QUIT" not in spoken(server)
+    os.write(parent, b"!")
+    os.waitpid(child, 0)
+    os.close(waits_for_the_parent)
+    os.close(parent)
 
 
 def test_a_fork_while_the_pool_is_locked_does_not_block_the_child(
