@@ -187,7 +187,7 @@ class PoolRequest(Generic[C]):
         WAITING ──► BUSY ──► ENDED          WAITING again if the relay refuses another
            └───────────────────►            connection
 
-    A connection that the pool closes by itself gets a request, too: it holds the slot.
+    An idle connection that is to be closed gets a request, too, which holds its slot.
     """
 
     pool: ConnectionPool[C]

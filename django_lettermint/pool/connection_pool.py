@@ -141,8 +141,8 @@ class ConnectionPool(Generic[C]):
             closing: list[PoolRequest[C]] = []
             try:
                 self._finish(request, closing)
-            except BaseException:
-                self._finish(request, closing)  # interrupted: complete it first
+            except BaseException:  # an interrupt: complete the end first
+                self._finish(request, closing)
                 raise
 
     def take_expired(
@@ -240,7 +240,7 @@ class ConnectionPool(Generic[C]):
         The lock is acquired within `try`, as its release tells whether this thread has
         it. A `with` block can be interrupted between its lock and its first line, and
         CPython 3.12 to 3.15 may skip a `finally` when interrupted at the end of a loop:
-        so `act` is a call of its own.
+        so the loops are in `act`, a call within.
         """
         slots = self.slots
         try:
@@ -338,8 +338,8 @@ class ConnectionPool(Generic[C]):
             self.count("pings")
             if session.ping(min(PING_TIMEOUT, request.wait_until - now)):
                 return None
-        except BaseException:
-            session.close()  # the reply may still come
+        except BaseException:  # an interrupt: the reply may still come
+            session.close()
             raise
         # Those that were idle for longer took the same path: most likely they are dead.
         request.force_new = True
@@ -362,14 +362,14 @@ class ConnectionPool(Generic[C]):
     ) -> PooledConnection[C]:
         try:
             session = self.connect(until, timeout)
-        except BaseException:
+        except BaseException:  # interrupts count as well
             self.count("open_errors")
             raise
         try:
             connection = PooledConnection.begin(session, self.config, self._clock())
             self._locked(lambda slots: slots.note_opened(request, connection))
-        except BaseException:
-            session.close()  # no request holds it yet
+        except BaseException:  # an interrupt: no request holds the session yet
+            session.close()
             raise
         return connection
 

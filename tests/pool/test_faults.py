@@ -105,7 +105,7 @@ def test_idle_connections_that_died_are_replaced_unnoticed(death: Action) -> Non
 def test_a_late_reply_is_never_taken_for_that_to_another_command(
     phase: Phase, late: Action
 ) -> None:
-    with FaultServer([On(phase, late, times=1)]) as server:
+    with FaultServer([On(phase, late, times=1)], tls=None) as server:
         sender = backend(
             server, timeout=SHORT, final_reply_timeout=SHORT, idempotency=False
         )

@@ -247,7 +247,7 @@ def test_closing_takes_no_longer_than_its_timeout() -> None:
         began = time.monotonic()
         close_pools(timeout=0.2)
 
-        assert 0.2 <= time.monotonic() - began < 1.5
+        assert 0.2 <= time.monotonic() - began < 5
         assert server.wait_for(lambda: server.open_connections == 0)
 
 

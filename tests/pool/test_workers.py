@@ -31,7 +31,7 @@ MAILS = 60
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one mail told about its sender."""
+    """The process and the sockets that sent a mail."""
 
     to: str
     connection: int

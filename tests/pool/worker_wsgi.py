@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.core.wsgi import get_wsgi_application
 
 application = get_wsgi_application()
@@ -11,6 +13,9 @@ from tests.pool.worker_mail import report  # noqa: E402 - Django is set up now
 report("preloaded@example.org")
 
 
-def child_exit(server: object, worker: object) -> None:
-    """Send from the master, whose connection its children have inherited; a gunicorn hook."""
-    report(f"{worker.pid}.gone@example.org")  # type: ignore[attr-defined]
+def child_exit(server: object, worker: Any) -> None:
+    """Send from the master over the connection that its children have inherited.
+
+    A hook of gunicorn.
+    """
+    report(f"{worker.pid}.gone@example.org")
