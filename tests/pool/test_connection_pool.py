@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import pytest
 
 from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
-from django_lettermint.pool import CloseReason, PooledConnection
+from django_lettermint.pool import CloseReason
 from django_lettermint.pool.connection import (
     ASSUMED_LIMIT_SECONDS,
     LIFETIME_JITTER,
@@ -24,7 +23,6 @@ from django_lettermint.pool.stats import no_stats
 from tests.pool.fakes import (
     Caller,
     FakePool,
-    FakeSession,
     Interrupt,
     callers,
     interrupt,
@@ -64,43 +62,32 @@ def test_an_error_of_the_caller_costs_no_connection() -> None:
     assert pool.use() is connection.session
 
 
-def break_step(pool: FakePool, connection: PooledConnection[FakeSession]) -> None:
-    connection.session.in_step = False
-
-
-def discard(pool: FakePool, connection: PooledConnection[FakeSession]) -> None:
-    connection.discard(CloseReason.REFUSED)
-
-
-def discard_broken(pool: FakePool, connection: PooledConnection[FakeSession]) -> None:
-    break_step(pool, connection)
-    discard(pool, connection)
-
-
-def reach_lifetime(pool: FakePool, connection: PooledConnection[FakeSession]) -> None:
-    pool.now += 300
-
-
 @pytest.mark.parametrize(
-    ("act", "reason", "quit_is_sent", "level"),
+    ("in_step", "discarded", "seconds", "reason", "quit_is_sent", "level"),
     [
-        (break_step, CloseReason.ERROR, False, "INFO"),
-        (discard, CloseReason.REFUSED, True, "INFO"),
-        (discard_broken, CloseReason.REFUSED, False, "INFO"),
-        (reach_lifetime, CloseReason.LIFETIME, True, "DEBUG"),
+        (False, None, 1, CloseReason.ERROR, False, "INFO"),
+        (True, CloseReason.REFUSED, 1, CloseReason.REFUSED, True, "INFO"),
+        (False, CloseReason.REFUSED, 1, CloseReason.REFUSED, False, "INFO"),
+        (True, None, 300, CloseReason.LIFETIME, True, "DEBUG"),
     ],
 )
 def test_a_connection_that_cannot_be_kept_is_closed_counted_and_logged(
-    act: Callable[[FakePool, PooledConnection[FakeSession]], None],
+    *,
+    in_step: bool,
+    discarded: CloseReason | None,
+    seconds: float,
     reason: CloseReason,
-    quit_is_sent: bool,  # noqa: FBT001 - a column of the table
+    quit_is_sent: bool,
     level: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "django_lettermint")
     pool = FakePool(max_lifetime=300)
     with pool.hold() as connection:
-        act(pool, connection)
+        pool.now += seconds
+        connection.session.in_step = in_step
+        if discarded:
+            connection.discard(discarded)
 
     assert connection.session.closed
     assert connection.session.sent_quit is quit_is_sent
@@ -111,9 +98,9 @@ def test_a_connection_that_cannot_be_kept_is_closed_counted_and_logged(
     ]
 
 
-@pytest.mark.parametrize(("max_size", "replaced"), [(3, []), (2, [0])])
+@pytest.mark.parametrize(("max_size", "replaced"), [(3, 0), (2, 1)])
 def test_a_new_connection_replaces_the_oldest_idle_one_if_the_pool_is_full(
-    max_size: int, replaced: list[int]
+    max_size: int, replaced: int
 ) -> None:
     pool = FakePool(max_size=max_size)
     idle = pool.keep_idle(2)
@@ -121,7 +108,7 @@ def test_a_new_connection_replaces_the_oldest_idle_one_if_the_pool_is_full(
     with pool.hold(force_new=True) as connection:
         assert connection.session is pool.opened[2]
         assert pool.size == max_size
-        assert [each for each in idle if each.closed] == [idle[i] for i in replaced]
+        assert [each for each in idle if each.closed] == idle[:replaced]
     assert pool.reasons == ({"replaced": 1} if replaced else {})
     assert (pool.stats()["opened"], pool.stats()["reused"]) == (3, 0)
 
