@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, suppress
 from copy import copy, deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,10 +33,10 @@ from .delivery import (
     LIST_PATIENCE,
     PATIENCE,
     BatchSender,
-    Deliveries,
     Delivery,
     build_error,
     build_result,
+    deliver_all,
     list_connections,
     submissions,
 )
@@ -49,7 +49,6 @@ from .results import Outcome, Phase, SendResult
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
-    from django.core.mail.backends.base import BaseEmailBackend
 
     from .envelope import Envelope
 
@@ -114,7 +113,10 @@ class EmailBackend(AnymailBaseBackend):
         self._whole_config = Hidden(config)
         #: Seconds for connecting and for each reply; django-health-check sets it.
         self.timeout: float | None = config.relay.timeout
-        self._configured = attributes_since(self, before)
+        #: What this constructor has set: a pickle holds what was changed since then.
+        self._configured = {
+            name: value for name, value in vars(self).items() if name not in before
+        }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -254,10 +256,10 @@ class EmailBackend(AnymailBaseBackend):
             size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
             if width == 1:
                 patience = PATIENCE if count == 1 else LIST_PATIENCE
-                delivery = Deliveries(config, connections, patience=patience)
+                delivery = Delivery(config, connections, patience=patience)
                 for batch in self._batches(messages, size, BATCH_OCTETS):
                     try:
-                        delivery.deliver([each.submissions for each in batch])
+                        deliver_all([each.submissions for each in batch], delivery)
                     finally:
                         finished.add(batch)
                 return
@@ -352,22 +354,22 @@ class EmailBackend(AnymailBaseBackend):
         return sender
 
 
+@dataclass(slots=True, eq=False)
 class _Finished:
     """The results of one call of `send_messages()`, in the order of its messages."""
 
-    def __init__(self, sender: type[EmailBackend], endpoint: Endpoint) -> None:
-        self._sender = sender
-        self._endpoint = endpoint
-        self.results: list[SendResult] = []
-        #: The first error.
-        self.error: Exception | None = None
+    sender: type[EmailBackend]
+    endpoint: Endpoint
+    results: list[SendResult] = field(default_factory=list)
+    #: The first error.
+    error: Exception | None = None
 
     def add(self, batch: Sequence[OutgoingMessage]) -> None:
         """Report the end of each message, also after a receiver was interrupted."""
         try:
             with ExitStack() as notifications:
                 for each in reversed(batch):
-                    notifications.callback(notify, self._sender, each, self._endpoint)
+                    notifications.callback(notify, self.sender, each, self.endpoint)
         finally:
             for each in batch:
                 self.results.append(each.result)
@@ -410,13 +412,6 @@ def refuse_unused_hooks(cls: type, ours: type) -> None:
                 f"{ours.__module__}.{ours.__qualname__} never calls: use "
                 f"{_UNUSED_HOOKS[name]}"
             )
-
-
-def attributes_since(
-    backend: BaseEmailBackend, before: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the attributes that a constructor of ours has set."""
-    return {name: value for name, value in vars(backend).items() if name not in before}
 
 
 def _rebuild(cls: type[EmailBackend], alias: str | None) -> EmailBackend:

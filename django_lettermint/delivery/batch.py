@@ -11,11 +11,9 @@ from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from django_lettermint.exceptions import ConnectFailed
 from django_lettermint.pool import open_pool
 
 from .engine import Delivery
-from .policy import LIST_PATIENCE
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
@@ -60,90 +58,29 @@ def _runs_threads() -> bool:
     return "threads" in options or told in (True, b"true", b"1")
 
 
-class Deliveries:
-    """Delivers lists of messages of which some may have a configuration of their own.
+def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> None:
+    """Deliver messages of which some may have a configuration of their own.
 
-    `config` and `connections` are those of the others. `fatal` holds what any further
-    message would meet as well, by the endpoint or the address where that is so.
+    They go over connections of their own, the others as `delivery` does.
     """
-
-    def __init__(
-        self,
-        config: RelayConfig,
-        connections: ConnectionPool[Session],
-        *,
-        patience: float = LIST_PATIENCE,
-        stop: threading.Event | None = None,
-        ignore_pool_timeout: bool = False,
-        connected: threading.Event | None = None,
-        fatal: dict[object, LettermintError] | None = None,
-    ) -> None:
-        self._config = config
-        self._connections = connections
-        self._patience = patience
-        self._stop = stop
-        self._ignore_pool_timeout = ignore_pool_timeout
-        self._connected = connected
-        self._fatal = {} if fatal is None else fatal
-        self._delivery = self._new_delivery(config, connections)
-
-    def deliver(self, messages: Sequence[list[Submission]]) -> None:
-        """Bring the submissions of all messages to their end, as Delivery does."""
-        others: dict[RelayConfig, list[list[Submission]]] = {}
-        usual: list[list[Submission]] = []
-        for each in messages:
-            config = each[0].config if each else self._config
-            if config is self._config or config == self._config:
-                usual.append(each)
-            else:
-                others.setdefault(config, []).append(each)
-        try:
-            self._deliver(self._config, self._connections, self._delivery, usual)
-            for config, group in others.items():
-                with open_pool(config) as connections:
-                    delivery = self._new_delivery(config, connections)
-                    self._deliver(config, connections, delivery, group)
-        except BaseException:
-            for submission in chain.from_iterable(messages):
-                if not submission.done:
-                    submission.fail(None)
-            raise
-
-    def _deliver(
-        self,
-        config: RelayConfig,
-        connections: ConnectionPool[Session],
-        delivery: Delivery,
-        messages: Sequence[list[Submission]],
-    ) -> None:
-        endpoint = config.endpoint
-        address = endpoint.host, endpoint.port, endpoint.security
-        delivery.fatal = self._fatal.get(endpoint)
-        away = self._fatal.get(address)
-        # Where new connections are refused, those that are open may still do.
-        if isinstance(away, ConnectFailed) and (
-            away.step in ("DNS", "TCP") or connections.empty
-        ):
-            delivery.fatal = delivery.fatal or away
-        delivery.deliver(messages)
-        error = delivery.fatal
-        if error:
-            self._fatal[endpoint] = error
-            # All other errors may be due to this login, or to its certificates.
-            if isinstance(error, ConnectFailed) and error.step != "AUTH":
-                self._fatal[address] = error
-
-    def _new_delivery(
-        self, config: RelayConfig, connections: ConnectionPool[Session]
-    ) -> Delivery:
-        return Delivery(
-            config,
-            connections,
-            patience=self._patience,
-            stop=self._stop,
-            ignore_pool_timeout=self._ignore_pool_timeout,
-            connected=self._connected,
-        )
+    usual: list[list[Submission]] = []
+    others: dict[RelayConfig, list[list[Submission]]] = {}
+    for each in messages:
+        config = each[0].config if each else delivery.config
+        if config is delivery.config or config == delivery.config:
+            usual.append(each)
+        else:
+            others.setdefault(config, []).append(each)
+    try:
+        delivery.deliver(usual)
+        for config, group in others.items():
+            with open_pool(config) as connections:
+                delivery.over(connections, config).deliver(group)
+    except BaseException:
+        for submission in chain.from_iterable(messages):
+            if not submission.done:
+                submission.fail(None)
+        raise
 
 
 class _HasSubmissions(Protocol):
@@ -261,7 +198,7 @@ class BatchSender(Generic[M]):
                 future.result()
 
     def _deliver(self, batch: Sequence[M]) -> None:
-        deliveries = Deliveries(
+        delivery = Delivery(
             self._config,
             self._connections,
             stop=self._stop,
@@ -271,6 +208,6 @@ class BatchSender(Generic[M]):
             fatal=self._fatal,
         )
         try:
-            deliveries.deliver([each.submissions for each in batch])
+            deliver_all([each.submissions for each in batch], delivery)
         finally:
             self._connected.set()

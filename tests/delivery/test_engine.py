@@ -105,12 +105,11 @@ def test_a_connection_lost_after_its_first_message_costs_no_retry() -> None:
 def test_the_reason_that_ended_one_list_ends_the_next_without_a_connection() -> None:
     with FaultServer() as server:
         config = relay(server)
-        delivery = Delivery(config, pool.get_pool(config.endpoint))
-        delivery.fatal = AuthenticationFailed("no")
+        error = AuthenticationFailed("no")
         sent = messages(3, config)
-        delivery.deliver(sent)
+        deliver(server, sent, config, fatal={config.endpoint: error})
         assert outcomes(sent) == [NOT_SENT] * 3
-        assert {each.error for [each] in sent} == {delivery.fatal}
+        assert {each.error for [each] in sent} == {error}
         assert server.connections == 0
 
 
