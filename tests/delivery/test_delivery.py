@@ -318,7 +318,7 @@ def test_the_deadline_limits_a_server_that_sends_octet_by_octet(
 ) -> None:
     slow = trickle(b"250-slow\r\n" * 1000, 0.05)
     with FaultServer([On(phase, do=slow)]) as server:
-        limits = {"timeout": 60, "final_reply_timeout": 60, "deadline": SHORT}
+        limits: Any = {"timeout": 60, "final_reply_timeout": 60, "deadline": SHORT}
         _, error = fail(server, **limits, retries=9)
         assert isinstance(error, kind)
         assert server.wait_for(lambda: server.open_connections == 0)

@@ -59,7 +59,7 @@ def fail(
     assert [each[0] for each in heard.failed] == [
         each for each in messages if each not in sent
     ]
-    assert [*raised.value.results] == [result(each) for each in messages]  # type: ignore[attr-defined]
+    assert [*raised.value.results] == [result(each) for each in messages]
     assert raised.value is heard.failed[0][2]
     return outcomes, raised.value, heard
 

@@ -9,8 +9,17 @@ import pytest
 
 from django_lettermint.exceptions import ConnectionLost, RecipientsRefused
 from django_lettermint.results import Outcome
-from tests.faultserver import Answer, FaultServer, On, drop, hang, reply
-from tests.sending import SHORT, backend, mail, mails, result, spoken, status
+from tests.faultserver import Answer, FaultServer, On, drop, reply
+from tests.sending import (
+    SHORT,
+    backend,
+    cases,
+    mail,
+    mails,
+    result,
+    spoken,
+    status,
+)
 
 if TYPE_CHECKING:
     from tests.faults import Phase
@@ -53,11 +62,26 @@ def test_a_relay_that_refuses_pipelining_gets_the_whole_list(
         assert server.violations == []
 
 
-def test_nothing_is_pipelined_to_it_by_later_calls() -> None:
+@pytest.mark.parametrize(
+    "script",
+    cases(
+        all_is_refused=behind_end(503),
+        a_recipient_is=[
+            On("rcpt", match="2b@", behind_end=True, do=reply(503, "5.5.1 no"))
+        ],
+        the_connection_is_lost=[On("mail", behind_end=True, do=drop(), times=1)],
+    ),
+)
+def test_after_any_trouble_with_pipelining_the_next_list_goes_without(
+    script: list[On],
+) -> None:
     seen = Seen()
-    with FaultServer(behind_end(503)) as server:
+    with FaultServer(script) as server:
         sender = backend(server)
-        assert sender.send_messages(mails(3)) == 3
+        messages = [mail("1@x.test"), mail("2a@x.test", "2b@x.test")]
+        assert sender.send_messages(messages) == 2
+        assert status(messages[1]).status == {"queued"}
+        assert server.delivered == Counter(["1@x.test", "2a@x.test", "2b@x.test"])
         server.script.insert(0, On("mail", behind_end=True, do=seen))
         assert sender.send_messages(mails(3)) == 3
     assert seen.times == 0
@@ -81,37 +105,6 @@ def test_a_wrong_address_does_not_end_the_pipelining() -> None:
         assert server.connections == 1
 
 
-def test_recipients_refused_for_being_pipelined_get_the_message_by_themselves() -> None:
-    second = mail("2a@x.test", "2b@x.test")
-    script = [On("rcpt", match="2b@", behind_end=True, do=reply(503, "5.5.1 no"))]
-    with FaultServer(script) as server:
-        messages = [mail("1@x.test"), second, mail("3@x.test")]
-        assert backend(server).send_messages(messages) == 3
-        assert server.delivered == Counter(
-            ["1@x.test", "2a@x.test", "2b@x.test", "3@x.test"]
-        )
-        assert status(second).status == {"queued"}
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        On("rcpt", match="2b@", behind_end=True, do=reply(503, "5.5.1 no")),
-        On("mail", behind_end=True, do=drop(), times=1),
-    ],
-    ids=["a recipient is refused", "the connection is lost"],
-)
-def test_after_any_trouble_with_pipelining_the_next_list_goes_without(rule: On) -> None:
-    seen = Seen()
-    with FaultServer([rule]) as server:
-        sender = backend(server)
-        messages = [mail("1@x.test"), mail("2a@x.test", "2b@x.test")]
-        assert sender.send_messages(messages) == 2
-        server.script.insert(0, On("mail", behind_end=True, do=seen))
-        assert sender.send_messages(mails(3)) == 3
-    assert seen.times == 0
-
-
 @pytest.mark.parametrize(("recipients", "times"), [(3, 1), (4, 0)])
 def test_a_message_with_more_than_three_recipients_is_never_pipelined(
     recipients: int, times: int
@@ -125,16 +118,9 @@ def test_a_message_with_more_than_three_recipients_is_never_pipelined(
     assert seen.times == times
 
 
-def test_a_relay_that_does_not_master_pipelining_is_met_by_the_option() -> None:
+def test_a_relay_that_offers_pipelining_and_fails_at_it_is_met_by_the_option() -> None:
     with FaultServer(one_command_per_segment=True) as server:
         with pytest.raises(ConnectionLost, match="set pipelining=False"):
             backend(server, timeout=SHORT, retries=0).send_messages([mail()])
         sender = backend(server, timeout=SHORT, pipelining=False)
         assert sender.send_messages([mail()]) == 1
-
-
-def test_another_time_out_does_not_blame_pipelining() -> None:
-    with FaultServer([On("mail", do=hang())]) as server:
-        with pytest.raises(ConnectionLost) as raised:
-            backend(server, timeout=SHORT, retries=0).send_messages([mail()])
-        assert "pipelining" not in str(raised.value)
