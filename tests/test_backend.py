@@ -79,7 +79,7 @@ def changed(**attributes: Any) -> Any:
     return mail
 
 
-def rendered_once() -> EmailMessage:
+def rendered_once() -> Any:
     """Return a message to several that cannot be rendered for the second one."""
 
     class Once(EmailMessage):
