@@ -43,21 +43,16 @@ def test_a_hook_that_is_never_called_is_refused(kind: type[Any], hook: str) -> N
 
 
 @BACKENDS
-@pytest.mark.parametrize("hook", ["_send", "post_to_esp"])
-def test_a_hook_from_a_mixin_is_refused(kind: type[Any], hook: str) -> None:
-    filters = type("Filters", (), {hook: lambda self, *args: None})
+def test_a_hook_from_a_mixin_or_on_a_subclass_of_a_subclass_is_refused(
+    kind: type[Any],
+) -> None:
+    filters = type("Filters", (), {"_send": lambda self, *args: None})
     inherits = type("Inherits", (filters,), {})
-
-    with pytest.raises(TypeError, match=hook):
-        type("Staging", (inherits, kind), {})
-
-
-@BACKENDS
-def test_a_hook_is_refused_on_a_subclass_of_a_subclass(kind: type[Any]) -> None:
     between = type("Between", (kind,), {})
 
-    with pytest.raises(TypeError, match="post_to_esp"):
-        type("Staging", (between,), {"post_to_esp": lambda self, *args: None})
+    for base in (kind, between):
+        with pytest.raises(TypeError, match="_send"):
+            type("Staging", (inherits, base), {})
 
 
 def test_what_is_called_may_be_overridden(relay: Relay) -> None:
