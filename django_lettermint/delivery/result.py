@@ -108,8 +108,7 @@ def phase_of(error: BaseException | None) -> Phase:
 
 def recipients_of(submission: Submission) -> tuple[str, ...]:
     """Return all its recipients, those left out of a repeat included."""
-    first = submission.unconfirmed or submission.last
-    return (first or submission).envelope.recipients
+    return (submission.unconfirmed or submission).envelope.recipients
 
 
 def _recipient(submission: Submission, who: str) -> RecipientResult:
