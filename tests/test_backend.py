@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import pickle
 import re
 from base64 import b64decode
@@ -13,16 +13,16 @@ import pytest
 from anymail.exceptions import AnymailCancelSend
 from anymail.signals import pre_send
 from django.core.mail import EmailMessage
-from django.test import override_settings
 from django.utils.functional import SimpleLazyObject
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_lettermint import exceptions
 from django_lettermint.backend import EmailBackend
+from django_lettermint.envelope import Envelope
 from django_lettermint.message import LettermintMessage, freeze
 from django_lettermint.results import Outcome, Phase
-from tests.faultserver import FEATURES, FaultServer
+from tests.faultserver import FaultServer
 from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 from tests.listening import listening, names, receiver
 from tests.sending import message
@@ -30,8 +30,6 @@ from tests.sending import message
 if TYPE_CHECKING:
     from django_lettermint.outgoing import OutgoingMessage
     from django_lettermint.testing import Relay
-
-TOKEN = "lm_test_token"
 
 
 def backend(server: Relay | FaultServer, **options: Any) -> EmailBackend:
@@ -261,21 +259,6 @@ def test_large_messages_are_not_all_held_in_memory(relay: Relay) -> None:
 # -- The caller's message ----------------------------------------------------------------
 
 
-def test_a_message_can_be_sent_twice(relay: Relay) -> None:
-    mail = message(headers={"X-LM-Tag": "tag"}, bcc=["bcc@example.com"])
-    before = copy.deepcopy(
-        {k: v for k, v in vars(mail).items() if k != "anymail_status"}
-    )
-    for _ in range(2):
-        assert backend(relay).send_messages([mail]) == 1
-    after = {k: v for k, v in vars(mail).items() if k != "anymail_status"}
-    assert after == before
-    first, second = relay.messages
-    assert first.recipients == second.recipients
-    assert first.tag == second.tag == "tag"
-    assert first.idempotency_key != second.idempotency_key
-
-
 def test_a_message_with_a_key_of_its_own_is_delivered_once(relay: Relay) -> None:
     mail = freeze(
         LettermintMessage(
@@ -305,98 +288,7 @@ def test_another_message_under_the_same_key_says_that_the_key_was_yours(
     assert len(relay.messages) == 1
 
 
-def test_a_sent_message_can_be_pickled_and_sent_again(relay: Relay) -> None:
-    with override_settings(ANYMAIL=relay.settings()):
-        # Below Django 6.1, the message keeps the backend that it was sent with.
-        mail: Any = message(tags=["tag"])
-        mail._connection = mail.__dict__["connection"] = EmailBackend()
-        backend(relay).send_messages([mail])
-        stored = pickle.dumps(mail)
-        assert TOKEN.encode() not in stored
-        again: Any = pickle.loads(stored)
-        assert again.anymail_status.status == {"queued"}
-        assert again.anymail_status.esp_response == mail.anymail_status.esp_response
-        assert again.__dict__["connection"].send_messages([again]) == 1
-    assert [each.tag for each in relay.messages] == ["tag", "tag"]
-
-
-def test_what_is_raised_can_be_pickled(relay: Relay) -> None:
-    relay.refuse("ann@example.com")
-    with pytest.raises(exceptions.RecipientsRefused) as caught:
-        backend(relay).send_messages([message(), message("bob@example.com")])
-    stored = pickle.dumps(caught.value)
-    again = pickle.loads(stored)
-    assert again.results == caught.value.results
-    assert again.recipients == caught.value.recipients
-    assert TOKEN.encode() not in stored
-
-
 # -- What the relay reads ----------------------------------------------------------------
-
-
-def test_extras_arrive_as_sent(relay: Relay) -> None:
-    metadata = {
-        "order_id": "7",
-        "UserID": "u-1",
-        "long": "x" * 600,
-        "words": "lorem ipsum " * 49 + "dolor",
-        "city": "Zürich ☃",
-        "tricky": "a =?utf-8?q?b?= c",
-    }
-    mail = LettermintMessage(
-        "Grüße",
-        "Hello",
-        "Shöp <shop@example.com>",
-        ["ann@example.com"],
-        route="news-letters",
-        tag="t" * 255,
-        metadata=metadata,
-        idempotency_key="order-7",
-    )
-    backend(relay).send_messages([mail])
-    [received] = relay.messages
-    assert received.route == "news-letters"
-    assert received.tag == "t" * 255
-    found = dict(received.metadata)
-    assert found.pop("django_message_id") == mail.anymail_status.message_id
-    assert found == metadata
-    assert received.idempotency_key == "order-7"
-    assert received.headers["Subject"] == "Grüße"
-    for line in (
-        b"Idempotency-Key: order-7",
-        b"X-Lettermint-Route: news-letters",
-        b"X-LM-Tag: " + b"t" * 255,
-        b"X-LM-Metadata-order_id: 7",
-        b"X-LM-Metadata-UserID: u-1",
-        b"X-LM-Metadata-long: " + b"x" * 600,
-    ):
-        assert line in received.content.split(b"\r\n")
-
-
-def test_blind_recipients_are_on_the_wire_in_commands_only() -> None:
-    with FaultServer() as server:
-        backend(server).send_messages([message(bcc=["eve@example.com"])])
-        [everything] = server.received.values()
-    assert everything.count(b"eve@example.com") == 1
-    assert b"RCPT TO:<eve@example.com>" in everything
-    assert b"\nbcc:" not in everything.lower()
-
-
-@pytest.mark.parametrize("body", ["Grüße\r\n.\r\n..\nend", "ü" * 3000, "plain"])
-def test_a_relay_without_8bitmime_gets_the_same_text(body: str) -> None:
-    features = [each for each in FEATURES if each != "8BITMIME"]
-    with FaultServer(features=features) as server:
-        mail = message()
-        mail.body = body
-        mail.attach("grüße.txt", "ö" * 100, "text/plain")
-        backend(server).send_messages([mail])
-        [delivery] = server.deliveries
-        assert not any(b"8BITMIME" in line for _, line in server.commands)
-        assert server.violations == []
-    assert delivery.content.isascii()
-    first, second = leaves(delivery.content)
-    assert text_lines(first) == lines(body)
-    assert second.decode().rstrip() == "ö" * 100
 
 
 def test_almost_25_mb_arrive(relay: Relay) -> None:
@@ -518,3 +410,55 @@ def test_an_interrupt_before_the_preparation_ends_the_message(relay: Relay) -> N
     ended = [each.anymail_status.esp_response.outcome for each in messages[::2]]
     assert ended == [Outcome.NOT_SENT] * 2
     assert relay.messages == []
+
+
+# -- Messages whose delivery stayed unknown, repeated later ---------------------------------
+
+
+def unknown(relay: Relay, **options: Any) -> exceptions.DeliveryUnknown:
+    """Send a message that the relay takes, but never confirms."""
+    mail = EmailMessage("Hi", "Hello", "us@x.test", ["ann@x.test", "bob@x.test"])
+    relay.drop_final_replies(100)
+    with pytest.raises(exceptions.DeliveryUnknown) as raised:
+        EmailBackend(**relay.options(deadline=1, **options)).send_messages([mail])
+    relay.drop_final_replies(0)
+    return raised.value
+
+
+@pytest.mark.parametrize("carried", ["json", "pickle"])
+def test_another_process_can_repeat_it_and_delivers_it_once(
+    relay: Relay, carried: str
+) -> None:
+    error = unknown(relay)
+    assert error.repeatable
+    if carried == "json":
+        text = json.dumps([each.to_json() for each in error.envelopes])
+        envelopes = [Envelope.from_json(form) for form in json.loads(text)]
+    else:
+        envelopes = pickle.loads(pickle.dumps(error)).envelopes
+    result = EmailBackend(**relay.options()).repeat(envelopes)
+    assert result.outcome is Outcome.SENT
+    assert {each.status for each in result.recipients.values()} == {"queued"}
+    assert error.result
+    assert result.message_id == error.result.message_id
+    assert len(relay.messages) == 1
+
+
+def test_a_repeat_that_is_refused_leaves_it_unknown(relay: Relay) -> None:
+    error = unknown(relay)
+    relay.refuse("us@x.test", verb="MAIL")
+    with pytest.raises(
+        exceptions.DeliveryUnknown, match="a repeat was answered by 550"
+    ) as raised:
+        EmailBackend(**relay.options()).repeat(error.envelopes)
+    assert raised.value.result
+    assert raised.value.result.outcome is Outcome.UNKNOWN
+
+
+def test_what_could_be_delivered_twice_is_not_repeated(relay: Relay) -> None:
+    error = unknown(relay, idempotency=False)
+    assert not error.repeatable
+    sent = relay.statistics.messages
+    with pytest.raises(exceptions.LettermintInvalidMessage, match="delivered twice"):
+        EmailBackend(**relay.options()).repeat(error.envelopes)
+    assert relay.statistics.messages == sent

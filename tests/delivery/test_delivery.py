@@ -335,14 +335,6 @@ def test_a_time_that_connecting_used_up_leaves_that_as_the_reason() -> None:
 # -- Connections -----------------------------------------------------------------------------
 
 
-def test_without_a_pool_each_call_has_a_connection_of_its_own() -> None:
-    with FaultServer() as server:
-        send(server, pool=False)
-        assert backend(server, pool=False).send_messages(mails(3)) == 3
-        assert server.connections == 2
-        assert server.wait_for(lambda: server.open_connections == 0)
-
-
 @pytest.mark.parametrize(
     ("features", "options"),
     [(FEATURES, {"pool": {"max_messages": 2}}), ((*FEATURES, "LIMITS MAILMAX=2"), {})],
