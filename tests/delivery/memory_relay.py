@@ -111,15 +111,11 @@ def behaviours(run: Callable[[Script], None], *, faults: int) -> int:
 class MemoryRelay:
     """The relay's side: what it took, and from how many connections.
 
-    `dislikes` is its answer to commands that were pipelined behind the end of a message;
-    `session_limit` how many messages it takes on a connection. `pause` is called where
-    another connection may go on.
+    `pause` is called where another connection may go on.
     """
 
     script: Script
     knows_keys: bool
-    dislikes: str = ""
-    session_limit: int = 1000
     choices: Choices = USUAL
     pause: Callable[[], object] = lambda: None
     logins: int = 0
@@ -183,12 +179,9 @@ class MemoryStream:
         self._closed = self._silent = False
         #: The first octets of a reply have come, and no others will.
         self._half = False
-        self._messages = 0
         self._sender: str | None = None
         self._recipients: list[str] = []
         self._in_data = False
-        #: The commands that follow came in the same write as the end of a message.
-        self._behind_end = False
 
     def write(
         self,
@@ -201,7 +194,6 @@ class MemoryStream:
         self._relay.pause()
         if self._closed:
             raise BrokenPipeError("closed")
-        self._behind_end = False
         self._input += data
         while self._take():
             pass
@@ -279,12 +271,8 @@ class MemoryStream:
             return
         address = argument.partition("<")[2].partition(">")[0]
         message = self._sender or address
-        if self._behind_end and self._relay.dislikes:
-            self._reply(int(self._relay.dislikes))
-        elif not self._in_order(verb):
+        if not self._in_order(verb):
             self._reply(503)
-        elif verb == "MAIL" and self._messages >= self._relay.session_limit:
-            self._reply(452, "4.5.3 too many messages")
         elif self._goes_on(choice := self._choose(self._choices.command, message)):
             if verb == "MAIL":
                 self._sender = address
@@ -310,7 +298,6 @@ class MemoryStream:
         choice = self._choose(self._choices.end, message)
         if choice.startswith(("accept", "deliver")):
             self._relay.deliver(message, content, self._recipients)
-            self._messages += 1
         self._closed = choice == "deliver and close"
         self._half = choice == "deliver, half a reply"
         self._silent = self._half or choice == "deliver in silence"
@@ -319,7 +306,6 @@ class MemoryStream:
         if choice == "deliver, then garbage":
             self._reply(0)
         self._reset()
-        self._behind_end = True
 
     def _goes_on(self, choice: str) -> bool:
         """Do what was chosen; return whether the command is accepted."""

@@ -9,7 +9,6 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import greenlet
@@ -253,34 +252,3 @@ def test_each_promise_holds_however_two_connections_interleave(
 ) -> None:
     options = {"idempotency": keys, "chunking": chunking}
     assert walk_two(RARE, faults=FAULTS - 1, lead=lead, **options) > 50
-
-
-@pytest.mark.parametrize("code", ["450", "503", "550"])
-@CHUNKING
-def test_a_relay_that_refuses_pipelining_behind_a_message_gets_all_of_a_list(
-    code: str, *, chunking: bool
-) -> None:
-    relay = MemoryRelay(Script(), knows_keys=True, dislikes=code)
-    messages = deliver(relay, 50, 1, config(idempotency=True, chunking=chunking))
-    assert {each.outcome for [each] in messages} == {Outcome.SENT}
-    assert set(relay.delivered.values()) == {1}
-    assert relay.logins == 1
-
-
-@pytest.mark.parametrize("limit", [1, 10])
-@CHUNKING
-def test_a_limit_of_messages_for_each_session_costs_a_login_and_no_message(
-    limit: int, *, chunking: bool
-) -> None:
-    relay = MemoryRelay(Script(), knows_keys=True, session_limit=limit)
-    settings = config(idempotency=True, chunking=chunking)
-    messages = deliver(relay, 50, 1, settings)
-    assert {each.outcome for [each] in messages} == {Outcome.SENT}
-    assert relay.logins == 50 // limit
-
-
-def test_a_relay_that_refuses_everything_sees_one_login() -> None:
-    relay = MemoryRelay(Script(), knows_keys=False, session_limit=0)
-    messages = deliver(relay, 50, 1, replace(config(), idempotency=False))
-    assert {each.outcome for [each] in messages} == {Outcome.NOT_SENT}
-    assert relay.logins == 1
