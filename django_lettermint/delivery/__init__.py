@@ -1,4 +1,4 @@
-"""Envelopes over connections to outcomes: `policy` is the table, `engine` carries it out."""
+"""Delivery of envelopes over connections; `policy` decides, `engine` carries it out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From submissions to outcomes: connections, mail transactions, further tries.
+"""The delivery of submissions: it leases connections and carries out decisions.
 
-`policy` says what a failure means; this module carries it out.
+`policy` decides what comes after a failure.
 """
 
 from __future__ import annotations
@@ -69,23 +69,24 @@ class Delivery:
         self._connected = connected
         self._fatal = {} if fatal is None else fatal
         self._messages: Sequence[list[Submission]] = ()
-        #: Connections not made, or lost when new, since a message was answered for.
+        #: Connections that could not be made or were lost when new, since the last
+        #: complete reply to a message.
         self._failures = 0
-        #: In `time.monotonic()`: the first of them.
+        #: When the first of them failed, in `time.monotonic()`.
         self._failing_since = 0.0
-        #: In `time.monotonic()`: no connection is asked for before.
+        #: No connection is leased before this time, in `time.monotonic()`.
         self._not_before = 0.0
-        #: Messages given up since then, each for losing every connection.
+        #: Messages given up since then, because they lost every connection.
         self._given_up = 0
         #: Why the latest connection could not be made.
         self._unreachable: LettermintError | None = None
-        #: A connection has just broken; idle ones of its age may be dead, too.
+        #: A connection has just been lost; idle ones of its age may be dead, too.
         self._force_new = False
 
     def over(
         self, connections: ConnectionPool[Session], config: RelayConfig
     ) -> Delivery:
-        """Return one like this for another configuration."""
+        """Return a delivery like this one for another configuration."""
         return Delivery(
             config,
             connections,
@@ -122,7 +123,7 @@ class Delivery:
             raise
 
     def _ready(self) -> list[Submission]:
-        """Return those that may go now, none at the end; sleep until the first may."""
+        """Return the submissions that are due, none at the end; wait for the first."""
         if self._stop.is_set():
             self._end_all(None)
         todo = [each for each in chain.from_iterable(self._messages) if not each.done]
@@ -143,7 +144,7 @@ class Delivery:
                 submission.fail(error)
 
     def _send(self, ready: Sequence[Submission]) -> None:
-        """Send as many as one connection carries; the others stay to be done."""
+        """Send as many as one connection may carry; the others are left for the next."""
         seconds = ready[0].deadline.seconds_left()
         if seconds <= 0:
             self._expire(ready[0])
@@ -168,7 +169,7 @@ class Delivery:
                 raise
 
     def _expire(self, submission: Submission) -> None:
-        """Give up a message whose time has run out, and say what took so long."""
+        """Give up a message after its deadline; the error says what took so long."""
         late = ConnectionLost(
             f"the deadline of {self.config.deadline:g} s has passed: the message was "
             "not sent; send it again"
@@ -199,15 +200,15 @@ class Delivery:
                 submission.waited_for_others = True
                 connection.discard(CloseReason.LIMITED)
             if closed or self._stop.is_set():
-                # Went out behind this one, in part or whole.
+                # Followers may have been written behind this one, in part or whole.
                 for follower, its_transaction in pairs[number:]:
                     if its_transaction.started:
                         self._record(
                             session, follower, its_transaction, used=True, closed=closed
                         )
                 return
-            # A repeat that is refused for now before its content may meet a limit of
-            # this session, too.
+            # A 4yz to a repeat before its content may be due to a limit of this session,
+            # too.
             early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
             fresh = decision is Decision.FRESH or (
                 decision is Decision.REPEAT and early
@@ -227,7 +228,7 @@ class Delivery:
         used: bool,
         closed: bool,
     ) -> Decision:
-        """Apply the end of a mail transaction, and prepare for what comes next."""
+        """Apply the end of a mail transaction, and prepare the next try."""
         if (
             transaction.pipelined
             or transaction.followed
@@ -236,8 +237,8 @@ class Delivery:
             _learn(session.relay, submission, transaction)
         lost = transaction.failure if closed else None
         may_retry = False
-        # With fewer connections the relay might have refused nothing: it may limit those
-        # of a login or of a sender, which it knows only then.
+        # The relay may limit connections by login or by sender, which it learns only
+        # after the greeting: with fewer connections it might have refused nothing.
         others_open = (
             self._ignore_pool_timeout
             and not (transaction.connection_carried or submission.waited_for_others)
@@ -249,7 +250,7 @@ class Delivery:
         if unused and not others_open:
             patience = self._patience
             if not isinstance(lost, ServerClosing):
-                # It may be the message that breaks connections.
+                # The message itself may break connections.
                 patience = min(patience, policy.PATIENCE)
             may_retry = self._count_failure(patience)
         decision = submission.record(
@@ -270,7 +271,7 @@ class Delivery:
         elif decision is Decision.GIVE_UP and lost and not used:
             self._give_up(lost)
         elif decision in (Decision.FINAL, Decision.UNKNOWN) and not used:
-            # A new connection that carried one message: do not log in at full speed.
+            # Each new connection may end like this one: do not log in at full speed.
             self._not_before = time.monotonic() + policy.PAUSE
         return decision
 
@@ -297,10 +298,10 @@ class Delivery:
             self._fail_all(error)
 
     def _may_wait_for_others(self, error: LettermintError) -> bool:
-        """Return whether an open connection would do after this error.
+        """Return whether to wait for an open connection after this error.
 
-        One of several threads of a list waits for another's in any case: with one
-        connection, none would have been refused.
+        The threads of a list always do: with a single connection, the relay would have
+        refused none.
         """
         if not isinstance(error, ConnectFailed):
             return False
@@ -317,7 +318,7 @@ class Delivery:
         return policy.may_retry(self._failures, self.config.retries, waited, patience)
 
     def _plan_retry(self, submission: Submission) -> None:
-        """Have no connection opened for a while; the lease ends before the pause."""
+        """Set the time of the next try; the pause is made after the lease has ended."""
         now = time.monotonic()
         left = self._patience - (now - self._failing_since)
         most = submission.deadline.seconds_left()
@@ -326,7 +327,7 @@ class Delivery:
         self._not_before = now + policy.backoff(self._failures, most=most)
 
     def _give_up(self, lost: Exception) -> None:
-        """Fail the other messages as well, unless it may have been this message."""
+        """Fail the other messages as well, unless the message broke the connections."""
         self._failures = 0
         self._given_up += 1
         if isinstance(lost, ServerClosing):
@@ -341,7 +342,7 @@ class Delivery:
             )
 
     def _fail_all(self, error: LettermintError) -> None:
-        """Fail all messages, and those of later lists that would meet the same."""
+        """Fail all messages, and those of later lists that would meet the same error."""
         endpoint = self.config.endpoint
         self._fatal[endpoint] = error
         # All other errors may be due to this login, or to its certificates.
@@ -352,11 +353,11 @@ class Delivery:
                 submission.fail_to_connect(error)
 
     def _known_failure(self) -> LettermintError | None:
-        """Return what a connection would meet, by what earlier ones have met."""
+        """Return the error of an earlier list that this one would meet as well."""
         endpoint = self.config.endpoint
         known = self._fatal.get(endpoint)
         away = self._fatal.get((endpoint.host, endpoint.port, endpoint.security))
-        # Where new connections are refused, those that are open may still do.
+        # A relay that refuses new connections may still serve the open ones.
         if isinstance(away, ConnectFailed) and (
             away.step in ("DNS", "TCP") or self._connections.empty
         ):
@@ -365,7 +366,7 @@ class Delivery:
 
     def _log(self, decision: Decision, phase: Phase, lost: Exception | None) -> None:
         endpoint = self.config.endpoint
-        # What the server says may quote addresses, which are for DEBUG only.
+        # Replies may quote addresses, which are logged at DEBUG only.
         reason = type(lost).__name__
         if isinstance(lost, ServerClosing):
             reason = str(lost.reply.code)
@@ -385,7 +386,7 @@ class Delivery:
 def _learn(
     relay: RelayState, submission: Submission, transaction: MailTransaction
 ) -> None:
-    """Remember what the relay has shown about pipelining behind the end of a message."""
+    """Remember whether the relay supports pipelining behind the end of a message."""
     if transaction.pipelined:
         replies = (transaction.reply, *transaction.replies.values())
         if any(reply and policy.proves_intolerance(reply) for reply in replies):

@@ -37,7 +37,7 @@ _PRECEDENCE = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
 
 
 def build_result(submissions: Sequence[Submission]) -> SendResult:
-    """Sum up: UNKNOWN if any submission is, else SENT if any is."""
+    """Return the result of a message: UNKNOWN if any submission is, else SENT if any is."""
     first = submissions[0]
     decisive = min(submissions, key=lambda each: _PRECEDENCE.index(each.outcome))
     phase, reply = _last_step(decisive)
@@ -71,7 +71,7 @@ def build_error(
     if decisive.outcome is Outcome.UNKNOWN:
         return _unknown(submissions)
     if decisive.error:
-        # One connection error can end many messages; each gets a copy for its result.
+        # An error can end many messages: each gets a copy, with its own result.
         return copy.copy(decisive.error)
     last = decisive.last
     if last and last.reply:
@@ -94,12 +94,12 @@ def _last_step(submission: Submission) -> tuple[Phase, Reply | None]:
         if isinstance(last.failure, ServerClosing):
             return last.phase, last.failure.reply
         return last.phase, last.reply
-    # Interrupted: its time runs from the moment it looks for a connection.
+    # It was interrupted; the time starts when a connection is asked for.
     return (Phase.CONNECT if submission.deadline.started else Phase.POOL), None
 
 
 def phase_of(error: BaseException | None) -> Phase:
-    """Return the step at which an error ended a message without a mail transaction."""
+    """Return the step of an error that ended a message outside of a mail transaction."""
     if isinstance(error, ConnectFailed) and error.phase:
         return error.phase
     matches = (phase for kind, phase in _PHASES if isinstance(error, kind))
@@ -107,7 +107,7 @@ def phase_of(error: BaseException | None) -> Phase:
 
 
 def recipients_of(submission: Submission) -> tuple[str, ...]:
-    """Return all its recipients, those left out of a repeat included."""
+    """Return all recipients of a submission, including those left out of a repeat."""
     return (submission.unconfirmed or submission).envelope.recipients
 
 
@@ -121,8 +121,8 @@ def _recipient(submission: Submission, who: str) -> RecipientResult:
             status="unknown", text="no reply to the end of the message"
         )
     if submission.outcome is Outcome.SENT:
-        if doubt := submission.refused_on_repeat.get(who):
-            return RecipientResult(status="unknown", text=str(doubt))
+        if refused := submission.refused_on_repeat.get(who):
+            return RecipientResult(status="unknown", text=str(refused))
         answer = last.replies.get(who) if last else None
         return _from_reply(answer) if answer else RecipientResult(status="queued")
     _, reply = _last_step(submission)
