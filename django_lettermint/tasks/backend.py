@@ -21,7 +21,7 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 
 from django_lettermint.backend import EmailBackend as SendingBackend
-from django_lettermint.backend import attributes_since, refuse_unused_hooks
+from django_lettermint.backend import refuse_unused_hooks
 from django_lettermint.conf import IDEMPOTENCY_KEY_TTL, looked_up, queue_config
 from django_lettermint.exceptions import EnqueueFailed, LettermintInvalidMessage
 from django_lettermint.outgoing import OutgoingMessage, notify
@@ -50,7 +50,9 @@ class EmailBackend(BaseEmailBackend):
         self._sender = sending_backend(self._config.using)
         self._give_up_after = self._safe_give_up_after()
         self._task = self._configured_task()
-        self._configured = attributes_since(self, before)
+        self._configured = {
+            name: value for name, value in vars(self).items() if name not in before
+        }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
