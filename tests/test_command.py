@@ -1022,7 +1022,8 @@ def test_a_wrong_token_of_a_tenant_is_not_shown() -> None:
 
     assert done.code == 1
     assert "lm_wrong" not in done.out + done.err
-    assert "api_token" in done.err
+    assert "where `tenants` looks up its `api_token`" in done.err
+    assert "LETTERMINT_API_TOKEN" not in done.err
 
 
 def test_an_unknown_tenant_is_named_with_a_next_step() -> None:

@@ -19,7 +19,7 @@ from django.views.debug import ExceptionReporter
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
-from django_lettermint.conf import Secret, tenant_webhook_config, webhook_config
+from django_lettermint.conf import Hidden, Secret, tenant_webhook_config, webhook_config
 from django_lettermint.exceptions import LettermintError, LettermintInvalidMessage
 from tests.faultserver import CHALLENGE, TOKEN, FaultServer, On, drop, hang, raw, reply
 from tests.sending import (
@@ -76,7 +76,7 @@ def exposed(text: str) -> list[str]:
 def strings_in(thing: object, depth: int = 8, seen: set[int] | None = None) -> Iterator[str]:  # fmt: skip
     """Yield all text and bytes that can be reached from a thing, as a debugger does."""
     seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, Secret | type | types.ModuleType):
+    if id(thing) in seen or isinstance(thing, Hidden | type | types.ModuleType):
         return
     seen.add(id(thing))
     if isinstance(thing, str):

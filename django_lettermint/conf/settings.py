@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
+from operator import is_
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
@@ -152,12 +153,15 @@ def _configure(
         return build(reader)
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
     values = reader.values()
-    kept = _kept.get(key)
-    if kept is not None and kept[0].holds_the_same(values):
-        return cast("_Config", kept[1])
+    if key in _kept:
+        before, kept = _kept[key]
+        # The very same objects: equal ones may differ, as 1 and True do.
+        same = map(is_, before.value, values.value)
+        if len(before.value) == len(values.value) and all(same):
+            return cast("_Config", kept)
     config = build(reader)
     # The result of lazy() may be another each time.
-    if not any(issubclass(type(each), Promise) for each in values.reveal()):
+    if not any(issubclass(type(each), Promise) for each in values.value):
         _kept[key] = values, config
     return config
 
@@ -242,17 +246,17 @@ class SettingsReader:
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
         with suppress(Exception):  # Django refuses what is wrong with them
-            mailer = resolve(resolve(self._settings.reveal()["MAILERS"])[self.alias])
+            mailer = resolve(resolve(self._settings.value["MAILERS"])[self.alias])
             return dict(resolve(mailer["OPTIONS"]))
         return {}
 
     def _differs(self, name: str) -> bool:
         """Tell whether an option is not what the mailer has in the settings."""
-        mailer = self._of_mailer.reveal()
+        mailer = self._of_mailer.value
         with suppress(Exception):  # a lazy value's: get() reports it
             return name not in mailer or bool(
-                mailer[name] is not self.given[name].reveal()
-                and resolve(mailer[name]) != resolve(self.given[name].reveal())
+                mailer[name] is not self.given[name].value
+                and resolve(mailer[name]) != resolve(self.given[name].value)
             )
         return True
 
@@ -263,16 +267,16 @@ class SettingsReader:
         token of the settings. Django <= 6.0 passes `fail_silently=False` with every mail.
         """
         with suppress(Exception):  # a lazy value's: get() reports it
-            self.given[name] = Hidden(resolve(self.given[name].reveal()))
-        if name == "fail_silently" and self.given[name].reveal() is not None:
-            self.given[name] = Hidden(bool(self.given[name].reveal()))
-            if self.alias is not None or self.given[name].reveal():
+            self.given[name] = Hidden(resolve(self.given[name].value))
+        if name == "fail_silently" and self.given[name].value is not None:
+            self.given[name] = Hidden(bool(self.given[name].value))
+            if self.alias is not None or self.given[name].value:
                 return
-        elif name not in _MAY_BE_NONE or self.given[name].reveal() is not None:
+        elif name not in _MAY_BE_NONE or self.given[name].value is not None:
             return
         del self.given[name]
-        if name in self._of_mailer.reveal():
-            self.given[name] = Hidden(self._of_mailer.reveal()[name])
+        if name in self._of_mailer.value:
+            self.given[name] = Hidden(self._of_mailer.value[name])
 
     def for_tenant(self, tenant: str, options: Hidden) -> SettingsReader:
         """Return a reader that finds the `options` of a tenant before all others.
@@ -282,9 +286,9 @@ class SettingsReader:
         """
         reader = copy(self)
         own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
-        for name in options.reveal():
-            given = Hidden(resolve(options.reveal()[name]))
-            if given.reveal() is not None:
+        for name in options.value:
+            given = Hidden(resolve(options.value[name]))
+            if given.value is not None:
                 own[name] = given
         vars(reader).update(
             tenant=tenant,
@@ -321,7 +325,7 @@ class SettingsReader:
             if self.alias is None or given in self._of_code & {*self.keywords}:
                 return f"the constructor keyword {given}"
             return f"MAILERS[{self.alias!r}]['OPTIONS'][{given!r}]"
-        found = self._settings.reveal()
+        found = self._settings.value
         return next((place for place in _PLACES.get(name, ()) if place in found), "")
 
     def refuse_unknown(self) -> None:
@@ -335,7 +339,7 @@ class SettingsReader:
                 raise self.error(name, problem)
         names = {
             place[len("ANYMAIL['") : -len("']")]: place
-            for place in self._settings.reveal()
+            for place in self._settings.value
             if place.startswith("ANYMAIL['")
         }
         for name, hint in unknown_settings(names).items():
@@ -350,11 +354,11 @@ class SettingsReader:
     def values(self) -> Hidden:
         """Return all that was found, with what is inside of dicts and lists."""
         stack: list[Any] = []
-        for name, value in self._settings.reveal().items():
+        for name, value in self._settings.value.items():
             if name != "MAILERS":  # what concerns us is given
                 stack += (name, value)
         for name in sorted(self.given):
-            stack += (name, self.given[name].reveal())
+            stack += (name, self.given[name].value)
         values = []
         while stack:
             value = stack.pop()
@@ -368,8 +372,8 @@ class SettingsReader:
     def _raw(self, name: str) -> Any:
         given = self._token if name == "api_token" else name
         if given in self.given:
-            return self.given[given].reveal()
-        return self._settings.reveal().get(self.origin(name), _OPTIONS[name].default)
+            return self.given[given].value
+        return self._settings.value.get(self.origin(name), _OPTIONS[name].default)
 
     def _error(self, text: str) -> AnymailConfigurationError:
         if self.alias is None:

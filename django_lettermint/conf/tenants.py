@@ -65,9 +65,9 @@ def _find(
         )
     try:
         options = Hidden(resolve(config.tenants(name)))
-        if isinstance(options.reveal(), Mapping):
-            return build(config.reader.reveal().for_tenant(name, options))
-        kind = type(options.reveal()).__name__
+        if isinstance(options.value, Mapping):
+            return build(config.reader.value.for_tenant(name, options))
+        kind = type(options.value).__name__
         problem = (
             f"tenant {name!r}: `tenants` must return a mapping of options, not {kind}"
         )

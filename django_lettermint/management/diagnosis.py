@@ -67,11 +67,11 @@ class Diagnosis:
         self._since = time.monotonic()
 
     def check(self) -> None:
-        """Log in and ask for a sign of life, without a mail."""
+        """Log in and send NOOP, without a mail."""
         try:
             session = self._connect()
         except LettermintError as error:
-            raise Failed(error, self._taken[-1].name) from None
+            raise self._failed(error) from None
         try:
             alive = session.ping(self._config.timeout)
             self._take("NOOP", "250" if alive else "no 250", ok=alive)
@@ -89,9 +89,12 @@ class Diagnosis:
         finally:
             notify(type(backend), outgoing, self._config.endpoint)
         if outgoing.error:
-            step = self._taken[-1].name if self._taken else "message"
-            raise Failed(outgoing.error, step)
+            raise self._failed(outgoing.error)
         return _result(message)
+
+    def _failed(self, error: Exception) -> Failed:
+        step = self._taken[-1].name if self._taken else "message"
+        return Failed(error, step, tenant=self._config.endpoint.tenant)
 
     def _send(self, submissions: Iterable[Submission]) -> None:
         try:
@@ -168,7 +171,8 @@ def send_through_pool(
             backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - a receiver's, if not ours
             result: SendResult | None = getattr(error, "result", None)
-            raise Failed(error, result.phase if result else "message") from None
+            phase = result.phase if result else "message"
+            raise Failed(error, phase, tenant=backend.tenant) from None
         yield _result(message)
 
 

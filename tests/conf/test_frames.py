@@ -17,7 +17,7 @@ from django.views.debug import ExceptionReporter
 
 import django_lettermint
 from django_lettermint.backend import EmailBackend
-from django_lettermint.conf import Secret, queue_config, webhook_config
+from django_lettermint.conf import Hidden, queue_config, webhook_config
 from django_lettermint.webhooks import LettermintTrackingWebhookView as WebhookView
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ OURS = tuple(
 
 def texts(value: object, depth: int = 6) -> Iterator[str]:
     """Yield all text that a debugger reaches from a variable."""
-    if isinstance(value, Secret | type | types.ModuleType | types.FunctionType):
+    if isinstance(value, Hidden | type | types.ModuleType | types.FunctionType):
         return
     yield repr(value)
     if not depth:

@@ -49,5 +49,5 @@ def test_a_copy_of_a_secret_is_the_secret(
 
 
 def test_whatever_is_hidden_shows_nothing_of_itself() -> None:
-    assert repr(Hidden(["lm_token"])) == "Secret('***')"
-    assert Hidden(["lm_token"]).reveal() == ["lm_token"]
+    assert repr(Hidden(["lm_token"])) == "Hidden('***')"
+    assert Hidden(["lm_token"]).value == ["lm_token"]
