@@ -9,7 +9,7 @@ import pytest
 
 from django_lettermint.management.dns_records import PATIENCE, Domain, Status, look_up
 from django_lettermint.management.next_steps import Failed
-from tests.dnsserver import HANG, dns_server
+from tests.management.dnsserver import HANG, dns_server
 
 OK, MISSING, WRONG, UNKNOWN = Status
 

@@ -34,16 +34,16 @@ from django_lettermint.management.next_steps import Failed, advise
 from django_lettermint.signals import message_failed, message_sent
 from django_lettermint.testing import Relay
 from tests.deadends import blackhole, refused_port
-from tests.dnsserver import dns_server
 from tests.faults import Action, On, drop, hang, normal, raw, reply
 from tests.faultserver import TOKEN, FaultServer
+from tests.management.dnsserver import dns_server
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
     from django_lettermint.results import SendResult
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 DOCS = (ROOT / "docs" / "test_lettermint.md").read_text("utf-8")
 
 #: From Django 6.1 on, MAILERS names the backend; before, EMAIL_BACKEND does.
