@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from django_lettermint.exceptions import (
@@ -41,11 +40,10 @@ logger = logging.getLogger("django_lettermint")
 class Delivery:
     """Delivers messages, list after list, over the connections of one pool.
 
-    Once another thread sets `stop`, nothing more begins. With `ignore_pool_timeout`, a
-    connection is awaited as long as the deadlines allow. `sleep` waits so many seconds,
-    or until `stop` is set. `connected` is set once there is a connection. `fatal` holds
-    the errors that any further message would meet as well, by the endpoint or by the
-    address that they concern; deliveries may share it.
+    `stop`, once set by another thread, lets nothing more begin. With
+    `ignore_pool_timeout` a connection is awaited as long as the deadlines allow.
+    `sleep` waits so many seconds, or until `stop` is set. `connected` is set once there
+    is a connection.
     """
 
     def __init__(
@@ -58,16 +56,16 @@ class Delivery:
         ignore_pool_timeout: bool = False,
         sleep: Callable[[float], object] | None = None,
         connected: threading.Event | None = None,
-        fatal: dict[object, LettermintError] | None = None,
     ) -> None:
-        self.config = config
+        self._config = config
         self._connections = connections
         self._patience = patience
         self._stop = stop or threading.Event()
         self._ignore_pool_timeout = ignore_pool_timeout
         self._sleep = sleep or self._stop.wait
         self._connected = connected
-        self._fatal = {} if fatal is None else fatal
+        #: What any further message would meet as well, if there is such an error.
+        self.fatal: LettermintError | None = None
         self._messages: Sequence[list[Submission]] = ()
         #: Connections not made, or lost when new, since a message was answered for.
         self._failures = 0
@@ -82,19 +80,6 @@ class Delivery:
         #: A connection has just broken; idle ones of its age may be dead, too.
         self._force_new = False
 
-    def over(self, connections: ConnectionPool[Session], config: RelayConfig) -> Delivery:
-        """Return one like this for another configuration."""
-        return Delivery(
-            config,
-            connections,
-            patience=self._patience,
-            stop=self._stop,
-            ignore_pool_timeout=self._ignore_pool_timeout,
-            sleep=self._sleep,
-            connected=self._connected,
-            fatal=self._fatal,
-        )
-
     def deliver(self, messages: Sequence[list[Submission]]) -> None:
         """Bring the submissions of all messages to their end.
 
@@ -103,9 +88,10 @@ class Delivery:
         """
         self._messages = messages
         try:
-            if self._fatal and (known := self._known_failure()):
-                self._fail_all(known)
-            while ready := self._ready():
+            if self.fatal:
+                self._fail_all(self.fatal)
+            while todo := self._todo():
+                ready = self._ready(todo)
                 try:
                     self._send(ready)
                 except (PoolTimeout, PoolClosed) as error:
@@ -119,13 +105,26 @@ class Delivery:
             self._end_all(None)
             raise
 
-    def _ready(self) -> list[Submission]:
-        """Return those that may go now, none at the end; sleep until the first may."""
-        if self._stop.is_set():
-            self._end_all(None)
-        todo = [each for each in chain.from_iterable(self._messages) if not each.done]
-        if not todo:
-            return []
+    def _todo(self) -> list[Submission]:
+        todo = [
+            each
+            for submissions in self._messages
+            for each in submissions
+            if not each.done
+        ]
+        if not self._stop.is_set():
+            return todo
+        self._end_all(None)
+        return []
+
+    def _end_all(self, error: Exception | None) -> None:
+        for submissions in self._messages:
+            for submission in submissions:
+                if not submission.done:
+                    submission.fail(error)
+
+    def _ready(self, todo: Sequence[Submission]) -> list[Submission]:
+        """Return those that may go now; sleep until the first one may."""
         first = min(each.not_before for each in todo)
         # Messages that were lost together are repeated together, on one connection.
         ready = [each for each in todo if each.not_before <= first + policy.PAUSE]
@@ -135,11 +134,6 @@ class Delivery:
             self._sleep(wait)
         return ready
 
-    def _end_all(self, error: Exception | None) -> None:
-        for submission in chain.from_iterable(self._messages):
-            if not submission.done:
-                submission.fail(error)
-
     def _send(self, ready: Sequence[Submission]) -> None:
         """Send as many as one connection carries; the others stay to be done."""
         seconds = ready[0].deadline.seconds_left()
@@ -148,7 +142,7 @@ class Delivery:
             return
         with self._connections.lease(
             seconds=seconds,
-            timeout=self.config.timeout,
+            timeout=self._config.timeout,
             force_new=self._force_new,
             ignore_pool_timeout=self._ignore_pool_timeout,
         ) as connection:
@@ -168,7 +162,7 @@ class Delivery:
     def _expire(self, submission: Submission) -> None:
         """Give up a message whose time has run out, and say what took so long."""
         late = ConnectionLost(
-            f"the deadline of {self.config.deadline:g} s has passed: the message was "
+            f"the deadline of {self._config.deadline:g} s has passed: the message was "
             "not sent; send it again"
         )
         lost = submission.last and not submission.last.refused
@@ -188,7 +182,7 @@ class Delivery:
             following = () if leaving else transactions[number:]
             now = time.monotonic()
             transaction.until = now + submission.deadline.seconds_left()
-            session.send(transaction, following, config=self.config)
+            session.send(transaction, following, config=self._config)
             closed = session.closed
             decision = self._record(
                 session, submission, transaction, used=used, closed=closed
@@ -312,7 +306,7 @@ class Delivery:
             self._failing_since = now
         self._failures += 1
         waited = now - self._failing_since
-        return policy.may_retry(self._failures, self.config.retries, waited, patience)
+        return policy.may_retry(self._failures, self._config.retries, waited, patience)
 
     def _plan_retry(self, submission: Submission) -> None:
         """Have no connection opened for a while; the lease ends before the pause."""
@@ -339,30 +333,12 @@ class Delivery:
             )
 
     def _fail_all(self, error: LettermintError) -> None:
-        """Fail all messages, and those of later lists that would meet the same."""
-        endpoint = self.config.endpoint
-        self._fatal[endpoint] = error
-        # All other errors may be due to this login, or to its certificates.
-        if isinstance(error, ConnectFailed) and error.step != "AUTH":
-            self._fatal[endpoint.host, endpoint.port, endpoint.security] = error
-        for submission in chain.from_iterable(self._messages):
-            if not submission.done:
-                submission.fail_to_connect(error)
-
-    def _known_failure(self) -> LettermintError | None:
-        """Return what a connection would meet, by what earlier ones have met."""
-        endpoint = self.config.endpoint
-        address = endpoint.host, endpoint.port, endpoint.security
-        away = self._fatal.get(address)
-        # Where new connections are refused, those that are open may still do.
-        if isinstance(away, ConnectFailed) and (
-            away.step in ("DNS", "TCP") or self._connections.empty
-        ):
-            return away
-        return self._fatal.get(endpoint)
+        self.fatal = error
+        for submission in self._todo():
+            submission.fail_to_connect(error)
 
     def _log(self, decision: Decision, phase: Phase, lost: Exception | None) -> None:
-        endpoint = self.config.endpoint
+        endpoint = self._config.endpoint
         # What the server says may quote addresses, which are for DEBUG only.
         reason = type(lost).__name__
         if isinstance(lost, ServerClosing):
