@@ -3,9 +3,9 @@
 The first place that has an option wins: a keyword of the constructor, the OPTIONS of the
 mailer, ANYMAIL["LETTERMINT_X"], ANYMAIL_LETTERMINT_X, LETTERMINT_X.
 
-What Django's own settings objects hold is validated once and used until one of the values
-is another. Other objects may answer differently by thread or moment: they are asked anew
-for each backend object.
+What Django's own settings objects hold is validated once and used until a value changes.
+Other objects may answer differently by thread or time: they are asked for each backend
+object.
 """
 
 from __future__ import annotations
@@ -228,12 +228,12 @@ class SettingsReader:
         self.given = {
             name: hide(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
         }
-        # Later than that: where the settings cannot be read, `kwargs` is shown.
+        # After that: if the settings cannot be read, debug pages show `kwargs`.
         self._settings, self.fixed = _look_up()
         self._of_code = frozenset(self.given) if self.alias is None else merged
         self._of_mailer = Hidden(self._mailer()) if self.given else _NOTHING
         for name in self._of_code & self.given.keys():
-            self._settle(name)
+            self._drop_if_not_given(name)
         #: The options that code has given, besides the settings.
         self.keywords = tuple(sorted(filter(self._differs, self.given)))
         self._token = "api_token"  # noqa: S105 - the name of an option
@@ -251,7 +251,7 @@ class SettingsReader:
         return {}
 
     def _differs(self, name: str) -> bool:
-        """Tell whether an option is not what the mailer has in the settings."""
+        """Return whether an option is not what the mailer has in the settings."""
         mailer = self._of_mailer.value
         with suppress(Exception):  # a lazy value's: get() reports it
             return name not in mailer or bool(
@@ -260,11 +260,12 @@ class SettingsReader:
             )
         return True
 
-    def _settle(self, name: str) -> None:
-        """Replace a keyword that says nothing by what the settings say.
+    def _drop_if_not_given(self, name: str) -> None:
+        """Replace a keyword that was not given by what is configured.
 
-        That is None, but not for `api_token`: a NULL of a database must not become the
-        token of the settings. Django <= 6.0 passes `fail_silently=False` with every mail.
+        None means "not given", but not for `api_token`: a NULL of a database must not
+        become the token of the settings. A false `fail_silently` means the same: Django
+        <= 6.0 passes it with every mail.
         """
         with suppress(Exception):  # a lazy value's: get() reports it
             self.given[name] = Hidden(resolve(self.given[name].value))
@@ -281,8 +282,8 @@ class SettingsReader:
     def for_tenant(self, tenant: str, options: Hidden) -> SettingsReader:
         """Return a reader that finds the `options` of a tenant before all others.
 
-        One that is None was not given. Token and secret are the tenant's own in any case:
-        nothing else has the place of one that is missing.
+        An option that is None was not given. Token and secret are the tenant's in any
+        case: nothing else replaces a missing one.
         """
         reader = copy(self)
         own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
@@ -309,15 +310,15 @@ class SettingsReader:
             cause = error.with_traceback(None)
             problem = f"cannot be read ({type(cause).__name__})."
             raise self.error(name, problem) from cause
-        # Raised out here to have no context, whose frames hold the refused value.
+        # Outside of `except`, to have no context: its frames hold the refused value.
         if not self.origin(name):
-            # The default itself was refused: only a required option has such a one.
+            # The default was refused: only that of a required option is.
             problem = f"is not set. Define {setting_name(name)} in the settings, or "
             problem += f"{name!r} in the OPTIONS of the mailer. {option.remedy}"
         raise self.error(name, problem, key=key)
 
     def origin(self, name: str) -> str:
-        """Return the place where an option is set, or "" if it is nowhere."""
+        """Return the place where an option is set, or "" if it is not set."""
         given = self._token if name == "api_token" else name
         if given in self._of_tenant:
             return _place_of_tenant(self.tenant, given)
@@ -355,7 +356,7 @@ class SettingsReader:
         """Return all that was found, with what is inside of dicts and lists."""
         stack: list[Any] = []
         for name, value in self._settings.value.items():
-            if name != "MAILERS":  # what concerns us is given
+            if name != "MAILERS":  # the OPTIONS in use are among the given
                 stack += (name, value)
         for name in sorted(self.given):
             stack += (name, self.given[name].value)
@@ -378,7 +379,7 @@ class SettingsReader:
     def _error(self, text: str) -> AnymailConfigurationError:
         if self.alias is None:
             return AnymailConfigurationError(text)
-        # InvalidMailer puts the alias in front: it is not to be said twice.
+        # InvalidMailer puts the alias in front: do not repeat it.
         named = text.startswith("MAILERS[")
         return AnymailInvalidMailer(text, alias=None if named else self.alias)
 

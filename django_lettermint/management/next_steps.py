@@ -52,7 +52,7 @@ class Failed(Exception):
 
 
 def brief(error: LettermintError) -> str:
-    """Return why there is no connection: what the relay said, or else what happened."""
+    """Return why there is no connection: the relay's reply, or else what happened."""
     if error.smtp_code:
         return f"{error.smtp_code} {error.smtp_error.decode()}"
     return error.summary
@@ -134,7 +134,7 @@ _BY_STEP = {
 }
 _DATE = (
     "Check this machine's clock first. If it is right, the certificate is not valid now: "
-    "ask who runs the relay (for smtp.lettermint.co: Lettermint's support)."
+    "ask the relay's operator (for smtp.lettermint.co: Lettermint's support)."
 )
 _NAME = (
     "Set `host` to a name that is in the certificate: smtp.lettermint.co, not an alias "

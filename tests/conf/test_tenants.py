@@ -200,7 +200,16 @@ def test_a_lazy_value_that_fails_is_a_failing_resolver() -> None:
     def fail() -> str:
         raise ConnectionError
 
-    assert "(ConnectionError)" in refusal({"api_token": SimpleLazyObject(fail)})
+    for options, problem in (
+        ({"api_token": SimpleLazyObject(fail)}, " cannot be looked up now ("),
+        (
+            {"api_token": OWN, "pool": {"timeout": SimpleLazyObject(fail)}},
+            ": tenants('acme')['pool'] cannot be read (",
+        ),
+    ):
+        error = refused(usual({"acme": options}.__getitem__))
+        assert str(error).startswith(f"tenant 'acme'{problem}ConnectionError)")
+        assert isinstance(error.__cause__, ConnectionError)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ REFUSED: list[tuple[str, str, list[object]]] = [
     ("local_hostname", "a host name (letters",
         ["", 7, "my_host", "-host", "host-", "a..b", "host\r\nMAIL FROM:<x>",
          "bücher.example", "[::1]", "[IPv6:127.0.0.1]", "[IPv6:fe80::1%eth0]",
-         "[127.0.0.1", "[host]", "a." * 127 + "aa"]),
+         "[127.0.0.1", "127.0.0.1]", "[host]", "a." * 127 + "aa"]),
 ]  # fmt: skip
 
 
