@@ -1,4 +1,4 @@
-"""manage.py requeue_lettermint: run again what killed workers have left behind."""
+"""manage.py requeue_lettermint: queue the mail of killed workers again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from django.utils import timezone
 class Command(BaseCommand):
     """Sets abandoned mail of django-tasks-db back to ready.
 
-    That framework runs a task at most once: one that a killed worker had begun stays
-    RUNNING for ever. Repeating ours is safe, as the relay knows the idempotency keys.
+    That framework runs a task at most once: a killed worker's stays RUNNING. Repeating
+    ours is safe, as the relay knows the idempotency keys.
     """
 
-    help = (
-        "Queue again the mail that killed workers of django-tasks-db have left behind."
-    )
+    help = "Queue the mail of killed workers of django-tasks-db again."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
@@ -30,16 +28,16 @@ class Command(BaseCommand):
             default=600.0,
             metavar="SECONDS",
             help="take tasks that have been running for longer: more than the option "
-            "`deadline`, so that no worker is at it still; default: %(default)g",
+            "`deadline`, so that no worker is still sending it; default: %(default)g",
         )
         parser.add_argument(
             "--failed",
             action="store_true",
-            help="take crashed tasks as well, once the reason is mended",
+            help="take crashed tasks as well, once the cause is corrected",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Set them back, and say how many."""
+        """Set the tasks back, and print how many."""
         if not apps.is_installed("django_tasks_db"):
             raise CommandError(
                 "django_tasks_db is not in INSTALLED_APPS; docs/queues.md says how other "
@@ -49,10 +47,10 @@ class Command(BaseCommand):
 
         from django_lettermint.send_task import send
 
-        begun = timezone.now() - timedelta(seconds=options["older_than"])
-        left_behind = Q(status="RUNNING", started_at__lt=begun)
+        before = timezone.now() - timedelta(seconds=options["older_than"])
+        abandoned = Q(status="RUNNING", started_at__lt=before)
         if options["failed"]:
-            left_behind |= Q(status="FAILED")
-        ours = DBTaskResult.objects.filter(left_behind, task_path=send.module_path)
+            abandoned |= Q(status="FAILED")
+        ours = DBTaskResult.objects.filter(abandoned, task_path=send.module_path)
         count = ours.update(status="READY", started_at=None, finished_at=None)
         self.stdout.write(f"{count} tasks are ready to run again")
