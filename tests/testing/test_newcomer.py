@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,28 +10,23 @@ from typing import TYPE_CHECKING
 
 import django
 
-from tests.programs import ROOT
-from tests.relay_process import relay_process
-
-from .snippets import DOCS, read
+from tests.programs import environment
+from tests.snippets import DOCS, read
+from tests.testing.relay_process import relay_process
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = DOCS / "lettermint_relay.md"
+SETTINGS = {"DJANGO_SETTINGS_MODULE": "shop.settings"}
 STYLE = "MAILERS" if django.VERSION >= (6, 1) else "EMAIL_BACKEND"
 
 
 def run(project: Path, *arguments: str) -> str:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("LETTERMINT_", "DJANGO_"))
-    }
     done = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=project,
-        env=inherited | {"PYTHONPATH": str(ROOT)},
+        env=environment(**SETTINGS),
         capture_output=True,
         text=True,
         timeout=50,
@@ -54,9 +48,8 @@ def test_the_first_mail_of_a_new_project_is_in_the_inbox(tmp_path: Path) -> None
     text = settings.read_text("utf-8") + snippet.code
     settings.write_text(text, "utf-8")
 
-    variables = {"DJANGO_SETTINGS_MODULE": "shop.settings"}
     with relay_process(
-        command=tuple(start), folder=tmp_path, variables=variables
+        command=tuple(start), folder=tmp_path, variables=SETTINGS
     ) as relay:
         # The documented port may be taken where this test runs.
         port = relay.settings["LETTERMINT_PORT"]
@@ -76,13 +69,3 @@ def test_the_first_mail_of_a_new_project_is_in_the_inbox(tmp_path: Path) -> None
         with urllib.request.urlopen(relay.inbox, timeout=10) as page:
             assert "Test email from" in page.read().decode()
         relay.end()
-
-
-def test_the_page_names_every_option() -> None:
-    from django_lettermint.management.commands.lettermint_relay import Command
-
-    rows = re.findall(r"^\| `(--[a-z-]+)", PAGE.read_text("utf-8"), re.MULTILINE)
-    parser = Command().create_parser("manage.py", "lettermint_relay")
-    own = parser.format_usage().partition("--version")[0]
-
-    assert rows == re.findall(r"--[a-z-]+", own)
