@@ -35,9 +35,9 @@ from django_lettermint.webhooks import (
     LettermintWebhookView,
 )
 from django_lettermint.webhooks.dedupe import CLAIM_SECONDS, REMEMBER_SECONDS
+from tests.snippets import DOCS, receivers_forgotten, snippet
 
-from .snippets import DOCS, receivers_forgotten, snippet
-from .webhook_payloads import DATA, OUR_ID, encode, payload
+from .payloads import DATA, OUR_ID, encode, payload
 
 SECRET = "whsec_current"
 OLD_SECRET = "whsec_previous"
@@ -109,7 +109,7 @@ def configure(settings: Any, **options: object) -> None:
 
 @pytest.fixture(autouse=True)
 def _project(settings: Any, request: pytest.FixtureRequest) -> None:
-    settings.ROOT_URLCONF = "tests.webhook_urls"
+    settings.ROOT_URLCONF = "tests.webhooks.urls"
     settings.MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
     settings.CACHES = {
         "default": {
@@ -142,7 +142,7 @@ def refused(response: HttpResponse, receiver: Receiver, status: int = 400) -> bo
 
 @pytest.mark.parametrize(
     ("urlconf", "prefix"),
-    [("tests.webhook_urls", "/anymail"), ("tests.webhook_urls_alone", "")],
+    [("tests.webhooks.urls", "/anymail"), ("tests.webhooks.urls_alone", "")],
 )
 def test_the_urls_reverse_and_answer_wherever_they_are_included(
     urlconf: str, prefix: str, settings: Any, receiver: Receiver

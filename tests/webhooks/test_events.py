@@ -24,9 +24,9 @@ from django_lettermint.webhooks.events import (
 )
 from django_lettermint.webhooks.inbound import inbound_event
 
-from .webhook_payloads import DATA, LETTERMINT_ID, OUR_ID, RECIPIENT, payload
+from .payloads import DATA, LETTERMINT_ID, OUR_ID, RECIPIENT, payload
 
-DOCS = Path(__file__).parent.parent / "docs" / "webhooks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "webhooks.md"
 
 #: Everything that JSON can hold.
 JSON = st.recursive(

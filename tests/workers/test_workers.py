@@ -1,7 +1,7 @@
 """Real workers on real engines: a relay that fails at random, and a worker that is killed.
 
 Each mail is delivered exactly once, and ends in one signal. The seed is printed;
-`QUEUE_SEED=… pytest tests/test_queue_workers.py` repeats its dice.
+`QUEUE_SEED=… pytest tests/workers/test_workers.py` repeats its dice.
 """
 
 from __future__ import annotations

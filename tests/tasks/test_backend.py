@@ -38,8 +38,8 @@ from django_lettermint.results import Outcome
 from django_lettermint.tasks.queued import QueuedMessage
 from django_lettermint.tasks.rebuild import message_from_bytes
 from tests.faultserver import TOKEN, FaultServer, On, drop, reply
-from tests.queueing import BrokenBackend, Queue, queueing, settings_for
 from tests.sending import Heard, backend, listening, mail
+from tests.tasks.queueing import BrokenBackend, Queue, queueing, settings_for
 
 MAILERS_EXIST = django.VERSION >= (6, 1)
 SENDS = "django_lettermint.backend.EmailBackend"

@@ -15,7 +15,7 @@ from django.urls import reverse
 
 from django_lettermint.testing import sign
 
-from .webhook_payloads import encode, payload
+from .payloads import encode, payload
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
@@ -40,7 +40,7 @@ def tenants(name: str) -> Mapping[str, object]:
 
 @pytest.fixture(autouse=True)
 def _project(settings: Any, request: pytest.FixtureRequest) -> None:
-    settings.ROOT_URLCONF = "tests.webhook_urls_tenants"
+    settings.ROOT_URLCONF = "tests.webhooks.urls_tenants"
     settings.LETTERMINT_SIGNING_SECRET = "whsec_settings"
     settings.LETTERMINT_TENANTS = tenants
     settings.CACHES = {

@@ -22,8 +22,8 @@ from django_lettermint.message import LettermintMessage, extras
 from django_lettermint.results import Outcome
 from django_lettermint.signals import message_failed
 from django_lettermint.testing import Relay
-from tests.queueing import Queue, queueing
 from tests.sending import listening, mail
+from tests.tasks.queueing import Queue, queueing
 
 if TYPE_CHECKING:
     from tests.sending import Heard
