@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -18,24 +17,22 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.django_db
 
 
-def task(
-    status: str,
-    *,
-    minutes: float = 60,
-    path: str = "django_lettermint.send_task.send",
-    worker_ids: Sequence[str] = (),
-) -> DBTaskResult[..., Any]:
+def task(status: str, *, minutes: float, **fields: Any) -> DBTaskResult[..., Any]:
     """Store a task that began so many minutes ago."""
     from django_tasks_db.models import DBTaskResult
 
+    values: dict[str, Any] = {
+        "task_path": "django_lettermint.send_task.send",
+        "args_kwargs": {"args": [{}], "kwargs": {}},
+        "backend_name": "default",
+        "worker_ids": [],
+    }
+    now = timezone.now()
     return DBTaskResult.objects.create(
         status=status,
-        started_at=timezone.now() - timedelta(minutes=minutes),
-        task_path=path,
-        args_kwargs={"args": [{}], "kwargs": {}},
-        run_after=timezone.now(),
-        backend_name="default",
-        worker_ids=worker_ids,
+        started_at=now - timedelta(minutes=minutes),
+        run_after=now,
+        **values | fields,
     )
 
 
@@ -45,33 +42,45 @@ def requeue(**options: Any) -> str:
     return out.getvalue()
 
 
-def test_a_task_that_has_been_running_for_long_is_ready_again() -> None:
-    left_behind = task("RUNNING")
+@pytest.mark.parametrize(
+    ("status", "minutes", "options"),
+    [
+        ("RUNNING", 11, {}),
+        ("RUNNING", 5, {"older_than": 240}),
+        ("FAILED", 0, {"failed": True}),
+    ],
+)
+def test_an_abandoned_task_is_ready_again(
+    status: str, minutes: float, options: dict[str, Any]
+) -> None:
+    form = {"args": [{"version": 1}], "kwargs": {}}
+    abandoned = task(status, minutes=minutes, args_kwargs=form)
 
-    assert requeue() == "1 tasks are ready to run again\n"
+    assert requeue(**options) == "1 tasks are ready to run again\n"
 
-    left_behind.refresh_from_db()
-    assert (left_behind.status, left_behind.started_at) == ("READY", None)
+    abandoned.refresh_from_db()
+    assert (abandoned.status, abandoned.started_at) == ("READY", None)
+    assert abandoned.args_kwargs == form
 
 
-def test_another_attempt_is_known_as_one() -> None:
-    left_behind = task("RUNNING", worker_ids=["killed"])
+def test_the_next_worker_knows_that_another_one_had_begun() -> None:
+    abandoned = task("RUNNING", minutes=60, worker_ids=["killed"])
 
     requeue()
 
-    left_behind.refresh_from_db()
-    left_behind.claim("another")
-    left_behind.backend_name = "dummy"  # which has run_after, as the real one has
-    assert left_behind.task_result.attempts == 2
+    abandoned.refresh_from_db()
+    abandoned.claim("another")
+    abandoned.backend_name = "dummy"  # which has run_after, as the real one has
+    assert abandoned.task_result.attempts == 2
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"status": "RUNNING", "minutes": 5},
-        {"status": "RUNNING", "path": "shop.tasks.report"},
-        {"status": "SUCCESSFUL"},
-        {"status": "FAILED"},
+        {"status": "RUNNING", "minutes": 9},
+        {"status": "RUNNING", "minutes": 60, "task_path": "shop.tasks.report"},
+        {"status": "SUCCESSFUL", "minutes": 60},
+        {"status": "FAILED", "minutes": 60},
     ],
 )
 def test_other_tasks_are_left_alone(other: dict[str, Any]) -> None:
@@ -81,18 +90,6 @@ def test_other_tasks_are_left_alone(other: dict[str, Any]) -> None:
 
     alone.refresh_from_db()
     assert alone.status == other["status"]
-
-
-def test_how_long_is_an_option() -> None:
-    task("RUNNING", minutes=5)
-
-    assert requeue(older_than=240) == "1 tasks are ready to run again\n"
-
-
-def test_failed_tasks_are_taken_on_demand_however_young() -> None:
-    task("FAILED", minutes=0)
-
-    assert requeue(failed=True) == "1 tasks are ready to run again\n"
 
 
 @modify_settings(INSTALLED_APPS={"remove": "django_tasks_db"})

@@ -1,0 +1,408 @@
+"""The worker: what it tries again and how, when it gives up, and which tasks it refuses."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.utils import timezone
+
+from django_lettermint import backend, tasks, worker
+from django_lettermint.exceptions import (
+    ConnectFailed,
+    ConnectionLost,
+    DeliveryUnknown,
+    SenderRefused,
+)
+from django_lettermint.results import Outcome, SendResult
+from django_lettermint.tasks.queued import QueuedMessage
+from tests.faultserver import FaultServer, On, drop, reply
+from tests.sending import mail, message
+from tests.tasks.queueing import Queue, ServedQueue, settings_for
+
+
+def statuses(result: SendResult) -> dict[str, str]:
+    return {who: each.status for who, each in result.recipients.items()}
+
+
+def people(count: int) -> list[str]:
+    return [f"{number}@example.org" for number in range(count)]
+
+
+# -- retries ---------------------------------------------------------------------------
+
+
+def test_a_transient_refusal_is_put_back_with_the_same_bytes_and_key(
+    queue: ServedQueue,
+) -> None:
+    queue.server.script.append(On("mail", reply(451, "later"), times=1))
+    queue.send(mail(), queue_name="mail", priority=7)
+    before = queue.form
+
+    assert queue.run() == "put back"
+    after = queue.form
+    [result] = queue.tasks
+    assert (result.task.queue_name, result.task.priority) == ("mail", 7)
+    assert (queue.sent, queue.failed) == ([], [])
+    assert queue.run() == "sent"
+
+    for name in ("content", "give_up_at", "using"):
+        assert after[name] == before[name]
+    assert after["transactions"][0]["envelope"] == before["transactions"][0]["envelope"]
+    assert after["tries"] == 1
+    [(_, sent)] = queue.sent
+    assert sent.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("tries", "pause"), [(0, 5), (1, 10), (5, 160), (10, 3600), (30, 3600)]
+)
+def test_pauses_double_up_to_an_hour_and_vary_by_half(
+    queue: ServedQueue, tries: int, pause: int
+) -> None:
+    queue.server.script.append(On("mail", reply(451, "later")))
+    queue.send(mail())
+    queue.form["tries"] = tries
+    began = timezone.now()
+
+    queue.run()
+
+    [result] = queue.tasks
+    assert result.task.run_after is not None
+    assert result.task.run_after >= began + timedelta(seconds=pause * 0.5)
+    assert result.task.run_after <= timezone.now() + timedelta(seconds=pause * 1.5)
+
+
+def lose_the_reply(queue: ServedQueue) -> None:
+    """Run a task whose message the relay takes without an answer."""
+    queue.server.script[:] = [On("dot", drop(deliver=True))]
+    with settings_for(queue.server, deadline=1):
+        queue.send(mail())
+        assert queue.run() == "put back"
+    assert queue.form["transactions"][0]["outcome"] == "unknown"
+
+
+def test_a_lost_reply_is_settled_by_the_key(queue: ServedQueue) -> None:
+    lose_the_reply(queue)
+    replays = queue.server.replays
+    queue.server.script.clear()
+
+    assert queue.run() == "sent"
+
+    assert queue.server.delivered == {"bob@example.org": 1}
+    assert queue.server.replays == replays + 1
+    assert len(queue.sent) == 1
+
+
+def test_an_unknown_message_stays_unknown_when_its_repeat_is_refused(
+    queue: ServedQueue,
+) -> None:
+    lose_the_reply(queue)
+    queue.server.script[:] = [On("mail", reply(554, "conflict"))]
+
+    assert queue.run() == "unknown"
+
+    [(_, result, error)] = queue.failed
+    assert result.outcome is Outcome.UNKNOWN
+    assert isinstance(error, DeliveryUnknown)
+
+
+def test_without_a_key_nothing_unknown_is_repeated(queue: ServedQueue) -> None:
+    queue.server.script.append(On("dot", drop(deliver=True)))
+    with settings_for(queue.server, idempotency=False):
+        queue.send(mail())
+        assert queue.run() == "unknown"
+
+    assert queue.server.delivered == {"bob@example.org": 1}
+    assert len(queue.failed) == 1
+
+
+def test_a_permanent_refusal_ends_at_once(queue: ServedQueue) -> None:
+    queue.server.script.append(On("mail", reply(550, "no")))
+    queue.send(mail())
+
+    assert queue.run() == "not_sent"
+
+    [(_, _, error)] = queue.failed
+    assert isinstance(error, SenderRefused)
+    assert queue.tasks == []
+
+
+def test_a_recipient_put_off_is_tried_again_alone(queue: ServedQueue) -> None:
+    queue.server.script += [
+        On("rcpt", reply(451, "4.2.1 later"), match="b@", times=1),
+        On("rcpt", reply(550, "5.1.1 unknown"), match="c@"),
+    ]
+    queue.send(mail("a@x.test", "b@x.test", "c@x.test"))
+
+    assert queue.run_all() == ["put back", "sent"]
+
+    assert queue.server.delivered == {"a@x.test": 1, "b@x.test": 1}
+    first, second = queue.server.deliveries
+    assert second.key != first.key
+    [(received, result)] = queue.sent
+    expected = {"a@x.test": "queued", "b@x.test": "queued", "c@x.test": "rejected"}
+    assert statuses(result) == expected
+    assert result.recipients["c@x.test"].enhanced_code == "5.1.1"
+    assert received.to == ["a@x.test", "b@x.test", "c@x.test"]
+
+
+def test_no_two_transactions_of_one_message_have_the_same_key(
+    queue: ServedQueue,
+) -> None:
+    queue.server.script.append(
+        On("rcpt", reply(451, "4.2.1 later"), match="c@", times=2)
+    )
+    merged = message("a@x.test", "b@x.test", cc=["c@x.test"])
+    merged.merge_metadata = {"a@x.test": {"n": 1}, "b@x.test": {"n": 2}}
+    merged.idempotency_key = "order-1"
+    queue.send(merged)
+
+    assert queue.run_all() == ["put back", "put back", "sent", "sent"]
+
+    assert len(queue.server.deliveries) == 4
+    keys = {each.key for each in queue.server.deliveries}
+    assert len(keys) == 4
+    assert "order-1" in keys
+
+
+def test_recipients_refused_permanently_are_not_tried_again(queue: ServedQueue) -> None:
+    queue.server.script += [
+        On("rcpt", reply(550, "5.1.1 unknown"), match="b@"),
+        On("data", reply(451, "later"), times=1),
+    ]
+    queue.send(mail("a@x.test", "b@x.test"))
+
+    assert queue.run_all() == ["put back", "sent"]
+
+    asked = [line for _, line in queue.server.commands if b"<b@x.test>" in line]
+    assert len(asked) == 1
+    assert queue.server.delivered == {"a@x.test": 1}
+    [(_, result)] = queue.sent
+    assert result.recipients["b@x.test"].status == "rejected"
+
+
+def test_of_several_transactions_only_the_failed_one_is_tried_again(
+    queue: ServedQueue,
+) -> None:
+    queue.server.script.append(On("dot", reply(451, "later"), message=2))
+    queue.send(mail(bcc=people(120)))
+
+    assert queue.run_all() == ["put back", "sent"]
+
+    assert set(queue.server.delivered.values()) == {1}
+    assert len(queue.server.delivered) == 121
+    assert len(queue.sent) == 1
+
+
+def test_an_unknown_transaction_without_a_key_is_not_repeated_with_the_others(
+    queue: ServedQueue,
+) -> None:
+    queue.server.script += [
+        On("dot", drop(deliver=True), times=1),
+        On("dot", reply(451, "later"), message=2),
+    ]
+    with settings_for(queue.server, idempotency=False, retries=0):
+        queue.send(mail(bcc=people(60)))
+        assert queue.run_all() == ["put back", "unknown"]
+
+    assert set(queue.server.delivered.values()) == {1}
+    assert len(queue.failed) == 1
+
+
+def broker_is_away(form: dict[str, Any], seconds: float) -> None:
+    raise ConnectionError
+
+
+def test_a_partly_sent_message_ends_when_it_cannot_be_put_back(
+    queue: ServedQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.server.script.append(On("rcpt", reply(451, "4.2.1 later"), match="b@"))
+    queue.send(mail("a@x.test", "b@x.test"))
+
+    returned = worker.run(queue.form, broker_is_away)
+
+    [(_, result)] = queue.sent
+    assert returned == {"message_id": result.message_id, "outcome": "sent"}
+    assert statuses(result) == {"a@x.test": "queued", "b@x.test": "failed"}
+    assert result.recipients["b@x.test"].code == 451
+    assert "did not take it back (ConnectionError)" in caplog.text
+
+
+def test_an_unsent_message_stays_with_its_task_when_it_cannot_be_put_back(
+    queue: ServedQueue,
+) -> None:
+    queue.server.script.append(On("mail", reply(451, "later"), times=1))
+    queue.send(mail())
+
+    with pytest.raises(ConnectionError):
+        worker.run(queue.form, broker_is_away)
+
+    assert (queue.sent, queue.failed) == ([], [])
+    assert queue.run() == "sent"
+
+
+def test_a_task_backend_that_cannot_defer_does_not_retry_and_says_so(
+    queue: ServedQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.server.script.append(On("mail", reply(451, "later"), times=1))
+    tasks.EmailBackend().send_messages([mail()])
+
+    assert "its queue has no run_after" in caplog.text
+    [(_, _, error)] = queue.failed
+    assert isinstance(error, SenderRefused)
+
+
+# -- giving up -------------------------------------------------------------------------
+
+
+def test_a_message_without_a_connection_is_put_back(queue: ServedQueue) -> None:
+    queue.send(mail())
+    queue.server.close_door()
+
+    assert queue.run() == "put back"
+    assert queue.failed == []
+
+
+def test_a_message_is_not_put_back_beyond_its_time(queue: ServedQueue) -> None:
+    queue.send(mail(), give_up_after=2)
+    queue.server.close_door()
+
+    assert queue.run() == "not_sent"
+
+    assert queue.tasks == []
+    [(_, _, error)] = queue.failed
+    assert isinstance(error, ConnectFailed)
+
+
+def test_a_message_that_waited_too_long_is_not_sent(queue: ServedQueue) -> None:
+    queue.send(mail())
+    queue.form["give_up_at"] = time.time() - 1
+
+    assert queue.run() == "not_sent"
+
+    [(_, _, error)] = queue.failed
+    assert isinstance(error, ConnectionLost)
+    assert "give_up_after" in str(error)
+    assert queue.server.connections == 0
+
+
+def test_waiting_too_long_keeps_the_recipients_that_have_got_it(
+    queue: ServedQueue,
+) -> None:
+    queue.server.script.append(On("rcpt", reply(451, "later"), match="b@"))
+    queue.send(mail("a@x.test", "b@x.test"))
+    queue.run()
+    queue.form["give_up_at"] = time.time() - 1
+
+    assert queue.run() == "sent"
+
+    [(_, result)] = queue.sent
+    assert statuses(result) == {"a@x.test": "queued", "b@x.test": "failed"}
+
+
+def test_a_message_that_another_worker_has_begun_is_unknown_when_its_time_is_over(
+    queue: ServedQueue,
+) -> None:
+    queue.send(mail())
+    queue.form["give_up_at"] = time.time() - 1
+
+    assert queue.run(attempt=2) == "unknown"
+
+    [(_, result, error)] = queue.failed
+    assert statuses(result) == {"bob@example.org": "unknown"}
+    assert isinstance(error, DeliveryUnknown)
+    assert not error.retry_safe
+    assert not error.repeatable
+    assert "give_up_after" in str(error)
+    assert queue.server.connections == 0
+
+
+# -- the JSON form ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"version": None}, "version None"),
+        ({"version": 2}, "version 2"),
+        ({"transactions": None}, "not a queued message"),
+        ({"transactions": [{}]}, "not a queued message"),
+        ({"transactions": []}, "no transactions"),
+        ({"transactions": ["x"]}, "not a queued message"),
+        ({"give_up_at": "x"}, "'x'"),
+        ({"tries": "x"}, "'x'"),
+        ({"using": "away"}, "'away', which is not in MAILERS"),
+    ],
+)
+def test_a_form_that_cannot_be_read_is_refused_and_its_message_stays(
+    queue: Queue, change: dict[str, Any], problem: str
+) -> None:
+    queue.send(mail())
+    queue.form.update(change)
+
+    with pytest.raises((ValueError, ImproperlyConfigured), match=problem):
+        queue.run()
+    assert queue.failed == []
+
+
+@pytest.mark.parametrize("form", [None, [1]])
+def test_a_form_that_is_no_object_is_refused(form: Any) -> None:
+    with pytest.raises(ValueError, match="version None"):
+        worker.run(form, None)
+
+
+def test_a_form_written_by_the_first_release_is_read(server: FaultServer) -> None:
+    form = {
+        "version": 1,
+        "using": None,
+        "give_up_at": 1.0,
+        "tries": 1,
+        "key_given": True,
+        "content": "U3ViamVjdDogaGkNCg0KaGkNCg==",
+        "transactions": [
+            {
+                "envelope": {
+                    "version": 1,
+                    "mail_from": "ann@example.org",
+                    "recipients": ["bob@example.org"],
+                    "message_id": "id",
+                    "idempotency_key": "key",
+                    "smtputf8": False,
+                },
+                "attempts": 2,
+                "outcome": "unknown",
+                "recipients": ["bob@example.org", "carol@example.org"],
+                "phase": "commit",
+                "replies": {
+                    "bob@example.org": [250, "ok"],
+                    "carol@example.org": [550, "5.1.1 unknown"],
+                },
+                "reply": None,
+                "failure": "timed out",
+            }
+        ],
+    }
+    queued = QueuedMessage.from_json(form, backend.EmailBackend().config)
+
+    assert queued.to_json() == form
+    assert queued.submissions[0].envelope.content == b"Subject: hi\r\n\r\nhi\r\n"
+
+
+def test_contents_that_differ_travel_both(queue: Queue) -> None:
+    queue.send(mail(bcc=people(60)))
+    config = backend.EmailBackend().config
+    queued = QueuedMessage.from_json(queue.form, config)
+    second = queued.submissions[1]
+    second.envelope = replace(second.envelope, header=b"Subject: 7 bit\r\n")
+
+    again = QueuedMessage.from_json(json.loads(json.dumps(queued.to_json())), config)
+
+    assert [each.envelope for each in again.submissions] == [
+        each.envelope for each in queued.submissions
+    ]
