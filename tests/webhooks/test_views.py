@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import time
 from io import BytesIO
 from typing import Any
 
@@ -15,7 +14,6 @@ from django.core.handlers.asgi import ASGIRequest
 from django.test import Client
 from django.urls import reverse
 
-from django_lettermint.testing import sign
 from django_lettermint.webhooks import (
     LettermintTrackingWebhookView,
     LettermintWebhookView,
@@ -175,58 +173,42 @@ def test_each_of_several_secrets_is_accepted(
     assert post(SENT, "whsec_other").status_code == 400
 
 
-@pytest.mark.parametrize("secrets", [(SECRET, "other"), ("other", SECRET)])
-def test_each_of_several_signatures_is_accepted(
-    secrets: tuple[str, str], receiver: Receiver
-) -> None:
-    now = int(time.time())
-    first, second = (sign(BODY, secret, now) for secret in secrets)
-    both = f"{first},{second.partition(',')[2]}"
-    headers = {"X-Lettermint-Signature": both, "X-Lettermint-Delivery": str(now)}
-
-    assert send(BODY, headers).status_code == 200
-
-
 @pytest.mark.parametrize(
-    ("age", "status"),
-    [(290, 200), (-290, 200), (310, 400), (-310, 400), (10**6, 400), (-(10**6), 400)],
+    ("age", "status"), [(290, 200), (-290, 200), (310, 400), (-310, 400), (10**6, 400)]
 )
 def test_a_signature_counts_for_five_minutes(age: int, status: int) -> None:
     assert post(SENT, age=age).status_code == status
 
 
-@pytest.mark.parametrize("time", ["1 ", "-1", "+1", "1_0", "nan", "९", "1" * 5000, ","])
-def test_an_odd_signed_time_is_refused(time: str, receiver: Receiver) -> None:
-    signature = sign(BODY, SECRET, time)  # type: ignore[arg-type]
-    headers = {"X-Lettermint-Signature": signature, "X-Lettermint-Delivery": time}
-    # As Django decodes the UTF-8 octets of a header.
-    octets = {name: at.encode().decode("latin-1") for name, at in headers.items()}
-
-    assert_refused(send(BODY, octets), receiver)
-
-
 @pytest.mark.parametrize(
-    "signature",
+    "change",
     [
-        "",
-        "nonsense",
-        "t={time}",
-        "v1={digest}",
-        "t={time},v1=",
-        "t={time},v1=é{digest}",
-        "t={time},v0={digest}",
-        "t={time},t={time},v1={digest}",
-        "t={time},v1={digest}0",
-        "sha256={digest}",
-        "=" * 10_000,
+        {"X-Lettermint-Delivery": "1700000000"},
+        {"X-Lettermint-Delivery": "९"},
+        {"X-Lettermint-Delivery": ""},
+        {"X-Lettermint-Signature": ""},
+        {"X-Lettermint-Signature": "nonsense"},
+        {"X-Lettermint-Signature": "t={time}"},
+        {"X-Lettermint-Signature": "v1={digest}"},
+        {"X-Lettermint-Signature": "t={time},v1="},
+        {"X-Lettermint-Signature": "t={time},v1=é{digest}"},
+        {"X-Lettermint-Signature": "t={time},v0={digest}"},
+        {"X-Lettermint-Signature": "t={time},t={time},v1={digest}"},
+        {"X-Lettermint-Signature": "=" * 10_000},
     ],
+    ids=str,
 )
-def test_an_odd_signature_is_refused(signature: str, receiver: Receiver) -> None:
+def test_odd_signature_headers_are_refused(
+    change: dict[str, str], receiver: Receiver
+) -> None:
     headers = signed(BODY)
-    digest = headers["X-Lettermint-Signature"].rpartition("=")[2]
-    headers["X-Lettermint-Signature"] = signature.format(
-        time=headers["X-Lettermint-Delivery"], digest=digest
-    )
+    known = {
+        "time": headers["X-Lettermint-Delivery"],
+        "digest": headers["X-Lettermint-Signature"].rpartition("=")[2],
+    }
+    [(name, value)] = change.items()
+    # As Django decodes the UTF-8 octets of a header.
+    headers[name] = value.format(**known).encode().decode("latin-1")
 
     assert_refused(send(BODY, headers), receiver)
 
@@ -239,32 +221,15 @@ def test_a_missing_header_is_refused(name: str, receiver: Receiver) -> None:
     assert_refused(send(BODY, headers), receiver)
 
 
-def test_a_delivery_header_that_differs_from_the_signed_time_is_refused(
-    receiver: Receiver,
-) -> None:
-    headers = signed(BODY) | {"X-Lettermint-Delivery": str(int(time.time()) - 1)}
-
-    assert_refused(send(BODY, headers), receiver)
-
-
-@pytest.mark.parametrize("url", [TRACKING, INBOUND])
-@pytest.mark.parametrize("secret", [None, "", []])
-def test_without_a_secret_nothing_is_accepted(
-    secret: object, url: str, settings: Any, receiver: Receiver
+@pytest.mark.parametrize(
+    ("secret", "status"), [(None, 403), ("", 403), ([], 403), ([SECRET, ""], 500)]
+)
+def test_an_empty_secret_never_counts(
+    secret: object, status: int, settings: Any, receiver: Receiver
 ) -> None:
     configure(settings, signing_secret=secret)
 
-    for own in (SECRET, ""):
-        assert_refused(post(SENT, own, url=url), receiver, status=403)
-
-
-@pytest.mark.parametrize("secret", [[""], [SECRET, ""]])
-def test_an_empty_secret_in_a_list_is_an_error(
-    secret: object, settings: Any, receiver: Receiver
-) -> None:
-    configure(settings, signing_secret=secret)
-
-    assert post(SENT, "").status_code == 500
+    assert post(SENT, "").status_code == post(SENT).status_code == status
     assert receiver.events == []
 
 
@@ -298,14 +263,8 @@ def test_only_the_log_gives_the_reason_and_no_secret(
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"{",
-        b"null",
-        b"[]",
-        b"\xff\xfe{}",
-        b"\xef\xbb\xbf{}",
+        *(b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe{}", b"\xef\xbb\xbf{}"),
         b'{"id":"\xff"}',
-        b"{}",
         b'{"id":"1","event":"message.sent"}',
         b'{"id":' * 50_000,
         b'{"id":"1","n":' + b"9" * 5000 + b"}",
@@ -317,9 +276,7 @@ def test_a_malformed_body_is_refused(body: bytes, receiver: Receiver) -> None:
     assert_refused(post(body), receiver)
 
 
-@pytest.mark.parametrize(
-    "value", ["NaN", "Infinity", "-Infinity", "1e999", '"\\ud800"']
-)
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"'])
 def test_a_value_that_receivers_could_not_store_is_refused(
     value: str, receiver: Receiver
 ) -> None:
@@ -342,20 +299,19 @@ def test_values_may_be_64_levels_deep(
     assert response.status_code == status
 
 
-def test_a_broken_attachment_is_refused(receiver: Receiver) -> None:
-    content = payload("message.inbound", attachments=[{"content": "a"}])
-
-    assert_refused(post(content, url=INBOUND), receiver)
-
-
 # -- size ------------------------------------------------------------------------------
 
 
-def test_a_body_that_is_declared_too_large_is_refused(receiver: Receiver) -> None:
-    size = LettermintTrackingWebhookView.max_body_size + 1
-    response = send(BODY, signed(BODY), CONTENT_LENGTH=str(size))
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [(2**20 + 1, 413), ("1,1", 400), ("x", 400), ("9" * 5000, 400)],
+)
+def test_a_body_whose_declared_size_is_odd_or_too_large_is_refused(
+    length: object, status: int, receiver: Receiver
+) -> None:
+    response = send(BODY, signed(BODY), CONTENT_LENGTH=str(length))
 
-    assert_refused(response, receiver, status=413)
+    assert_refused(response, receiver, status)
 
 
 def test_a_body_of_undeclared_size_is_read_up_to_the_limit_only() -> None:
@@ -373,11 +329,6 @@ def test_a_url_can_have_a_limit(excess: int) -> None:
     view = LettermintTrackingWebhookView.as_view(max_body_size=len(BODY) - excess)
 
     assert view(request()).status_code == (413 if excess else 200)
-
-
-@pytest.mark.parametrize("length", ["1,1", "x", "9" * 5000])
-def test_an_odd_content_length_is_refused(length: str, receiver: Receiver) -> None:
-    assert_refused(send(BODY, signed(BODY), CONTENT_LENGTH=length), receiver)
 
 
 class BrokenPipe:
@@ -454,7 +405,6 @@ def test_the_documented_receivers_work(
     assert "Grüße" in caplog.text
 
 
-@pytest.mark.parametrize("place", ["headers", "from"])
 @pytest.mark.parametrize(
     "sender",
     [
@@ -464,14 +414,13 @@ def test_the_documented_receivers_work(
         *("<>", "a@", "a@[", '"'),
     ],
 )
-def test_the_documented_receiver_accepts_any_sender(place: str, sender: str) -> None:
-    values = {
-        "headers": [{"name": "From", "value": sender}],
-        "from": {"email": sender, "name": sender},
-    }
+def test_the_documented_receiver_accepts_any_sender(sender: str) -> None:
+    header = {"headers": [{"name": "From", "value": sender}]}
+    field = {"headers": [], "from": {"email": sender, "name": sender}}
     shown = snippet(DOCS / "webhooks.md", "@receiver(tracking)")
     with receivers_forgotten():
         kept = shown.run({"__name__": "shop.receivers"})
-        content = payload("message.inbound", **{"headers": [], place: values[place]})
-        assert post(content, url=INBOUND).status_code == 200
+        for place in (header, field):
+            content = payload("message.inbound", **place) | {"id": str(len(place))}
+            assert post(content, url=INBOUND).status_code == 200
     assert "on_inbound" in kept
