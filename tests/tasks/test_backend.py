@@ -88,13 +88,6 @@ def test_the_worker_sends_what_was_queued(queue: ServedQueue) -> None:
     assert queue.failed == []
 
 
-def test_the_immediate_task_backend_sends_at_once(queue: ServedQueue) -> None:
-    assert tasks.EmailBackend().send_messages([mail("bob@example.org")]) == 1
-
-    assert queue.server.delivered == {"bob@example.org": 1}
-    assert len(queue.sent) == 1
-
-
 def test_a_task_is_json_without_the_token(queue: Queue) -> None:
     queue.send(mail())
 
@@ -324,9 +317,11 @@ def test_by_default_a_transaction_is_not_waited_for(queue: Queue) -> None:
 def test_on_commit_queues_if_the_transaction_is_committed(
     queue: Queue, *, rolled_back: bool
 ) -> None:
+    message = mail()
     with transaction.atomic():
-        assert queue.send(mail(), on_commit=True) == 1
+        assert queue.send(message, on_commit=True) == 1
         assert queue.tasks == []
+        assert status(message).status == {"queued"}
         transaction.set_rollback(rolled_back)
 
     assert len(queue.tasks) == (0 if rolled_back else 1)

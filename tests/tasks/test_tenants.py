@@ -69,21 +69,21 @@ def tokens(relay: Relay) -> list[str]:
     return [each.token for each in relay.messages]
 
 
-def test_the_worker_sends_under_the_token_of_the_tenant(
-    relay: Relay, queue: Queue
+def test_the_worker_looks_up_the_token_of_the_tenant(
+    relay: Relay, queue: Queue, tenants: Tenants
 ) -> None:
     with extras(tenant="acme"):
         queue.send(mail("bob@example.org"))
     text = json.dumps(queue.form)
     # Releases that know no tenants read version 1 only, and so refuse it.
     assert [each["envelope"]["version"] for each in queue.form["transactions"]] == [2]
-    queue.tasks[0].args[0].update(json.loads(text))
+    tenants.options = {"api_token": NEW}
 
     with extras(tenant="another"):
         assert queue.run() == "sent"
 
     assert OWN not in text
-    assert tokens(relay) == [OWN]
+    assert tokens(relay) == [NEW]
     [(received, _)] = queue.sent
     assert received.tenant == "acme"  # type: ignore[attr-defined]
 
@@ -98,25 +98,6 @@ def test_a_message_without_a_tenant_is_sent_under_the_token_of_the_settings(
     with extras(tenant="acme"):
         assert queue.run() == "sent"
     assert tokens(relay) == [TOKEN]
-
-
-def test_a_token_that_is_replaced_meanwhile_is_the_new_one(
-    relay: Relay, queue: Queue, tenants: Tenants
-) -> None:
-    queue.send(own_mail())
-    tenants.options = {"api_token": NEW}
-
-    assert queue.run() == "sent"
-    assert tokens(relay) == [NEW]
-
-
-def test_an_unknown_tenant_is_not_queued(queue: Queue) -> None:
-    unknown = own_mail("unknown")
-    with pytest.raises(LettermintInvalidMessage, match="'unknown'"):
-        queue.send(unknown, own_mail())
-
-    assert len(queue.tasks) == 1
-    assert [each for each, *_ in queue.failed] == [unknown]
 
 
 def test_a_list_asks_the_resolver_once(queue: Queue, tenants: Tenants) -> None:
@@ -180,7 +161,6 @@ def test_a_worker_without_tenants_leaves_the_task(relay: Relay, queue: Queue) ->
     ):
         queue.run()
     assert queue.failed == []
-    assert relay.statistics.connections == 0
 
 
 @pytest.mark.parametrize("tenant", ["", "a\nb", 5, ["acme"], None])

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -17,13 +17,16 @@ from django_lettermint.exceptions import (
     ConnectFailed,
     ConnectionLost,
     DeliveryUnknown,
+    LettermintError,
     SenderRefused,
 )
-from django_lettermint.results import Outcome, SendResult
 from django_lettermint.tasks.queued import QueuedMessage
-from tests.faultserver import FaultServer, On, drop, reply
+from tests.faultserver import Action, FaultServer, On, drop, reply
 from tests.sending import mail, message
 from tests.tasks.queueing import Queue, ServedQueue, settings_for
+
+if TYPE_CHECKING:
+    from django_lettermint.results import SendResult
 
 
 def statuses(result: SendResult) -> dict[str, str]:
@@ -35,6 +38,45 @@ def people(count: int) -> list[str]:
 
 
 # -- retries ---------------------------------------------------------------------------
+
+
+LOSES_THE_REPLY = On("dot", drop(deliver=True), times=1)
+SECOND_IS_PUT_OFF = On("dot", reply(451, "later"), message=2)
+
+
+@pytest.mark.parametrize(
+    ("script", "count", "idempotency", "outcomes"),
+    [
+        (
+            [On("mail", reply(451, "later"), times=2)],
+            1,
+            True,
+            ["put back"] * 2 + ["sent"],
+        ),
+        ([On("mail", reply(550, "no"))], 1, True, ["not_sent"]),
+        ([LOSES_THE_REPLY], 1, True, ["sent"]),
+        ([LOSES_THE_REPLY], 1, False, ["unknown"]),
+        ([SECOND_IS_PUT_OFF], 120, True, ["put back", "sent"]),
+        ([LOSES_THE_REPLY, SECOND_IS_PUT_OFF], 60, False, ["put back", "unknown"]),
+    ],
+)
+def test_only_what_another_try_may_change_is_tried_again(
+    queue: ServedQueue,
+    script: list[On],
+    count: int,
+    outcomes: list[str],
+    *,
+    idempotency: bool,
+) -> None:
+    queue.server.script += script
+    with settings_for(queue.server, idempotency=idempotency, retries=0):
+        queue.send(mail(bcc=people(count)))
+        assert queue.run_all() == outcomes
+
+    assert set(queue.server.delivered.values()) <= {1}
+    assert len(queue.server.delivered) == (0 if outcomes == ["not_sent"] else count + 1)
+    assert len(queue.sent) + len(queue.failed) == 1
+    assert len(queue.sent) == (outcomes[-1] == "sent")
 
 
 def test_a_transient_refusal_is_put_back_with_the_same_bytes_and_key(
@@ -78,59 +120,25 @@ def test_pauses_double_up_to_an_hour_and_vary_by_half(
     assert result.task.run_after <= timezone.now() + timedelta(seconds=pause * 1.5)
 
 
-def lose_the_reply(queue: ServedQueue) -> None:
-    """Run a task whose message the relay takes without an answer."""
+@pytest.mark.parametrize(
+    ("answer", "outcome"), [(None, "sent"), (reply(554, "conflict"), "unknown")]
+)
+def test_a_lost_reply_is_settled_by_the_key_if_the_relay_takes_the_repeat(
+    queue: ServedQueue, answer: Action | None, outcome: str
+) -> None:
     queue.server.script[:] = [On("dot", drop(deliver=True))]
     with settings_for(queue.server, deadline=1):
         queue.send(mail())
         assert queue.run() == "put back"
     assert queue.form["transactions"][0]["outcome"] == "unknown"
+    queue.server.script[:] = [On("mail", answer)] if answer else []
 
-
-def test_a_lost_reply_is_settled_by_the_key(queue: ServedQueue) -> None:
-    lose_the_reply(queue)
-    replays = queue.server.replays
-    queue.server.script.clear()
-
-    assert queue.run() == "sent"
+    assert queue.run() == outcome
 
     assert queue.server.delivered == {"bob@example.org": 1}
-    assert queue.server.replays == replays + 1
-    assert len(queue.sent) == 1
-
-
-def test_an_unknown_message_stays_unknown_when_its_repeat_is_refused(
-    queue: ServedQueue,
-) -> None:
-    lose_the_reply(queue)
-    queue.server.script[:] = [On("mail", reply(554, "conflict"))]
-
-    assert queue.run() == "unknown"
-
-    [(_, result, error)] = queue.failed
-    assert result.outcome is Outcome.UNKNOWN
-    assert isinstance(error, DeliveryUnknown)
-
-
-def test_without_a_key_nothing_unknown_is_repeated(queue: ServedQueue) -> None:
-    queue.server.script.append(On("dot", drop(deliver=True)))
-    with settings_for(queue.server, idempotency=False):
-        queue.send(mail())
-        assert queue.run() == "unknown"
-
-    assert queue.server.delivered == {"bob@example.org": 1}
-    assert len(queue.failed) == 1
-
-
-def test_a_permanent_refusal_ends_at_once(queue: ServedQueue) -> None:
-    queue.server.script.append(On("mail", reply(550, "no")))
-    queue.send(mail())
-
-    assert queue.run() == "not_sent"
-
-    [(_, _, error)] = queue.failed
-    assert isinstance(error, SenderRefused)
-    assert queue.tasks == []
+    [(_, result, *error)] = queue.sent + queue.failed
+    assert result.outcome.value == outcome
+    assert all(isinstance(each, DeliveryUnknown) for each in error)
 
 
 def test_a_recipient_put_off_is_tried_again_alone(queue: ServedQueue) -> None:
@@ -187,34 +195,6 @@ def test_recipients_refused_permanently_are_not_tried_again(queue: ServedQueue) 
     assert result.recipients["b@x.test"].status == "rejected"
 
 
-def test_of_several_transactions_only_the_failed_one_is_tried_again(
-    queue: ServedQueue,
-) -> None:
-    queue.server.script.append(On("dot", reply(451, "later"), message=2))
-    queue.send(mail(bcc=people(120)))
-
-    assert queue.run_all() == ["put back", "sent"]
-
-    assert set(queue.server.delivered.values()) == {1}
-    assert len(queue.server.delivered) == 121
-    assert len(queue.sent) == 1
-
-
-def test_an_unknown_transaction_without_a_key_is_not_repeated_with_the_others(
-    queue: ServedQueue,
-) -> None:
-    queue.server.script += [
-        On("dot", drop(deliver=True), times=1),
-        On("dot", reply(451, "later"), message=2),
-    ]
-    with settings_for(queue.server, idempotency=False, retries=0):
-        queue.send(mail(bcc=people(60)))
-        assert queue.run_all() == ["put back", "unknown"]
-
-    assert set(queue.server.delivered.values()) == {1}
-    assert len(queue.failed) == 1
-
-
 def broker_is_away(form: dict[str, Any], seconds: float) -> None:
     raise ConnectionError
 
@@ -261,34 +241,38 @@ def test_a_task_backend_that_cannot_defer_does_not_retry_and_says_so(
 # -- giving up -------------------------------------------------------------------------
 
 
-def test_a_message_without_a_connection_is_put_back(queue: ServedQueue) -> None:
-    queue.send(mail())
+def test_a_message_is_put_back_until_its_time_is_over(queue: ServedQueue) -> None:
+    queue.send(mail("a@x.test"))
+    queue.send(mail("b@x.test"), give_up_after=2)
     queue.server.close_door()
 
-    assert queue.run() == "put back"
-    assert queue.failed == []
+    assert [queue.run(), queue.run()] == ["put back", "not_sent"]
 
-
-def test_a_message_is_not_put_back_beyond_its_time(queue: ServedQueue) -> None:
-    queue.send(mail(), give_up_after=2)
-    queue.server.close_door()
-
-    assert queue.run() == "not_sent"
-
-    assert queue.tasks == []
-    [(_, _, error)] = queue.failed
+    [(message, _, error)] = queue.failed
+    assert message.to == ["b@x.test"]
     assert isinstance(error, ConnectFailed)
 
 
-def test_a_message_that_waited_too_long_is_not_sent(queue: ServedQueue) -> None:
+@pytest.mark.parametrize(
+    ("attempt", "outcome", "kind"),
+    [(1, "not_sent", ConnectionLost), (2, "unknown", DeliveryUnknown)],
+)
+def test_a_message_that_waited_too_long_is_not_sent_and_unknown_if_it_had_begun(
+    queue: ServedQueue, attempt: int, outcome: str, kind: type[LettermintError]
+) -> None:
     queue.send(mail())
     queue.form["give_up_at"] = time.time() - 1
 
-    assert queue.run() == "not_sent"
+    assert queue.run(attempt=attempt) == outcome
 
-    [(_, _, error)] = queue.failed
-    assert isinstance(error, ConnectionLost)
+    [(_, result, error)] = queue.failed
+    assert isinstance(error, kind)
     assert "give_up_after" in str(error)
+    assert result.outcome.value == outcome
+    if outcome == "unknown":
+        assert statuses(result) == {"bob@example.org": "unknown"}
+        assert not error.retry_safe
+        assert not error.repeatable
     assert queue.server.connections == 0
 
 
@@ -304,23 +288,6 @@ def test_waiting_too_long_keeps_the_recipients_that_have_got_it(
 
     [(_, result)] = queue.sent
     assert statuses(result) == {"a@x.test": "queued", "b@x.test": "failed"}
-
-
-def test_a_message_that_another_worker_has_begun_is_unknown_when_its_time_is_over(
-    queue: ServedQueue,
-) -> None:
-    queue.send(mail())
-    queue.form["give_up_at"] = time.time() - 1
-
-    assert queue.run(attempt=2) == "unknown"
-
-    [(_, result, error)] = queue.failed
-    assert statuses(result) == {"bob@example.org": "unknown"}
-    assert isinstance(error, DeliveryUnknown)
-    assert not error.retry_safe
-    assert not error.repeatable
-    assert "give_up_after" in str(error)
-    assert queue.server.connections == 0
 
 
 # -- the JSON form ---------------------------------------------------------------------
