@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,21 +73,20 @@ def test_a_view_may_hold_its_secret_in_any_place(place: Place, own: object) -> N
     assert view(request(SECRET)).status_code == 400
 
 
-@PLACES
-@pytest.mark.parametrize("own", ["", [], ()], ids=repr)
+@pytest.mark.parametrize(
+    ("place", "own"),
+    [
+        *product([of_url, of_class, of_property, of_setup], ["", [], ()]),
+        *product(
+            [of_url, of_property, of_setup], [None, SimpleLazyObject(lambda: None)]
+        ),
+    ],
+)
 def test_a_view_whose_secret_is_empty_accepts_nothing(
     place: Place, own: object
 ) -> None:
     for secret in (SECRET, ""):
         assert place(own)(request(secret)).status_code == 403
-
-
-@pytest.mark.parametrize("place", [of_url, of_property, of_setup])
-@pytest.mark.parametrize("own", [None, SimpleLazyObject(lambda: None)], ids=repr)
-def test_a_view_whose_secret_is_none_does_not_use_that_of_the_settings(
-    place: Place, own: object
-) -> None:
-    assert place(own)(request(SECRET)).status_code == 403
 
 
 def test_a_class_without_a_secret_uses_that_of_the_settings() -> None:
