@@ -25,18 +25,19 @@ TOKEN, OWN, NEW = "lm_of_the_settings", "lm_of_acme", "lm_of_acme_anew"
 
 
 class Tenants:
-    """A resolver with one tenant, which may be away."""
+    """A resolver with one tenant."""
 
     def __init__(self) -> None:
-        self.options: dict[str, object] = {"api_token": OWN}
-        self.error: type[Exception] | None = None
+        self.known: dict[str, dict[str, object]] = {"acme": {"api_token": OWN}}
         self.asked = 0
 
     def __call__(self, name: str) -> Mapping[str, object]:
         self.asked += 1
-        if self.error:
-            raise self.error
-        return {"acme": self.options}[name]
+        return self.known[name]
+
+
+def away(name: str) -> Mapping[str, object]:
+    raise ConnectionError
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_the_worker_looks_up_the_token_of_the_tenant(
     text = json.dumps(queue.form)
     # Releases that know no tenants read version 1 only, and so refuse it.
     assert [each["envelope"]["version"] for each in queue.form["transactions"]] == [2]
-    tenants.options = {"api_token": NEW}
+    tenants.known["acme"] = {"api_token": NEW}
 
     with extras(tenant="another"):
         assert queue.run() == "sent"
@@ -110,7 +111,7 @@ def test_a_tenant_that_is_gone_ends_its_message(
     relay: Relay, queue: Queue, tenants: Tenants
 ) -> None:
     queue.send(own_mail())
-    tenants.error = LookupError
+    tenants.known.clear()
 
     assert queue.run() == "not_sent"
 
@@ -134,55 +135,44 @@ def test_a_tenant_that_is_gone_does_not_change_what_has_ended(
         "reply": [250, "ok"],
         "failure": None,
     }
-    tenants.error = LookupError
+    tenants.known.clear()
 
     assert queue.run() == "sent"
 
 
-def test_a_lookup_that_fails_leaves_the_task_for_another_run(
-    queue: Queue, tenants: Tenants
+@pytest.mark.parametrize(
+    ("resolver", "problem"), [(away, r"\(ConnectionError\)"), (None, "`tenants`")]
+)
+def test_a_worker_that_cannot_look_up_the_tenant_leaves_the_task(
+    relay: Relay, queue: Queue, resolver: object, problem: str
 ) -> None:
     queue.send(own_mail())
     form = queue.form
-    tenants.error = ConnectionError
-    with pytest.raises(LettermintInvalidMessage, match=r"\(ConnectionError\)"):
-        queue.run()
-    assert queue.failed == []
-
-    tenants.error = None
-    assert worker.run(form, None)["outcome"] == "sent"
-
-
-def test_a_worker_without_tenants_leaves_the_task(relay: Relay, queue: Queue) -> None:
-    queue.send(own_mail())
     with (
-        override_settings(ANYMAIL=relay.settings()),
-        pytest.raises(LettermintInvalidMessage, match="`tenants`"),
+        override_settings(ANYMAIL=relay.settings(tenants=resolver)),
+        pytest.raises(LettermintInvalidMessage, match=problem),
     ):
         queue.run()
     assert queue.failed == []
 
+    assert worker.run(form, None)["outcome"] == "sent"
 
-@pytest.mark.parametrize("tenant", ["", "a\nb", 5, ["acme"], None])
-def test_a_form_with_an_odd_tenant_is_refused(
-    tenant: object, relay: Relay, queue: Queue
+
+@pytest.mark.parametrize(
+    "names", [[""], ["a\nb"], [5], [["acme"]], [None], ["acme", "another"]]
+)
+def test_a_form_with_an_odd_tenant_or_with_two_is_refused(
+    names: list[object], relay: Relay, queue: Queue
 ) -> None:
     queue.send(own_mail())
-    queue.form["transactions"][0]["envelope"]["tenant"] = tenant
+    [own] = queue.form["transactions"]
+    queue.form["transactions"] = [
+        {**own, "envelope": {**own["envelope"], "tenant": name}} for name in names
+    ]
 
     with pytest.raises((ValueError, AnymailConfigurationError)):
         queue.run()
     assert relay.statistics.connections == 0
-
-
-def test_a_form_of_two_tenants_is_refused(queue: Queue) -> None:
-    queue.send(own_mail())
-    [transaction] = queue.form["transactions"]
-    other = {**transaction, "envelope": {**transaction["envelope"], "tenant": "other"}}
-    queue.form["transactions"].append(other)
-
-    with pytest.raises(ValueError, match="not a queued message"):
-        queue.run()
 
 
 def test_a_message_that_is_put_back_keeps_its_tenant(
@@ -199,7 +189,7 @@ def test_a_message_that_is_put_back_keeps_its_tenant(
 def test_the_time_in_the_queue_ends_before_the_tenants_deadline(
     queue: Queue, tenants: Tenants
 ) -> None:
-    tenants.options["deadline"] = IDEMPOTENCY_KEY_TTL - 60
+    tenants.known["acme"]["deadline"] = IDEMPOTENCY_KEY_TTL - 60
     queue.send(own_mail())
 
     assert queue.form["give_up_at"] - timezone.now().timestamp() < 61

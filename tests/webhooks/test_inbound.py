@@ -285,13 +285,15 @@ def test_an_odd_attachment_type_is_a_file_of_bytes(content_type: str | None) -> 
 
 
 def test_a_forwarded_mail_is_a_mail_whose_headers_can_be_read() -> None:
-    forwarded = "From: [Shop] News <n@example.com>\r\nMessage-ID: <\r\n\r\nGrüße\r\n"
+    forwarded = (
+        "From: [Shop] News <n@example.com>\r\nMessage-ID: <a,@b\r\n\r\nGrüße\r\n"
+    )
     content = b64encode(forwarded.encode()).decode()
     part = with_attachment(content=content, content_type="message/rfc822")
 
     [inner] = part.get_payload()
     assert str(inner.from_email) == '"[Shop] News" <n@example.com>'
-    assert inner["Message-ID"] == "<"
+    assert inner["Message-ID"] == "<a,@b"
 
 
 def test_a_forwarded_mail_in_another_charset_keeps_its_bytes() -> None:
