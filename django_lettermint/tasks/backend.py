@@ -56,7 +56,7 @@ class EmailBackend(BaseEmailBackend):
         super().__init_subclass__(**kwargs)
         refuse_unused_hooks(cls, EmailBackend)
 
-    # Django <= 6.0 leaves this backend, too, on each message.
+    # Copies and pickles: Django <= 6.0 leaves this backend on each message, too.
     __reduce__ = SendingBackend.__reduce__
     __copy__ = SendingBackend.__copy__
     __deepcopy__ = SendingBackend.__deepcopy__
@@ -72,7 +72,7 @@ class EmailBackend(BaseEmailBackend):
         count = begun = 0
         results: list[SendResult] = []
         error: Exception | None = None
-        call = looked_up.set({})
+        call = looked_up.set({})  # each tenant is looked up once in a call
         try:
             for message in messages:
                 outgoing = self._prepare(message)
@@ -97,7 +97,7 @@ class EmailBackend(BaseEmailBackend):
         return count
 
     def enqueue(self, form: dict[str, Any]) -> None:
-        """Hand the JSON form of a message to the queue; override it for another queue."""
+        """Add the JSON form of a message to the queue; override it for another queue."""
         self._task.enqueue(form)
 
     def _prepare(self, message: EmailMessage) -> OutgoingMessage:
@@ -121,11 +121,11 @@ class EmailBackend(BaseEmailBackend):
             notify(type(self._sender), outgoing)
             return False
         if self._config.on_commit and not transaction.get_autocommit():
-            after = partial(self._hand_over, outgoing, tasks)
+            after = partial(self._enqueue_all, outgoing, tasks)
             transaction.on_commit(after, robust=True)
             _record(outgoing, tasks, ["queued"] * len(tasks))
             return True
-        return self._hand_over(outgoing, tasks)
+        return self._enqueue_all(outgoing, tasks)
 
     def _tasks(self, outgoing: OutgoingMessage) -> list[QueuedMessage]:
         """Return a task for each group of submissions that share their content."""
@@ -144,7 +144,7 @@ class EmailBackend(BaseEmailBackend):
             for _, submissions in groups
         ]
 
-    def _hand_over(
+    def _enqueue_all(
         self, outgoing: OutgoingMessage, tasks: Sequence[QueuedMessage]
     ) -> bool:
         """Enqueue the tasks; at the first that fails, end the message.

@@ -39,8 +39,6 @@ TRACKING_EVENTS: Mapping[str, tuple[str, str | None]] = {
 #: The name under which `tags` has the tag of X-LM-Tag.
 SINGLE_TAG = "__lettermint_tag"
 
-_UNKNOWN = (EventType.UNKNOWN, None)
-
 #: The `reason` of a suppression -> why the recipient was suppressed.
 SUPPRESSION_REASONS: Mapping[str | None, str] = {
     "hard_bounce": RejectReason.BOUNCED,
@@ -88,7 +86,9 @@ def tracking_event(
 ) -> AnymailTrackingEvent:
     """Return Anymail's event for an event about sent mail."""
     data = event.data
-    event_type, reject_reason = TRACKING_EVENTS.get(event.type, _UNKNOWN)
+    event_type, reject_reason = TRACKING_EVENTS.get(
+        event.type, (EventType.UNKNOWN, None)
+    )
     if event.type == "message.suppressed":
         reject_reason = SUPPRESSION_REASONS.get(text(data.get("reason")), reject_reason)
     metadata = dict(mapping(data.get("metadata")))

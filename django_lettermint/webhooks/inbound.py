@@ -152,17 +152,17 @@ def _content_type(value: str, content: bytes) -> str:
     media_type = value.partition(";")[0].strip().lower()
     if not _MEDIA_TYPE.fullmatch(media_type):
         return "application/octet-stream"
-    if media_type.startswith("message/") and not _is_text(content, "utf-8", "strict"):
+    if media_type.startswith("message/") and not _decodes(content, "utf-8", "strict"):
         # Anymail would fail to parse it as text.
         return "application/octet-stream"
     charset = _CHARSET.search(value)
     # With a charset that Python does not know, reading the attachment would fail.
-    if charset and _is_text(b"-", charset[1], "replace"):
+    if charset and _decodes(b"-", charset[1], "replace"):
         return f'{media_type}; charset="{charset[1]}"'
     return media_type
 
 
-def _is_text(content: bytes, charset: str, errors: str) -> bool:
+def _decodes(content: bytes, charset: str, errors: str) -> bool:
     try:
         content.decode(charset, errors)
     except (LookupError, UnicodeError):
