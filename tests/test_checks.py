@@ -301,7 +301,7 @@ def test_an_anymail_of_none_is_none() -> None:
 @override_settings(ANYMAIL={"LETTERMINT_SIGNING_SECRET": ""})
 @pytest.mark.parametrize(
     ("urlconf", "expected"),
-    [("tests.urls", []), ("tests.webhooks.urls", ["lettermint_smtp.W004"])],
+    [("tests.urls", []), ("tests.webhook_urls", ["lettermint_smtp.W004"])],
 )
 def test_an_empty_secret_is_none(urlconf: str, expected: list[str]) -> None:
     with override_settings(ROOT_URLCONF=urlconf):
@@ -316,7 +316,7 @@ def test_an_empty_entry_among_secrets_is_an_error() -> None:
     assert message.msg.startswith("ANYMAIL['LETTERMINT_SIGNING_SECRET'] must be")
 
 
-@override_settings(ROOT_URLCONF="tests.webhooks.urls")
+@override_settings(ROOT_URLCONF="tests.webhook_urls")
 def test_webhook_urls_without_a_secret_are_a_warning() -> None:
     (message,) = checks.check_webhooks()
 
@@ -416,7 +416,7 @@ def test_an_odd_secret_of_a_view_is_an_error_that_names_the_url(secret: Any) -> 
 
 
 @override_settings(
-    ROOT_URLCONF="tests.webhooks.urls", LETTERMINT_SIGNING_SECRET="whsec_1"
+    ROOT_URLCONF="tests.webhook_urls", LETTERMINT_SIGNING_SECRET="whsec_1"
 )
 @pytest.mark.parametrize(
     ("webhooks", "options", "expected"),
@@ -445,7 +445,7 @@ def test_without_webhook_urls_a_mailers_ids_are_its_own() -> None:
 
 
 @override_settings(
-    ROOT_URLCONF="tests.webhooks.urls", LETTERMINT_SIGNING_SECRET="whsec_1"
+    ROOT_URLCONF="tests.webhook_urls", LETTERMINT_SIGNING_SECRET="whsec_1"
 )
 def test_webhook_urls_with_a_secret_pass() -> None:
     assert checks.check_webhooks() == []

@@ -166,7 +166,7 @@ def test_every_command_and_argument_is_listed() -> None:
     assert set(names("Commands and their options")) == commands()
 
 
-@pytest.mark.urls("tests.webhooks.urls")
+@pytest.mark.urls("tests.webhook_urls")
 @pytest.mark.parametrize("name", names("URL names"))
 def test_the_url_name_reverses(name: str) -> None:
     assert reverse(name)

@@ -119,13 +119,10 @@ def test_gunicorn_with_preload_two_workers_and_two_threads(relay: Relay) -> None
     relay.reply_delay = 0.02  # long enough for both workers to get some of the work
     with running(
         *("gunicorn", "--preload", "--workers=2", "--threads=2", "--bind=127.0.0.1:0"),
-        *(
-            "--config=python:tests.workers.prefork_wsgi",
-            "tests.workers.prefork_wsgi:application",
-        ),
+        *("--config=python:tests.worker_wsgi", "tests.worker_wsgi:application"),
         relay=relay,
         ready=r"Listening at: (http://\S+)",
-        DJANGO_SETTINGS_MODULE="tests.workers.prefork_site",
+        DJANGO_SETTINGS_MODULE="tests.worker_site",
     ) as found:
 
         def request(number: int) -> bytes:
@@ -145,17 +142,12 @@ def test_gunicorn_with_preload_two_workers_and_two_threads(relay: Relay) -> None
 
 
 def test_celery_with_prefork(relay: Relay, tmp_path: Path) -> None:
-    from tests.workers.prefork_tasks import make_app
+    from tests.worker_tasks import make_app
 
     relay.reply_delay = 0.02
     app = make_app(tmp_path)
     with running(
-        *(
-            "celery",
-            "--app=tests.workers.prefork_tasks:app",
-            "worker",
-            "--pool=prefork",
-        ),
+        *("celery", "--app=tests.worker_tasks:app", "worker", "--pool=prefork"),
         *("--concurrency=2", "--without-gossip", "--without-mingle", "--loglevel=info"),
         relay=relay,
         ready=r" ready\.",

@@ -11,7 +11,7 @@ from tests.webhooks.posting import Receiver, configure
 
 @pytest.fixture(autouse=True)
 def _project(settings: Any, request: pytest.FixtureRequest) -> None:
-    settings.ROOT_URLCONF = "tests.webhooks.urls"
+    settings.ROOT_URLCONF = "tests.webhook_urls"
     settings.MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
     settings.CACHES = {
         "default": {

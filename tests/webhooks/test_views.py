@@ -47,7 +47,7 @@ def assert_refused(response: Any, receiver: Receiver, status: int = 400) -> None
 
 @pytest.mark.parametrize(
     ("urlconf", "prefix"),
-    [("tests.webhooks.urls", "/anymail"), ("tests.webhooks.urls_alone", "")],
+    [("tests.webhook_urls", "/anymail"), ("tests.webhooks.urls_alone", "")],
 )
 def test_the_urls_reverse_and_answer_wherever_they_are_included(
     urlconf: str, prefix: str, settings: Any, receiver: Receiver

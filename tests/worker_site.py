@@ -12,11 +12,11 @@ from tests.settings import *  # noqa: F403
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
-ROOT_URLCONF = "tests.workers.prefork_site"
+ROOT_URLCONF = "tests.worker_site"
 
 
 def send(request: HttpRequest, number: int) -> HttpResponse:
-    from tests.workers.prefork_mail import report
+    from tests.worker_mail import report
 
     report(f"{number}@example.org")
     return HttpResponse("sent")

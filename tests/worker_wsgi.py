@@ -6,7 +6,7 @@ from django.core.wsgi import get_wsgi_application
 
 application = get_wsgi_application()
 
-from tests.workers.prefork_mail import report  # noqa: E402 - Django is set up now
+from tests.worker_mail import report  # noqa: E402 - Django is set up now
 
 report("preloaded@example.org")
 
