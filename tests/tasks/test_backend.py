@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,13 @@ def test_many_recipients_are_one_task_with_the_content_once(queue: ServedQueue) 
     assert len(queue.server.deliveries) == 3
     [(_, result)] = queue.sent
     assert len(result.recipients) == 121
+
+
+def test_a_backend_of_the_settings_can_be_pickled(server: FaultServer) -> None:
+    pickled = pickle.dumps(tasks.EmailBackend())
+
+    assert TOKEN.encode() not in pickled
+    assert type(pickle.loads(pickled)) is tasks.EmailBackend
 
 
 # -- what ends at once -----------------------------------------------------------------
