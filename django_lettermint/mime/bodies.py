@@ -21,6 +21,7 @@ from .fields import parameters
 _MIME_TYPE = re.compile(
     "[!#-'*+.0-9A-Z^_`a-z{|}~-]+/[!#-'*+.0-9A-Z^_`a-z{|}~-]+(?: *;[ -~]*)?"
 )
+OCTET_STREAM = "application/octet-stream"
 #: A full line whose last blank was encoded, which made it too long.
 _BLANK_TOO_MANY = re.compile(rb"^(.{74,75})(=20|=09)$", re.MULTILINE)
 #: Characters of a base64 line (RFC 2045 section 6.8).
@@ -83,10 +84,8 @@ class ContentType(NamedTuple):
     charset: str = ""
 
 
-def text_encoding(given: str | charset.Charset) -> TextEncoding:
-    """Read what a message's `encoding` says."""
-    if not isinstance(given, charset.Charset):
-        return _named_encoding(str(given))
+def charset_encoding(given: charset.Charset) -> TextEncoding:
+    """Read the object that a message may have as its `encoding`."""
     name = given.get_output_charset() or "utf-8"
     wanted = {charset.QP: "quoted-printable", charset.BASE64: "base64"}
     codec = given.output_codec or name
@@ -94,7 +93,8 @@ def text_encoding(given: str | charset.Charset) -> TextEncoding:
 
 
 @functools.lru_cache(maxsize=64)
-def _named_encoding(name: str) -> TextEncoding:
+def text_encoding(name: str) -> TextEncoding:
+    """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
     known = name.lower()
     return _encoding(_MAIL_NAMES.get(known, known), name)
 
@@ -132,7 +132,7 @@ def content_type(field: str, value: str) -> ContentType:
 
 def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) -> Part:
     """Write text; raise LettermintInvalidMessage naming the field if it does not fit."""
-    name, codec, wanted = _named_encoding(kind.charset) if kind.charset else encoding
+    name, codec, wanted = text_encoding(kind.charset) if kind.charset else encoding
     try:
         if wanted == "base64":
             content = re.sub("\r\n|\r|\n", "\r\n", content)
