@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import codecs
 import functools
 import re
 from collections.abc import Iterable
@@ -50,20 +51,14 @@ class Part(NamedTuple):
 
 
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
-#: Python's names that readers do not know. The table of `email` differs from one version
-#: of Python to another.
+#: By Python's name, which readers do not know. The table of `email` differs from one
+#: version of Python to another.
 _MAIL_NAMES = {
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
     "euc_jp": "euc-jp",
     "euc_kr": "euc-kr",
-    "utf8": "utf-8",
-    "utf_8": "utf-8",
-    **{
-        f"latin{separator}{number}": f"iso-8859-{part}"
-        for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)
-        for separator in "-_"
-    },
+    "utf-8": "utf-8",
 }
 
 
@@ -95,8 +90,11 @@ def charset_encoding(given: charset.Charset) -> TextEncoding:
 @functools.lru_cache(maxsize=64)
 def text_encoding(name: str) -> TextEncoding:
     """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
-    known = name.lower()
-    return _encoding(_MAIL_NAMES.get(known, known), name)
+    found = _encoding(name.lower(), name)
+    known = codecs.lookup(name).name
+    if known.startswith("iso8859-"):
+        return found._replace(charset=known.replace("iso8859", "iso-8859"))
+    return found._replace(charset=_MAIL_NAMES.get(known, found.charset))
 
 
 def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
