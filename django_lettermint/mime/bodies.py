@@ -93,8 +93,10 @@ def text_encoding(name: str) -> TextEncoding:
     found = _encoding(name.lower(), name)
     known = codecs.lookup(name).name
     if known.startswith("iso8859-"):
-        return found._replace(charset=known.replace("iso8859", "iso-8859"))
-    return found._replace(charset=_MAIL_NAMES.get(known, found.charset))
+        shown = known.replace("iso8859", "iso-8859")
+    else:
+        shown = _MAIL_NAMES.get(known, found.charset)
+    return TextEncoding(shown, *found[1:])
 
 
 def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
