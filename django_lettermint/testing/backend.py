@@ -11,6 +11,7 @@ from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 
 from django_lettermint import backend
+from django_lettermint.conf import looked_up
 from django_lettermint.outgoing import OutgoingMessage, notify
 from django_lettermint.results import Outcome, Phase, SendResult
 from django_lettermint.smtp import Reply
@@ -52,13 +53,17 @@ class EmailBackend(backend.EmailBackend):
         """Take each message that Lettermint would; return how many."""
         results: list[SendResult] = []
         first_error: Exception | None = None
-        for message in email_messages or ():
-            outgoing = self.prepare(message)
-            if outgoing.submissions:
-                self._take(outgoing)
-            notify(type(self), outgoing)
-            results.append(outgoing.result)
-            first_error = first_error or outgoing.error
+        call = looked_up.set({})
+        try:
+            for message in email_messages or ():
+                outgoing = self.prepare(message)
+                if outgoing.submissions:
+                    self._take(outgoing)
+                notify(type(self), outgoing)
+                results.append(outgoing.result)
+                first_error = first_error or outgoing.error
+        finally:
+            looked_up.reset(call)
         if first_error and not self.fail_silently:
             first_error.results = tuple(results)  # type: ignore[attr-defined]
             raise first_error

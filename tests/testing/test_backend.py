@@ -254,3 +254,17 @@ assert EmailBackend().send_messages([message]) == len(mail.outbox) == 1
         check=True,
         timeout=50,
     )
+
+
+def test_the_resolver_of_tenants_is_asked_once_for_each_call() -> None:
+    asked: list[str] = []
+
+    def tenants(name: str) -> dict[str, str]:
+        asked.append(name)
+        return {"api_token": "lm_acme"}
+
+    sender = EmailBackend(tenants=tenants, tenant="acme")
+    for _ in range(2):
+        sender.send_messages([message(), message()])
+
+    assert asked == ["acme", "acme"]

@@ -1,4 +1,4 @@
-"""A site whose one page sends a mail: its settings, its URLs, and gunicorn's configuration."""
+"""A site whose one page sends a mail: its settings and URLs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from django.http import HttpResponse
 from django.urls import path
 
-from tests.settings import *  # noqa: F403
+from tests.settings import *  # noqa: F403 - as settings extend others
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
-ROOT_URLCONF = "tests.worker_site"
+ROOT_URLCONF = "tests.pool.worker_site"
 
 
 def send(request: HttpRequest, number: int) -> HttpResponse:
-    from tests.worker_mail import report
+    from tests.pool.worker_mail import report
 
     report(f"{number}@example.org")
     return HttpResponse("sent")

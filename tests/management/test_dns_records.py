@@ -9,7 +9,7 @@ import pytest
 
 from django_lettermint.management.dns_records import PATIENCE, Domain, Status, look_up
 from django_lettermint.management.next_steps import Failed
-from tests.dnsserver import HANG, dns_server
+from tests.management.dnsserver import HANG, dns_server
 
 OK, MISSING, WRONG, UNKNOWN = Status
 
@@ -72,9 +72,7 @@ def test_a_domain_with_all_records_is_good() -> None:
         ("DMARC", f"{DMARC}  TXT    v=DMARC1; p=none"),
     ],
 )
-def test_each_missing_record_is_told_apart_and_spelt_out(
-    missing: str, entry: str
-) -> None:
+def test_a_missing_record_is_listed_with_its_value(missing: str, entry: str) -> None:
     with dns_server(zone(**{missing: None})):
         found = look_up("shop.test")
 
@@ -114,7 +112,7 @@ def test_each_missing_record_is_told_apart_and_spelt_out(
         ),
     ],
 )
-def test_a_wrong_value_is_told_apart_from_none(
+def test_a_wrong_value_is_shown(
     changes: dict[str, Any], name: str, detail: str
 ) -> None:
     with dns_server(zone(**changes)):
@@ -128,22 +126,23 @@ def test_a_wrong_value_is_told_apart_from_none(
 
 
 @pytest.mark.parametrize(
-    "policy",
+    "changes",
     [
-        txt("v=DMARC1; p=none"),
-        txt("v = DMARC1 ;p = Quarantine; rua=mailto:a@shop.test"),
-        txt("v=spf1 -all", "v=DMARC1; p=reject"),
-        {"TXT": ['"v=DMARC1; p=" "reject; rua=mailto:" "a@shop.test"']},
+        {"DMARC": txt("v=DMARC1; p=none")},
+        {"DMARC": txt("v = DMARC1 ;p = Quarantine; rua=mailto:a@shop.test")},
+        {"DMARC": txt("v=spf1 -all", "v=DMARC1; p=reject")},
+        {"DMARC": {"TXT": ['"v=DMARC1; p=" "reject; rua=mailto:" "a@shop.test"']}},
+        {"RETURN_PATH": cname("Bounces.LMTA.net.")},
+        {"LM1": None, "LM2": None, "OLDER": KEY},
     ],
 )
-def test_a_policy_may_be_split_or_stand_beside_other_texts(policy: Any) -> None:
-    with dns_server(zone(DMARC=policy)):
-        look_up("shop.test").require()
+def test_records_may_be_written_in_other_ways(changes: dict[str, Any]) -> None:
+    with dns_server(zone(**changes)):
+        found = look_up("shop.test")
 
-
-def test_names_are_compared_without_case() -> None:
-    with dns_server(zone(RETURN_PATH=cname("Bounces.LMTA.net."))):
-        look_up("shop.test").require()
+    assert set(statuses(found).values()) == {OK}
+    assert (OLDER in statuses(found)) is ("OLDER" in changes)
+    found.require()
 
 
 def test_other_texts_are_no_policy() -> None:
@@ -151,15 +150,7 @@ def test_other_texts_are_no_policy() -> None:
         assert statuses(look_up("shop.test"))[DMARC] is MISSING
 
 
-# DKIM has an older form: one key instead of two aliases.
-
-
-def test_the_older_key_does_instead_of_the_aliases() -> None:
-    with dns_server(zone(LM1=None, LM2=None, OLDER=KEY)):
-        found = look_up("shop.test")
-
-    assert statuses(found) == dict.fromkeys((RETURN_PATH, OLDER, DMARC), OK)
-    found.require()
+# -- DKIM has an older form: one key instead of two aliases ------------------------------
 
 
 @pytest.mark.parametrize("text", ["v=DKIM1; p=", "v=DKIM1", "v=DKIM1; p=MIG...=", "hi"])
@@ -194,7 +185,7 @@ def test_without_any_dkim_the_aliases_are_asked_for_and_the_id_left_open() -> No
     assert OLDER not in table
 
 
-# Subdomains.
+# -- subdomains --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("domain", ["news.shop.test", "a.b.c.shop.test"])
@@ -233,10 +224,10 @@ def test_a_domain_of_many_labels_costs_no_more_look_ups_than_dmarc_makes() -> No
     assert policies[:2] == [f"_dmarc.{domain}", "_dmarc.i.j.k.l.m.shop.test"]
 
 
-# When the DNS does not say.
+# -- when the DNS does not answer --------------------------------------------------------
 
 
-def test_a_domain_that_does_not_exist_is_said_to() -> None:
+def test_a_domain_that_does_not_exist_is_named() -> None:
     with dns_server(GOOD):
         found = look_up("shpo.test")
 
@@ -255,38 +246,33 @@ def test_a_domain_without_records_of_its_own_may_exist() -> None:
     assert "does not exist" not in str(failure(found))
 
 
-def test_a_resolver_that_hangs_is_given_up_in_time_and_said_to() -> None:
-    with dns_server(GOOD, {"*": HANG}):
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (HANG, "no answer within 5 s"),
+        ("SERVFAIL", "the resolver answered SERVFAIL"),
+        ("REFUSED", "the resolver answered REFUSED"),
+    ],
+)
+def test_a_resolver_that_fails_is_named_in_time(fault: str, reason: str) -> None:
+    with dns_server(GOOD, {"*": fault}):
         began = time.monotonic()
         found = look_up("shop.test")
         took = time.monotonic() - began
 
-    assert PATIENCE * 0.9 < took < PATIENCE * 3
+    assert took < PATIENCE * 3
     assert set(statuses(found).values()) == {UNKNOWN}
     assert found.exists
     assert list(found.to_enter()) == []
-    assert f"{DMARC} could not be looked up: no answer within 5 s" in str(
-        failure(found)
-    )
+    assert f"{DMARC} could not be looked up: {reason}" in str(failure(found))
     assert failure(found).next_step.startswith("Run it again")
 
 
-@pytest.mark.parametrize("code", ["SERVFAIL", "REFUSED"])
-def test_a_resolver_that_fails_is_said_to(code: str) -> None:
-    with dns_server(GOOD, {"*": code}):
-        found = look_up("shop.test")
-
-    assert set(statuses(found).values()) == {UNKNOWN}
-    assert f"the resolver answered {code}" in str(failure(found))
-
-
-def test_what_is_unknown_and_what_is_missing_are_told_apart() -> None:
+def test_what_is_unknown_and_what_is_missing_have_a_step_each() -> None:
     with dns_server(zone(LM1=None), {DMARC: "SERVFAIL"}):
         found = look_up("shop.test")
 
-    assert statuses(found) == {
-        RETURN_PATH: OK, LM1: MISSING, LM2: OK, DMARC: UNKNOWN
-    }  # fmt: skip
+    assert [*statuses(found).values()] == [OK, MISSING, OK, UNKNOWN]
     assert "Enter the records" in failure(found).next_step
     assert "Run it again" in failure(found).next_step
 

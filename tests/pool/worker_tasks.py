@@ -25,13 +25,13 @@ def make_app(folder: Path) -> Celery:
 
 
 def send(number: int) -> None:
-    from tests.worker_mail import report
+    from tests.pool.worker_mail import report
 
     report(f"{number}@example.org")
 
 
 def send_before_the_fork(**_: object) -> None:
-    from tests.worker_mail import report
+    from tests.pool.worker_mail import report
 
     report("preloaded@example.org")
 

@@ -1,4 +1,4 @@
-"""What web and task workers of tests send: mails that tell who sent them."""
+"""Mails that name the process and the sockets that sent them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django_lettermint.backend import EmailBackend
 
 
 def report(to: str) -> None:
-    """Send a mail whose body tells this process and its sockets to the relay."""
+    """Send a mail that names this process and its sockets to the relay."""
     options = json.loads(os.environ["OPTIONS"])
     sender = EmailBackend(**options)
     sender.open()

@@ -1,4 +1,4 @@
-"""Queues for tests: settings, and a worker that runs when the test wants it to."""
+"""A queue whose worker runs when the test wants it to."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from django_lettermint.send_task import send
 from django_lettermint.tasks import EmailBackend
 
 if TYPE_CHECKING:
+    from django.core.mail import EmailMessage
     from django.tasks import TaskContext, TaskResult, task_backends
     from django.tasks.backends.dummy import DummyBackend as Dummy
 
     from tests.faultserver import FaultServer
+    from tests.sending import Heard
 else:
     try:
         from django.tasks import TaskContext, task_backends
@@ -37,15 +39,17 @@ class BrokenBackend(Dummy):
 
 
 class Queue:
-    """The tasks of the dummy backend; `run()` works like a worker."""
+    """The tasks of a dummy backend, and the signals that their messages end with."""
 
-    def __init__(self, alias: str = "dummy") -> None:
+    def __init__(self, heard: Heard, alias: str = "dummy") -> None:
+        self.sent, self.failed = heard.sent, heard.failed
+        self._alias = alias
         self._backend = cast("Dummy", task_backends[alias])
         self._backend.clear()
 
     @property
     def tasks(self) -> list[TaskResult[Any, Any]]:
-        """Return what waits, oldest first."""
+        """Return the tasks that wait, oldest first."""
         return self._backend.results
 
     @property
@@ -55,18 +59,32 @@ class Queue:
         form: dict[str, Any] = only.args[0]
         return form
 
-    def run(self, *, attempt: int = 1) -> Any:
-        """Run the oldest task, and return what it returns."""
+    def send(self, *messages: EmailMessage, **options: Any) -> int:
+        """Send messages by the queueing backend."""
+        sender = EmailBackend(task_backend=self._alias, **options)
+        return sender.send_messages(messages)
+
+    def run(self, *, attempt: int = 1) -> str:
+        """Run the oldest task as a worker does; return the outcome."""
         result = self.tasks.pop(0)
         result.worker_ids.extend(f"worker-{number}" for number in range(attempt))
-        return send.func(TaskContext(task_result=result), *result.args)
+        returned = send.func(TaskContext(task_result=result), *result.args)
+        return str(returned["outcome"])
 
-    def run_to_the_end(self) -> list[str]:
+    def run_all(self) -> list[str]:
         """Run all tasks, those included that they put back; return the outcomes."""
         outcomes = []
         while self.tasks:
-            outcomes.append(self.run()["outcome"])
+            outcomes.append(self.run())
         return outcomes
+
+
+class ServedQueue(Queue):
+    """A queue, and the server that its worker sends to."""
+
+    def __init__(self, server: FaultServer, heard: Heard, alias: str = "dummy") -> None:
+        super().__init__(heard, alias)
+        self.server = server
 
 
 @contextmanager
@@ -75,8 +93,3 @@ def settings_for(server: FaultServer, **options: Any) -> Iterator[None]:
     given = server.options(**options).items()
     with override_settings(**{f"LETTERMINT_{name.upper()}": at for name, at in given}):
         yield
-
-
-def queueing(**options: Any) -> EmailBackend:
-    """Return a queueing backend over the dummy task backend."""
-    return EmailBackend(**{"task_backend": "dummy", **options})

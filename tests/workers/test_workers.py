@@ -1,7 +1,7 @@
-"""Real workers on real engines: a relay that fails at random, and a worker that is killed.
+"""Real workers with real engines.
 
-Each mail is delivered exactly once, and ends in one signal. The seed is printed;
-`QUEUE_SEED=… pytest tests/test_queue_workers.py` repeats its dice.
+The relay fails at random and a worker is killed; each mail is delivered exactly once and
+ends with one signal. The seed is printed; QUEUE_SEED=… repeats its random choices.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import json
 import os
 import random
 import re
-import subprocess
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,42 +39,40 @@ MAX_SIZE = 2
 KILL_AFTER = 300
 
 
-def sometimes(dice: random.Random, chance: float, action: Action) -> Action:
+def sometimes(choices: random.Random, chance: float, action: Action) -> Action:
     """Do this with the given chance, else the normal thing."""
     lock = threading.Lock()
 
     def act(answer: Answer) -> Answer:
         with lock:
-            happens = dice.random() < chance
+            happens = choices.random() < chance
         # What the server itself refuses, it refuses.
         return action(answer) if happens and answer.code < 400 else answer
 
     return act
 
 
-def failing_at_random(dice: random.Random) -> list[On]:
+def failing_at_random(choices: random.Random) -> list[On]:
     """Fail about one transaction of ten, in every way that a relay can."""
     return [
-        On("ehlo", sometimes(dice, 0.02, drop())),
-        On("mail", sometimes(dice, 0.02, reply(451, "4.7.0 later"))),
-        On("rcpt", sometimes(dice, 0.02, reply(450, "4.2.1 later"))),
-        On("data", sometimes(dice, 0.01, drop(rst=True))),
-        On("body", sometimes(dice, 0.01, drop())),
-        On("dot", sometimes(dice, 0.02, reply(452, "4.3.1 later"))),
-        On("dot", sometimes(dice, 0.02, drop(deliver=True))),
+        On("ehlo", sometimes(choices, 0.02, drop())),
+        On("mail", sometimes(choices, 0.02, reply(451, "4.7.0 later"))),
+        On("rcpt", sometimes(choices, 0.02, reply(450, "4.2.1 later"))),
+        On("data", sometimes(choices, 0.01, drop(rst=True))),
+        On("body", sometimes(choices, 0.01, drop())),
+        On("dot", sometimes(choices, 0.02, reply(452, "4.3.1 later"))),
+        On("dot", sometimes(choices, 0.02, drop(deliver=True))),
     ]
 
 
 class Hold:
-    """Takes one message, and lets its worker wait for the reply for ever."""
+    """Takes one message, and never answers it."""
 
     def __init__(self) -> None:
         self.holds = threading.Event()
         self.connection = 0
 
     def act(self, answer: Answer) -> Answer:
-        """Note the connection, and keep silent."""
-
         def play(wire: Any) -> None:
             self.connection = wire.number
             self.holds.set()
@@ -90,10 +87,10 @@ class Engine:
 
     name: str
     command: tuple[str, ...]
-    #: The servers that it needs, started in the folder.
-    servers: tuple[Callable[[Path], Any], ...] = ()
+    #: The server that it needs, started in the folder.
+    server: Callable[[Path], Any] | None = None
     env: tuple[tuple[str, str], ...] = ()
-    #: Runs again what the killed worker had begun; None: the engine does so by itself.
+    #: Runs again what the killed worker had begun; None if the engine itself does so.
     recover: tuple[str, ...] | None = None
 
 
@@ -102,25 +99,23 @@ SQLITE = Engine(
     command=("-m", "django", "db_worker", "--interval", "0.2", "--no-reload"),
     recover=("-m", "django", "requeue_lettermint", "--older-than", "1"),
 )
+RQ = "rqworker --worker-class rq.SimpleWorker --job-class django_tasks_rq.Job"
+CELERY = "celery -A tests.workers.celery_app worker --pool solo --loglevel INFO"
 ENGINES = {
     "sqlite": SQLITE,
-    "postgresql": replace(
-        SQLITE, servers=(postgresql,), env=(("QUEUE_POSTGRESQL", "1"),)
-    ),
+    "postgresql": replace(SQLITE, server=postgresql, env=(("QUEUE_POSTGRESQL", "1"),)),
     "rq": Engine(
         name="rq",
-        command=("-m", "django", "rqworker", "--worker-class", "rq.SimpleWorker",
-                 "--job-class", "django_tasks_rq.Job", "--with-scheduler"),
-        servers=(redis,),
+        command=("-m", "django", *RQ.split(), "--with-scheduler"),
+        server=redis,
         recover=("-m", "tests.workers.requeue_rq"),
     ),
     "celery": Engine(
         name="celery",
-        command=("-m", "celery", "-A", "tests.workers.celery_app", "worker",
-                 "--pool", "solo", "--loglevel", "INFO"),
-        servers=(redis,),
+        command=("-m", *CELERY.split()),
+        server=redis,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -133,18 +128,8 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-@contextmanager
-def running(engine: Engine, folder: Path) -> Iterator[None]:
-    """Run the servers of an engine."""
-    if not engine.servers:
-        yield
-        return
-    with engine.servers[0](folder):
-        yield
-
-
 @pytest.mark.parametrize("name", ENGINES)
-def test_all_is_delivered_once_though_the_relay_fails_and_a_worker_is_killed(
+def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_killed(
     name: str, folder: Path
 ) -> None:
     engine = ENGINES[name]
@@ -152,7 +137,7 @@ def test_all_is_delivered_once_though_the_relay_fails_and_a_worker_is_killed(
     print(f"QUEUE_SEED={seed}")  # noqa: T201 - pytest shows it with a failure
     hold = Hold()
     with (
-        running(engine, folder),
+        engine.server(folder) if engine.server else ExitStack(),
         FaultServer(failing_at_random(random.Random(seed)), idempotency=True) as server,
         Signals(folder / "signals.sock") as signals,
     ):
@@ -169,7 +154,9 @@ def test_all_is_delivered_once_though_the_relay_fails_and_a_worker_is_killed(
             assert server.wait_for(lambda: len(server.deliveries) >= KILL_AFTER, 60)
             server.script.insert(0, On("dot", hold.act, times=1))
             assert hold.holds.wait(30)
-            kill(processes[worker_of(server, hold.connection)])
+            killed = processes[worker_of(server, hold.connection)]
+            killed.kill()
+            assert killed.wait(10) < 0
             if engine.recover:
                 assert signals.wait_for(MAILS - 1, 120), missing(signals, folder)
                 python(*engine.recover, env=env)
@@ -194,11 +181,6 @@ def worker_of(server: FaultServer, connection: int) -> int:
     found = re.search(rb"worker-(\d+)", name)
     assert found
     return int(found[1])
-
-
-def kill(worker: subprocess.Popen[bytes]) -> None:
-    worker.kill()
-    assert worker.wait(10) < 0
 
 
 def missing(signals: Signals, folder: Path) -> str:

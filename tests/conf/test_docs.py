@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
 from django_lettermint.checks import Id
 from django_lettermint.conf import OPTIONS, POOL_OPTIONS, QUEUE_OPTIONS, Option
+from tests.snippets import DOCS
 
-TEXT = (Path(__file__).parent.parent / "docs" / "settings.md").read_text("utf-8")
+TEXT = (DOCS / "settings.md").read_text("utf-8")
 
 
 def rows(heading: str) -> list[list[str]]:
