@@ -155,12 +155,12 @@ def test_a_violation_of_the_protocol_is_noted(said: bytes, violation: str) -> No
         )
 
 
-def test_a_refused_chunk_leaves_a_transaction_that_only_rset_ends() -> None:
+def test_the_protocol_is_that_of_the_relay_but_for_refused_chunks() -> None:
     script = [On("bdat", times=1, do=reply(552))]
     with FaultServer(script, tls=None, auth=(), features=["CHUNKING"]) as server:
         client = Client(server)
         with client.socket, client.file:
-            client.codes(b"EHLO test\r\n", 2)
+            assert client.codes(b"MAIL FROM:<>\r\nEHLO test\r\n", 3) == [220, 503, 250]
             for line in ENVELOPE.splitlines(keepends=True):
                 client.codes(line)
             assert client.codes(b"BDAT 2\r\n\r\n") == [552]

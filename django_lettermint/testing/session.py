@@ -411,8 +411,7 @@ class ServerSession:
         """Called with complete content as it came, or a chunk; empty if it is too large."""
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
-        """Take or refuse a message and answer at the step "dot"."""
-        self.respond("dot", argument, Reply(250, "2.0.0 Queued"))
+        """Take or refuse a message, and answer at the step "dot"."""
 
     def ended(self) -> None:
         """Called before the connection is closed."""
