@@ -155,7 +155,7 @@ def test_a_violation_of_the_protocol_is_noted(said: bytes, violation: str) -> No
         )
 
 
-def test_the_protocol_is_that_of_the_relay_but_for_refused_chunks() -> None:
+def test_after_a_refused_chunk_only_rset_ends_the_transaction() -> None:
     script = [On("bdat", times=1, do=reply(552))]
     with FaultServer(script, tls=None, auth=(), features=["CHUNKING"]) as server:
         client = Client(server)

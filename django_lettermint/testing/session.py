@@ -16,10 +16,7 @@ from .stream import MAX_LINE, ConnectionEnded, ServerStream
 
 _COMMANDS = {
     verb: verb.decode().lower()
-    for verb in (
-        *(b"EHLO", b"HELO", b"STARTTLS", b"AUTH", b"MAIL", b"RCPT"),
-        *(b"DATA", b"BDAT", b"RSET", b"NOOP", b"VRFY", b"QUIT"),
-    )
+    for verb in b"EHLO HELO STARTTLS AUTH MAIL RCPT DATA BDAT RSET NOOP VRFY QUIT".split()
 }
 _AFTER_AUTH = frozenset({b"MAIL", b"RCPT", b"DATA", b"BDAT", b"VRFY"})
 _AFTER_TLS = _AFTER_AUTH | {b"AUTH"}
