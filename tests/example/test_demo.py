@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from django_lettermint.testing import Relay
 
-PROJECT = Path(__file__).parent.parent / "example_project"
+PROJECT = Path(__file__).parents[2] / "example_project"
 
 
 def run_demo(**environment: object) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from django_lettermint.results import Outcome
-from tests.chaos import run
-from tests.chaos_account import report
+from tests.chaos.account import report
+from tests.chaos.run import run
 from tests.faultserver import Action, Answer, On, accept_then, reply
 
 

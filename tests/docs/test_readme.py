@@ -16,8 +16,15 @@ from django.core.mail import EmailMessage, send_mail
 from django.test import override_settings
 
 from django_lettermint.exceptions import RecipientsRefused
-
-from .snippets import DOCS, ROOT, Snippet, read, receivers_forgotten, snippet, where
+from tests.snippets import (
+    DOCS,
+    ROOT,
+    Snippet,
+    read,
+    receivers_forgotten,
+    snippet,
+    where,
+)
 
 if TYPE_CHECKING:
     from django_lettermint.testing import Relay

@@ -24,9 +24,8 @@ from sentry_sdk.transport import Transport
 
 from django_lettermint.exceptions import RecipientsRefused
 from django_lettermint.pool import get_stats
-
-from .settings import INSTALLED_APPS
-from .snippets import DOCS, receivers_forgotten, under
+from tests.settings import INSTALLED_APPS
+from tests.snippets import DOCS, receivers_forgotten, under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

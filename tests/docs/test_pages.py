@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .snippets import DOCS
+from tests.snippets import DOCS
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -16,8 +16,7 @@ from django.core.mail import EmailMessage
 from django.test import override_settings
 
 import django_lettermint
-
-from .snippets import PAGES, ROOT, Snippet, read, receivers_forgotten, where
+from tests.snippets import PAGES, ROOT, Snippet, read, receivers_forgotten, where
 
 if TYPE_CHECKING:
     from django_lettermint.testing import Relay

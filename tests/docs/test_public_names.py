@@ -18,8 +18,7 @@ from django_lettermint.checks import Id
 from django_lettermint.conf import OPTIONS, POOL_OPTIONS, QUEUE_OPTIONS
 from django_lettermint.extras import extract_extras
 from django_lettermint.results import RecipientResult, SendResult
-
-from .snippets import DOCS
+from tests.snippets import DOCS
 
 ROW = re.compile(r"^\| `(.+?)` \|$", re.MULTILINE)
 TEXT = (DOCS / "names.md").read_text("utf-8")

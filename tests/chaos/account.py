@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from django_lettermint.results import Outcome, SendResult
-from tests.chaos_faults import NONE
+from tests.chaos.faults import NONE
 from tests.sending import result
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
-    from tests.chaos_faults import Toll
+    from tests.chaos.faults import Toll
     from tests.faultserver import Delivery
 
 #: Percent of the mails that may end as UNKNOWN: with idempotency, and without, when each

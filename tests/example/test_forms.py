@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-FORMS = Path(__file__).parent.parent / "example_project" / "outbox" / "forms.py"
+FORMS = Path(__file__).parents[2] / "example_project" / "outbox" / "forms.py"
 
 
 @pytest.fixture(scope="module")

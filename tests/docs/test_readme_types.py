@@ -9,8 +9,7 @@ from django.core import mail
 from django.test import override_settings
 
 from django_lettermint.message import LettermintMessage
-
-from .snippets import DOCS, ROOT, receivers_forgotten, snippet
+from tests.snippets import DOCS, ROOT, receivers_forgotten, snippet
 
 QUICK_START = DOCS / "quickstart.md"
 #: What is shown to run, in the order of the page.
