@@ -1,7 +1,7 @@
-"""Send many mails to a server that fails at random, and account for each of them.
+"""Send many mails to a server that fails at random, and account for each.
 
-`tox run -e chaos` sends 2,000 twice: with idempotency, then without. Exit code 1 tells that
-a promise was broken: a mail said to be sent that was not delivered once, say.
+`tox run -e chaos` sends 2,000 twice: with idempotency, then without. The exit code is 1 if a
+promise was broken, for example if a mail is reported as SENT but was not delivered once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=2821)
     parser.add_argument("--mails", type=int, default=2000)
     options = parser.parse_args()
-    # A hang must show where.
+    # Show where it hangs, if it does.
     faulthandler.dump_traceback_later(300, exit=True)
     logging.getLogger("django_lettermint").setLevel(logging.CRITICAL)
     broken = 0

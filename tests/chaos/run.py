@@ -17,15 +17,15 @@ from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintError
 from tests.chaos.account import Account
-from tests.chaos.faults import Toll
+from tests.chaos.faults import FaultLog
 from tests.faultserver import FEATURES, FaultServer, On
 from tests.sending import listening
 
 THREADS = 8
-#: Short, so that silence does not take long; long enough for a busy machine.
+#: Short, since silence is one of the faults, but enough for a busy machine.
 TIMES = {"timeout": 1.0, "final_reply_timeout": 1.0, "deadline": 12}
-#: Ways to talk, of which each batch takes one.
-MANNERS: Sequence[dict[str, object]] = (
+#: Options, of which each batch takes one set.
+VARIANTS: Sequence[dict[str, object]] = (
     {},
     {"chunking": True},
     {"pipelining": False},
@@ -41,13 +41,13 @@ def run(
     tls: str = "implicit",
     script: Iterable[On] = (),
 ) -> Account:
-    """Send mails in threads, and account for each; `script` comes before the dice."""
-    toll = Toll(seed)
+    """Send mails in threads and account for each; rules of `script` come first."""
+    faults = FaultLog(seed)
     messages = {each.from_email: each for each in _mails(count)}
     before = _held()
     began = time.monotonic()
     server = FaultServer(
-        (*script, *toll.script()),
+        (*script, *faults.script()),
         tls=tls,
         features=(*FEATURES, "CHUNKING"),
         idempotency=idempotency,
@@ -62,7 +62,7 @@ def run(
     reported = [each[0] for each in heard.sent] + [each[0] for each in heard.failed]
     return Account(
         idempotency=idempotency,
-        toll=toll,
+        faults=faults,
         messages=messages,
         deliveries=server.deliveries,
         signals=Counter(message.from_email for message in reported),
@@ -83,8 +83,8 @@ def _mails(count: int) -> Iterator[EmailMessage]:
 def _send_all(
     messages: list[EmailMessage], options: Mapping[str, object], dice: random.Random
 ) -> None:
-    """Send them in batches of one to ten, many at the same time."""
-    backends = [EmailBackend(**options, **manner) for manner in MANNERS]
+    """Send them in batches of one to ten, in several threads."""
+    backends = [EmailBackend(**options, **variant) for variant in VARIANTS]
 
     def send(backend: EmailBackend, batch: Sequence[EmailMessage]) -> None:
         with contextlib.suppress(LettermintError):
