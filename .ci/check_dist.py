@@ -74,8 +74,8 @@ assert mail.recipients == ("ada@example.com",)
 """
 WHERE = "import django_lettermint as d; print(d.__version__, d.__file__)"
 
-#: Tests of pure code, of one connection, and of what the documentation shows.
-SDIST_TESTS = ("tests/extras", "tests/smtp", "tests/docs")
+#: Tests of pure code, of one connection, and of the quick start.
+SDIST_TESTS = ("tests/extras", "tests/smtp", "tests/docs/test_readme.py")
 QUICK = "not applications and not external and not slow and not workers and not browser"
 
 

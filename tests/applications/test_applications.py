@@ -1,7 +1,6 @@
-"""Applications that projects use send their mail through the relay.
+"""Popular applications send their mail through the relay.
 
-Each has a project and a process of its own. The names in the table are modules beside
-this one.
+Each one has its own project, a module of this folder, which runs in a process.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from tests.programs import ROOT, environment
 if TYPE_CHECKING:
     from django_lettermint.testing import Relay
 
-# Only their own environment in tox has all of them.
+# Installed by `tox run -e applications` only.
 pytest.importorskip("wagtail")
 pytest.importorskip("mailer")
 
 pytestmark = [pytest.mark.applications, pytest.mark.timeout(120)]
 
-#: django-mailer makes its connection by the path of a backend, which Django does not do
-#: with MAILERS.
+#: Not for django-mailer, which passes the path of a backend to `get_connection()`; Django
+#: does not allow that with MAILERS.
 STYLES = ["EMAIL_BACKEND", "MAILERS"] if django.VERSION >= (6, 1) else ["EMAIL_BACKEND"]
 
 
@@ -57,7 +56,7 @@ class Mail:
 
 
 def received(relay: Relay) -> list[Mail]:
-    """Return the mails that came, in the order of their subjects."""
+    """Return the received mails, sorted by subject."""
     found = [
         Mail(mail.headers["Subject"], mail.recipients, mail.tag)
         for mail in relay.messages
@@ -82,7 +81,7 @@ def test_allauth_asks_for_confirmation(relay: Relay, style: str) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_post_office_sends_what_it_keeps(relay: Relay, style: str) -> None:
+def test_post_office_sends_stored_mail(relay: Relay, style: str) -> None:
     run("post_office_queue", relay, style)
 
     assert received(relay) == [
@@ -92,14 +91,14 @@ def test_post_office_sends_what_it_keeps(relay: Relay, style: str) -> None:
     ]
 
 
-def test_mailer_sends_what_it_keeps(relay: Relay) -> None:
+def test_mailer_sends_stored_mail(relay: Relay) -> None:
     run("mailer_queue", relay, "EMAIL_BACKEND")
 
     assert received(relay) == [Mail("Hello"), Mail("Tagged", tag="hello")]
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_celery_email_sends_what_its_task_gets(relay: Relay, style: str) -> None:
+def test_celery_email_sends_from_its_task(relay: Relay, style: str) -> None:
     run("celery_email_queue", relay, style)
 
     assert received(relay) == [Mail("Frozen", tag="hello"), Mail("Hello")]
