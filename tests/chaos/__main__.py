@@ -19,7 +19,7 @@ from tests.chaos.run import THREADS, run
 
 
 def main() -> int:
-    """Run twice and print both tables."""
+    """Run twice and print both reports."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=2821)
     parser.add_argument("--mails", type=int, default=2000)

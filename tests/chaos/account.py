@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from django_lettermint.results import Outcome, SendResult
-from tests.chaos.faults import NONE
 from tests.sending import result
 
 if TYPE_CHECKING:
@@ -90,37 +89,15 @@ def _promised(found: SendResult, who: str) -> tuple[int, ...]:
     return {"queued": (1,), "unknown": (0, 1)}.get(found.recipients[who].status, (0,))
 
 
-def table(account: Account) -> str:
-    """Return a table of outcomes and copies for each fault."""
-    columns = [("SENT", 1), ("NOT_SENT", 0), ("UNKNOWN", 0), ("UNKNOWN", 1)]
-    cells: Counter[tuple[str, tuple[str, int]]] = Counter()
-    delivered = account.delivered
-    for sender, message in account.messages.items():
-        copies = max(delivered[sender, who] for who in message.to)
-        for fault in account.faults.met[sender] or {NONE}:
-            cells[fault, (result(message).outcome.name, copies)] += 1
-    columns += sorted({column for _, column in cells} - set(columns))
-    rows = [["fault", "times", *(f"{name}, {copies}x" for name, copies in columns)]]
-    for fault in sorted({*account.faults.times, NONE}):
-        counts = [
-            account.faults.times[fault],
-            *(cells[fault, each] for each in columns),
-        ]
-        rows.append([fault, *(str(count or "") for count in counts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
 def report(account: Account) -> str:
-    """Return the table, and the promises that were broken."""
-    lines = [table(account), ""]
+    """Return the faults, the outcomes, and the promises that were broken."""
+    lines = [f"{times:4} x {fault}" for fault, times in account.faults.times.items()]
     lines += [f"{outcome.name}: {count}" for outcome, count in account.outcomes.items()]
     lines += [
         f"UNKNOWN: {sender}, after {account.faults.of(sender)}"
         for sender, message in account.messages.items()
         if result(message).outcome is Outcome.UNKNOWN
     ]
-    broken = account.broken
-    lines += [f"BROKEN: {what}" for what in broken]
-    lines.append(f"{len(broken)} promises broken, {account.seconds:.0f} s")
+    lines += [f"BROKEN: {what}" for what in account.broken]
+    lines.append(f"{len(account.broken)} promises broken, {account.seconds:.0f} s")
     return "\n".join(lines)

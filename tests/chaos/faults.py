@@ -80,8 +80,6 @@ KINDS: Mapping[Phase, Mapping[str, Action]] = {
     },
     "idle": {"lost": drop(), "421": reply(421, "4.4.2 idle", close=True)},
 }
-#: For a message that met at most faults of its connection.
-NONE = "none of its own"
 #: Faults of a connection; all others are a message's.
 OF_CONNECTIONS = ("banner", "tls", "ehlo", "auth", "rset", "idle")
 
@@ -104,7 +102,7 @@ class FaultLog:
 
     def of(self, sender: str) -> str:
         """Return the faults that a sender's messages met."""
-        return ", ".join(sorted(self.met[sender])) or NONE
+        return ", ".join(sorted(self.met[sender])) or "none of its own"
 
     def note(self, fault: str, moment: Moment) -> None:
         self.times[fault] += 1
