@@ -23,7 +23,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sentry_sdk.transport import Transport
 
 from django_lettermint.exceptions import RecipientsRefused
-from django_lettermint.pool import get_stats
 from tests.settings import INSTALLED_APPS
 from tests.snippets import DOCS, receivers_forgotten, under
 
@@ -139,16 +138,6 @@ def test_an_unavailable_relay_is_not_healthy(
 ) -> None:
     with relay.outage():
         assert get_health(url) == status
-
-
-def test_the_health_check_shares_the_pool_of_the_mail(
-    get_health: Callable[[str], int],
-) -> None:
-    get_health("/health/")
-    send()
-
-    [pool] = get_stats()
-    assert (pool["opened"], pool["reused"]) == (1, 1)
 
 
 class _Sent(Transport):
