@@ -30,7 +30,7 @@ def run(
         env=inherited | {name: str(value) for name, value in environment.items()},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
         check=False,
     )
 
