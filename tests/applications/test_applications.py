@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import django
@@ -46,66 +45,47 @@ def run(application: str, relay: Relay, style: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@dataclass(frozen=True)
-class Mail:
-    """What the relay read."""
-
-    subject: str
-    recipients: tuple[str, ...] = ("ada@example.com",)
-    tag: str | None = None
+def received(relay: Relay) -> list[tuple[str, str | None]]:
+    """Return subject and tag of the received mails, sorted."""
+    return sorted((mail.headers["Subject"], mail.tag) for mail in relay.messages)
 
 
-def received(relay: Relay) -> list[Mail]:
-    """Return the received mails, sorted by subject."""
-    found = [
-        Mail(mail.headers["Subject"], mail.recipients, mail.tag)
-        for mail in relay.messages
-    ]
-    return sorted(found, key=lambda mail: mail.subject)
-
-
+@pytest.mark.parametrize(
+    ("application", "mails"),
+    [
+        ("wagtail_form", [("A question", None)]),
+        (
+            "post_office_queue",
+            [("Direct", "direct"), ("Frozen", "hello"), ("Hello", None)],
+        ),
+        ("celery_email_queue", [("Frozen", "hello"), ("Hello", None)]),
+    ],
+)
 @pytest.mark.parametrize("style", STYLES)
-def test_wagtail_mails_a_form(relay: Relay, style: str) -> None:
-    run("wagtail_form", relay, style)
+def test_an_application_sends_its_mails(
+    application: str, mails: list[tuple[str, str | None]], style: str, relay: Relay
+) -> None:
+    run(application, relay, style)
 
-    assert received(relay) == [Mail("A question")]
-    assert "Your question: When?" in relay.messages[0].mime.get_content()
+    assert received(relay) == mails
+
+
+def test_mailer_sends_stored_mail(relay: Relay) -> None:
+    run("mailer_queue", relay, "EMAIL_BACKEND")
+
+    assert received(relay) == [("Hello", None), ("Tagged", "hello")]
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_allauth_asks_for_confirmation(relay: Relay, style: str) -> None:
     run("allauth_signup", relay, style)
 
-    [mail] = received(relay)
-    assert "Confirm" in mail.subject
+    [(subject, _)] = received(relay)
+    assert "Confirm" in subject
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_post_office_sends_stored_mail(relay: Relay, style: str) -> None:
-    run("post_office_queue", relay, style)
-
-    assert received(relay) == [
-        Mail("Direct", ("bob@example.com",), tag="direct"),
-        Mail("Frozen", tag="hello"),
-        Mail("Hello"),
-    ]
-
-
-def test_mailer_sends_stored_mail(relay: Relay) -> None:
-    run("mailer_queue", relay, "EMAIL_BACKEND")
-
-    assert received(relay) == [Mail("Hello"), Mail("Tagged", tag="hello")]
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_celery_email_sends_from_its_task(relay: Relay, style: str) -> None:
-    run("celery_email_queue", relay, style)
-
-    assert received(relay) == [Mail("Frozen", tag="hello"), Mail("Hello")]
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_health_check_logs_in(relay: Relay, style: str) -> None:
+def test_health_check_logs_in_and_sends_nothing(relay: Relay, style: str) -> None:
     run("health_check", relay, style)
 
     assert relay.logins.successes == 1
