@@ -2,8 +2,9 @@
 
     python .ci/check_dist.py FOLDER [PYTHON ...]
 
-Each PYTHON, such as 3.14, gets an environment for the wheel and one for the sdist. Without any,
-the Python that runs this is used. The first one also runs some tests from the unpacked sdist.
+Each PYTHON, such as 3.14, gets an environment for the wheel and one for the sdist, where it sends
+a mail. Without any, the Python that runs this is used. The first one also uses the wheel
+without extras, and runs some tests from the unpacked sdist.
 """
 
 from __future__ import annotations
@@ -88,10 +89,13 @@ def main() -> None:
     for number, version in enumerate(versions or [sys.executable]):
         for archive in (wheel, sdist):
             with tempfile.TemporaryDirectory() as scratch:
-                python = make_environment(version, Path(scratch))
-                check_use(archive.resolve(), python, Path(scratch))
-                if archive is sdist and number == 0:
-                    check_tests(sdist, python, Path(scratch))
+                place = Path(scratch)
+                python = make_environment(version, place)
+                if number == 0 and archive is wheel:
+                    check_without_extras(archive, python, place)
+                check_mail(archive, python, place)
+                if number == 0 and archive is sdist:
+                    check_tests(archive, python, place)
     print(f"{wheel.name} and {sdist.name}: good")
 
 
@@ -120,37 +124,33 @@ def check_description(wheel: Path) -> None:
 
 
 def make_environment(version: str, folder: Path) -> Path:
-    """Make an empty environment and return its interpreter."""
+    """Make an empty environment and a small project; return the interpreter."""
     venv = folder / "venv"
     run(sys.executable, "-m", "virtualenv", "-q", "-p", version, venv, cwd=folder)
+    (folder / "settings.py").write_text(SETTINGS)
+    (folder / "manage.py").write_text(MANAGE)
     return venv / ("Scripts" if sys.platform == "win32" else "bin") / "python"
 
 
-def check_use(archive: Path, python: Path, folder: Path) -> None:
-    """Use the archive in a small project: without extras first, then send a mail."""
-    project = folder / "project"
-    project.mkdir()
-    (project / "settings.py").write_text(SETTINGS)
-    (project / "manage.py").write_text(MANAGE)
-
-    pip = (python, "-m", "pip", "install", "--quiet")
-    run(*pip, archive, cwd=project)
-    version, file = run(python, "-c", WHERE, cwd=project).split()
-    assert f"-{version}" in archive.name, f"{archive.name} holds version {version}"
-    assert Path(file).is_relative_to(folder), f"imported from {file}"
-
+def check_without_extras(archive: Path, python: Path, folder: Path) -> None:
+    """Run the checks, a command and pytest with what the package requires only."""
     strict = (python, "-W", "error")
-    run(*strict, "manage.py", "check", cwd=project)
-    usage = run(*strict, "manage.py", "test_lettermint", "--help", cwd=project)
+    run(*install(python), archive.resolve(), "pytest", cwd=folder)
+    run(*strict, "manage.py", "check", cwd=folder)
+    usage = run(*strict, "manage.py", "test_lettermint", "--help", cwd=folder)
     assert "--scan-ports" in usage, usage
-
     # Every pytest run of a user loads the plugin, also without the extra `testing`.
-    run(*pip, "pytest", cwd=project)
-    (project / "test_nothing.py").write_text("def test_nothing(): pass\n")
-    run(python, "-m", "pytest", "-W", "error", "-q", cwd=project)
+    (folder / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    run(*strict, "-m", "pytest", "-q", "test_nothing.py", cwd=folder)
 
-    run(*pip, f"{archive}[testing]", cwd=project)
-    run(*strict, "-c", SEND, cwd=project)
+
+def check_mail(archive: Path, python: Path, folder: Path) -> None:
+    """Send a mail to a relay."""
+    run(*install(python), f"{archive.resolve()}[testing]", cwd=folder)
+    version, file = run(python, "-c", WHERE, cwd=folder).split()
+    assert f"-{version}" in archive.name, f"{archive.name} holds version {version}"
+    assert Path(file).is_relative_to(folder / "venv"), f"imported from {file}"
+    run(python, "-W", "error", "-c", SEND, cwd=folder)
 
 
 def check_tests(sdist: Path, python: Path, folder: Path) -> None:
@@ -158,13 +158,15 @@ def check_tests(sdist: Path, python: Path, folder: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     [source] = folder.glob("django_lettermint_smtp-*")
-    run(
-        *(python, "-m", "pip", "install", "--quiet"),
-        *(".[testing,webhooks,dns,tasks]", "--group", "test"),
-        cwd=source,
-    )
+    extras = ".[testing,webhooks,dns,tasks]"
+    run(*install(python), extras, "--group", "test", cwd=source)
     pytest = (python, "-m", "pytest", "-q", "-m", QUICK)
     print(run(*pytest, *SDIST_TESTS, cwd=source).splitlines()[-1])
+
+
+def install(python: Path) -> tuple[str | Path, ...]:
+    """Return the beginning of a command that installs something."""
+    return (python, "-m", "pip", "install", "--quiet")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
