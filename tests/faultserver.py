@@ -422,10 +422,10 @@ class FaultSession(ServerSession):
                 self.violation("MAIL inside a transaction")
         super().command(verb, argument, line)
 
-    def content_read(self, wire: bytes, *, stuffed: bool) -> None:
+    def content_read(self, wire: bytes | None) -> None:
         self.stream.drop_pipelined()
-        self.look_behind(b"content" if stuffed else b"chunk")
-        if stuffed:
+        self.look_behind(b"chunk" if wire is None else b"content")
+        if wire is not None:
             parameters = self.transaction.parameters if self.transaction else {}
             self.check_content(wire, parameters, stuffed=True)
 

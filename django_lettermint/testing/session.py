@@ -296,7 +296,7 @@ class ServerSession:
         if self.respond("data", argument, reply) != 354:
             return
         wire = self.stream.read_dotted(self.config.max_size, self.content_progress)
-        self.content_read(wire or b"", stuffed=True)
+        self.content_read(wire or b"")
         if wire is not None:
             wire = (b"\r\n" + wire).replace(b"\r\n.", b"\r\n")[2:]
         self._finish(wire, b"", chunked=False)
@@ -312,7 +312,7 @@ class ServerSession:
         room = self.config.max_size - sum(map(len, taken))
         # The octets follow, whatever the reply is (RFC 3030 section 2).
         chunk = self.stream.read_chunk(size, room, self.content_progress)
-        self.content_read(chunk or b"", stuffed=False)
+        self.content_read(None)
         try:
             transaction = self._open_transaction()
             if chunk is None:
@@ -404,8 +404,8 @@ class ServerSession:
     def content_progress(self, received: int) -> None:
         """Called with the octets of content or chunk that have come so far."""
 
-    def content_read(self, wire: bytes, *, stuffed: bool) -> None:
-        """Called with complete content as it came, or a chunk; empty if it is too large."""
+    def content_read(self, wire: bytes | None) -> None:
+        """Called with the content of DATA as it came, or with None after a chunk."""
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
         """Take or refuse a message, and answer at the step "dot"."""
