@@ -286,7 +286,7 @@ AFTER_STARTTLS = [On("ehlo", times=1, do=reply(250, "relay\nSTARTTLS"))]
             0,
             "100 lines",
         ),
-        ("implicit", at("banner", endless(b"x")), ConnectFailed, 0, "8192 octets"),
+        ("implicit", at("banner", endless(b"x")), ConnectFailed, 0, "greeting on"),
         ("implicit", at("banner", trickle(b"x" * 99, 0.05)), ConnectFailed, 0, LATE),
         ("implicit", at("ehlo", hang()), ConnectFailed, 0, "EHLO on"),
         ("implicit", at("ehlo", drop()), ConnectFailed, 0, "EHLO on"),
