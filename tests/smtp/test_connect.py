@@ -385,6 +385,7 @@ def test_a_probe_does_not_log_in() -> None:
 
 
 def test_each_step_may_take_almost_as_long_as_the_timeout() -> None:
-    slow = [On("banner", do=stall(0.6)), On("ehlo", do=stall(0.6))]
-    with FaultServer(slow) as server, session(server, timeout=1):
+    slow = [On("banner", do=stall(0.8)), On("ehlo", do=stall(0.8))]
+    with FaultServer(slow) as server:
+        connect_with(relay(server, timeout=1.5)).close()
         assert server.connections == 1
