@@ -71,6 +71,7 @@ def test_a_server_without_a_known_mechanism_is_an_error(
         assert (server.logins, server.connections) == ([], 1)
     assert isinstance(error, AuthenticationFailed)
     assert said in str(error)
+    assert said in error.summary
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

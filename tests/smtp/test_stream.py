@@ -186,10 +186,20 @@ LINE = b"250-" + b"x" * 1020
         ((LINE + b"\n") * 63 + b"250 " + b"x" * 1021 + b"\n", f"more than {MAX_REPLY}"),
         (b"250-x\r\n" * (MAX_LINES - 1) + b"250 x\r\n", None),
         (b"250-x\r\n" * MAX_LINES + b"250 x\r\n", f"{MAX_LINES} lines"),
+        (b"\n", "not an SMTP reply: ''"),
     ],
-    ids=["line", "line +1", "no end", "reply", "reply +1", "lines", "lines +1"],
+    ids=[
+        "line",
+        "line +1",
+        "no end",
+        "reply",
+        "reply +1",
+        "lines",
+        "lines +1",
+        "empty",
+    ],
 )
-def test_lines_and_replies_beyond_a_limit_are_an_error(
+def test_a_reply_beyond_a_limit_or_without_a_code_is_an_error(
     octets: bytes, message: str | None
 ) -> None:
     with connected() as (stream, server):
