@@ -45,8 +45,8 @@ _WITHOUT_ADDRESSES = (
     TLSFailed,
 )
 
-#: Nesting depth of `notify()`. A log handler may send mail (AdminEmailHandler) that fails
-#: as well; this stops the recursion.
+#: Nesting depth of `notify()`. A log handler may send mail (AdminEmailHandler) that
+#: fails as well; this stops the recursion.
 _depth: ContextVar[int] = ContextVar("django_lettermint_notify_depth", default=0)
 
 
@@ -192,8 +192,8 @@ def _log(
 def _send_signals(
     sender: type[AnymailBaseBackend], outgoing: OutgoingMessage, status: AnymailStatus
 ) -> None:
-    # Robust, so that Django logs exceptions of receivers: the mail is out, or it is not,
-    # and raising them would make the caller send it again.
+    # Robust, so that Django logs exceptions of receivers: the mail is out, or it is
+    # not, and raising them would make the caller send it again.
     message = outgoing.message
     # Anymail's backends send post_send once the provider has answered for recipients.
     answered = outgoing.result.outcome is not Outcome.NOT_SENT

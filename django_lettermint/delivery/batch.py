@@ -108,16 +108,16 @@ class BatchSender(Generic[M]):
         self._on_finished = on_finished
         self._width = width
         self._executor: ThreadPoolExecutor | None = None
-        #: Batches that are not finished, oldest first. The latest is not yet submitted: it
-        #: may be the only one, which needs no thread. The batch of a cancelled future is
-        #: delivered in the caller's thread.
+        #: Batches that are not finished, oldest first. The latest is not yet submitted:
+        #: it may be the only one, which needs no thread. The batch of a cancelled future
+        #: is delivered in the caller's thread.
         self._pending: deque[tuple[Sequence[M], Future[None]]] = deque()
         #: Errors that further messages would meet as well; see Delivery.
         self._fatal: dict[object, LettermintError] = {}
         #: Set by an interrupt: no further message is begun.
         self._stop = threading.Event()
-        #: Set once the first batch has a connection, or has ended. No other connection is
-        #: opened before, so that a wrong token costs one login.
+        #: Set once the first batch has a connection, or has ended. No other connection
+        #: is opened before, so that a wrong token costs one login.
         self._connected = threading.Event()
         self._first: Sequence[M] | None = None
 

@@ -144,7 +144,7 @@ class Delivery:
                 submission.fail(error)
 
     def _send(self, ready: Sequence[Submission]) -> None:
-        """Send as many as one connection may carry; the others are left for the next."""
+        """Send as many as one connection may carry; leave the others for the next."""
         seconds = ready[0].deadline.seconds_left()
         if seconds <= 0:
             self._expire(ready[0])
@@ -207,8 +207,7 @@ class Delivery:
                             session, follower, its_transaction, used=True, closed=closed
                         )
                 return
-            # A 4yz to a repeat before its content may be due to a limit of this session,
-            # too.
+            # A 4yz to a repeat before its content may be due to a limit of the session.
             early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
             fresh = decision is Decision.FRESH or (
                 decision is Decision.REPEAT and early
@@ -342,7 +341,7 @@ class Delivery:
             )
 
     def _fail_all(self, error: LettermintError) -> None:
-        """Fail all messages, and those of later lists that would meet the same error."""
+        """Fail all messages, and keep the error for later lists that would meet it."""
         endpoint = self.config.endpoint
         self._fatal[endpoint] = error
         # All other errors may be due to this login, or to its certificates.

@@ -37,7 +37,7 @@ _PRECEDENCE = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
 
 
 def build_result(submissions: Sequence[Submission]) -> SendResult:
-    """Return the result of a message: UNKNOWN if any submission is, else SENT if any is."""
+    """Return the result: UNKNOWN if any submission is, else SENT if any is."""
     first = submissions[0]
     decisive = min(submissions, key=lambda each: _PRECEDENCE.index(each.outcome))
     phase, reply = _last_step(decisive)
@@ -99,7 +99,7 @@ def _last_step(submission: Submission) -> tuple[Phase, Reply | None]:
 
 
 def phase_of(error: BaseException | None) -> Phase:
-    """Return the step of an error that ended a message outside of a mail transaction."""
+    """Return the step of an error that ended a message without a mail transaction."""
     if isinstance(error, ConnectFailed) and error.phase:
         return error.phase
     matches = (phase for kind, phase in _PHASES if isinstance(error, kind))
