@@ -18,9 +18,9 @@
             ├── PoolClosed             (SMTPServerDisconnected)
             └── EnqueueFailed                                    maybe in the queue
 
-Each LettermintError is also the matching `smtplib` class (hence an OSError), so that code
-for Django's SMTP backend keeps working. Configuration errors are not in this tree, since
-`fail_silently` must not hide them.
+Each LettermintError is also the matching `smtplib` class (hence an OSError), so that
+code for Django's SMTP backend keeps working. Configuration errors are not in this tree,
+since `fail_silently` must not hide them.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class ConnectFailed(LettermintError, smtplib.SMTPConnectError, ConnectionError):
 
     @property
     def limits_connections(self) -> bool:
-        """Return whether the relay may accept this connection once another has ended."""
+        """Return whether the relay may accept a connection once another has ended."""
         greeting = self.step == "greeting" and 400 <= self.smtp_code < 500
         return greeting or self.smtp_code == 421
 

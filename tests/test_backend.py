@@ -36,7 +36,7 @@ def backend(server: Relay | FaultServer, **options: Any) -> EmailBackend:
     return EmailBackend(**server.options(**options))
 
 
-# -- Lists -------------------------------------------------------------------------------
+# -- Lists -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("empty", [[], (), None, iter([])])
@@ -190,7 +190,7 @@ def test_the_first_error_is_raised_with_all_results(relay: Relay) -> None:
     ]
 
 
-# -- pre_send ----------------------------------------------------------------------------
+# -- Pre_send --------------------------------------------------------------------------
 
 
 def test_a_pre_send_receiver_may_change_the_message(relay: Relay) -> None:
@@ -256,7 +256,7 @@ def test_large_messages_are_not_all_held_in_memory(relay: Relay) -> None:
     assert prepared == [0, 0, 2, 2]
 
 
-# -- The caller's message ----------------------------------------------------------------
+# -- The caller's message --------------------------------------------------------------
 
 
 def test_a_message_with_a_key_of_its_own_is_delivered_once(relay: Relay) -> None:
@@ -288,7 +288,7 @@ def test_another_message_under_the_same_key_says_that_the_key_was_yours(
     assert len(relay.messages) == 1
 
 
-# -- What the relay reads ----------------------------------------------------------------
+# -- What the relay reads --------------------------------------------------------------
 
 
 def test_almost_25_mb_arrive(relay: Relay) -> None:
@@ -336,7 +336,7 @@ def test_bodies_are_stuffed_so_that_another_parser_finds_them(
         assert text_lines(leaves(content)[0]) == lines(body)
 
 
-# -- Connections -------------------------------------------------------------------------
+# -- Connections -----------------------------------------------------------------------
 
 
 def test_open_tells_whether_it_made_a_connection(relay: Relay) -> None:
@@ -371,7 +371,7 @@ def test_the_timeout_can_be_set_on_the_backend(relay: Relay) -> None:
     assert connection.config.timeout == 10
 
 
-# -- Safety ------------------------------------------------------------------------------
+# -- Safety ----------------------------------------------------------------------------
 
 
 def test_a_wrong_token_costs_one_login_and_says_what_to_do(relay: Relay) -> None:
@@ -412,7 +412,7 @@ def test_an_interrupt_before_the_preparation_ends_the_message(relay: Relay) -> N
     assert relay.messages == []
 
 
-# -- Messages whose delivery stayed unknown, repeated later ---------------------------------
+# -- Messages whose delivery stayed unknown, repeated later ----------------------------
 
 
 def unknown(relay: Relay, **options: Any) -> exceptions.DeliveryUnknown:

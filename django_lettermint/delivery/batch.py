@@ -109,8 +109,8 @@ class BatchSender(Generic[M]):
         self._width = width
         self._executor: ThreadPoolExecutor | None = None
         #: Batches that are not finished, oldest first. The latest is not yet submitted:
-        #: it may be the only one, which needs no thread. The batch of a cancelled future
-        #: is delivered in the caller's thread.
+        #: it may be the only one, which needs no thread. If a future is cancelled, its
+        #: batch is delivered in the caller's thread.
         self._pending: deque[tuple[Sequence[M], Future[None]]] = deque()
         #: Errors that further messages would meet as well; see Delivery.
         self._fatal: dict[object, LettermintError] = {}

@@ -56,7 +56,7 @@ def deliver(sent: list[list[Submission]], config: RelayConfig, **more: Any) -> N
     Delivery(config, pool.get_pool(config.endpoint), **more).deliver(sent)
 
 
-# -- Deadlines -------------------------------------------------------------------------------
+# -- Deadlines -------------------------------------------------------------------------
 
 
 def test_a_deadline_that_was_used_up_before_the_first_try_is_the_reason() -> None:
@@ -79,7 +79,7 @@ def test_a_trouble_that_is_over_is_not_the_reason_why_a_later_deadline_passes() 
         assert "the deadline of 9 s has passed" in str(sent[1][0].error)
 
 
-# -- Pauses and patience ---------------------------------------------------------------------
+# -- Pauses and patience ---------------------------------------------------------------
 
 
 def test_quick_retries_pause_though_the_patience_is_over() -> None:
@@ -165,7 +165,7 @@ def test_a_repeat_refused_before_its_content_leaves_the_connection(
         assert server.connections == connections
 
 
-# -- Failures that other messages would meet -------------------------------------------------
+# -- Failures that other messages would meet -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_an_address_that_serves_no_message_leaves_it_to_the_next_one(sick: On) -
         assert set(second.delivered.values()) == {1}
 
 
-# -- Interrupts and stops --------------------------------------------------------------------
+# -- Interrupts and stops --------------------------------------------------------------
 
 
 def test_an_interrupt_while_a_repeat_waits_leaves_its_message_unknown() -> None:
@@ -340,7 +340,7 @@ def test_a_stop_within_a_list_leaves_what_is_certain(*, chunking: bool) -> None:
         assert server.wait_for(lambda: server.open_connections == 0)
 
 
-# -- The log ---------------------------------------------------------------------------------
+# -- The log ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

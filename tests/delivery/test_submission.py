@@ -23,7 +23,7 @@ TOO_MANY = Reply(452, ("4.5.3 too many recipients",))
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 
 
-# -- The first try, and those after it ------------------------------------------------------
+# -- The first try, and those after it -------------------------------------------------
 
 
 def test_the_first_try_may_be_pipelined_behind_another_and_later_ones_may_not() -> None:
@@ -53,7 +53,7 @@ def test_a_refusal_that_speaks_of_something_else_is_tried_once_more(
     assert submission.ended > 0
 
 
-# -- Repeats ---------------------------------------------------------------------------------
+# -- Repeats ---------------------------------------------------------------------------
 
 
 def test_a_repeat_has_the_same_bytes_and_waits_for_its_time() -> None:
@@ -148,7 +148,7 @@ def test_what_an_earlier_process_left_unconfirmed_is_repeated_byte_for_byte() ->
     assert submission.outcome is UNKNOWN
 
 
-# -- No connection ---------------------------------------------------------------------------
+# -- No connection ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [Submission.fail_to_connect, Submission.fail])
@@ -181,7 +181,7 @@ def test_without_a_connection_and_without_a_repeat_it_stays_unknown() -> None:
     assert submission.error is None
 
 
-# -- Interrupts ------------------------------------------------------------------------------
+# -- Interrupts ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_an_interrupt_before_the_next_try_reports_no_refusal_of_pipelining() -> 
     assert isinstance(submission.error, ConnectionLost)
 
 
-# -- Further transactions --------------------------------------------------------------------
+# -- Further transactions --------------------------------------------------------------
 
 
 def further(submission: Submission) -> list[tuple[tuple[str, ...], str | None]]:
@@ -298,7 +298,7 @@ def test_they_get_none_if_the_content_is_refused() -> None:
     assert further(submission) == []
 
 
-# -- A message -------------------------------------------------------------------------------
+# -- A message -------------------------------------------------------------------------
 
 
 def test_more_than_fifty_recipients_are_divided_and_share_a_deadline() -> None:
