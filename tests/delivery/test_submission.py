@@ -51,6 +51,7 @@ def test_a_refusal_that_speaks_of_something_else_is_tried_once_more(
     assert refused(submission, Phase.MAIL, code, carried=carried) is Decision.FINAL
     assert (submission.done, submission.outcome) == (True, NOT_SENT)
     assert submission.ended > 0
+    assert submission.attempts == 2
 
 
 # -- Repeats ---------------------------------------------------------------------------
@@ -198,9 +199,8 @@ def test_an_interrupt_leaves_what_is_certain(phase: Phase, outcome: Outcome) -> 
     transaction = submission.begin()
     transaction.phase = phase
     submission.interrupt(transaction)
-    assert submission.done
-    assert submission.outcome is outcome
-    assert submission.attempts == 1
+    assert (submission.done, submission.outcome) == (True, outcome)
+    assert (submission.attempts, submission.last) == (1, transaction)
 
 
 def test_an_interrupted_repeat_stays_unknown() -> None:
