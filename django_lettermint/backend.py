@@ -343,7 +343,7 @@ class EmailBackend(AnymailBaseBackend):
 
         Raises LettermintInvalidMessage for an unknown tenant.
         """
-        usual = self._whole_config.reveal()
+        usual = self._whole_config.value
         config = tenant_config(usual, tenant)
         sender = copy(self)
         for name in _OF_TENANTS:
