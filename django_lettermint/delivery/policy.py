@@ -185,4 +185,4 @@ def may_retry(failures: int, retries: int, waited: float, patience: float) -> bo
 def backoff(tries: int, *, most: float = float("inf")) -> float:
     """Return the seconds to wait, random so that processes do not act in step."""
     pause = min(MAX_PAUSE, PAUSE * 2.0 ** min(tries - 1, 10))
-    return max(0.0, min(pause * random.uniform(0.75, 1.25), most))  # noqa: S311
+    return max(0.0, min(pause * random.uniform(0.75, 1.25), most))  # noqa: S311 - no secret
