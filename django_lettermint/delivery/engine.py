@@ -19,7 +19,7 @@ from django_lettermint.exceptions import (
     PoolClosed,
     PoolTimeout,
 )
-from django_lettermint.pool import CloseReason
+from django_lettermint.pool import CloseReason, open_pool
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.smtp import MailTransaction, Reply, ServerClosing, Session
 
@@ -380,6 +380,28 @@ class Delivery:
             decision.value,
         )
         logger.debug("%s:%d failed: %s", endpoint.host, endpoint.port, lost)
+
+
+def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> None:
+    """Deliver messages by `delivery`, those of another configuration by one like it."""
+    usual: list[list[Submission]] = []
+    others: dict[RelayConfig, list[list[Submission]]] = {}
+    for each in messages:
+        config = each[0].config if each else delivery.config
+        if config is delivery.config or config == delivery.config:
+            usual.append(each)
+        else:
+            others.setdefault(config, []).append(each)
+    try:
+        delivery.deliver(usual)
+        for config, group in others.items():
+            with open_pool(config) as connections:
+                delivery.over(connections, config).deliver(group)
+    except BaseException:
+        for submission in chain.from_iterable(messages):
+            if not submission.done:
+                submission.fail(None)
+        raise
 
 
 def _learn(
