@@ -116,13 +116,6 @@ def test_no_repeat_is_planned_beyond_the_deadline() -> None:
     assert lost(submission) is Decision.UNKNOWN
 
 
-def test_a_recipient_refused_on_a_repeat_may_have_it_from_the_first_try() -> None:
-    submission = one(A, B)
-    lost(submission)
-    sent(submission, b=NO)
-    assert submission.refused_on_repeat == {B: NO}
-
-
 def test_only_a_message_to_one_may_be_unconfirmed_together_with_others() -> None:
     assert one(A).begin().repeatable
     assert not one(A, B).begin().repeatable
