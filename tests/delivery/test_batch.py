@@ -20,7 +20,6 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import backend_config
 from django_lettermint.delivery import BatchSender, list_connections
 from django_lettermint.exceptions import (
-    AuthenticationFailed,
     ConnectFailed,
     PoolTimeout,
     RecipientsRefused,
@@ -291,15 +290,6 @@ def test_an_interrupt_ends_every_message_of_a_list_with_status_and_signal(
 
 
 # -- Relays that limit connections -----------------------------------------------------
-
-
-def test_a_wrong_token_is_found_out_by_one_login() -> None:
-    with FaultServer([On("auth", do=reply(535, "5.7.8 no"))]) as server:
-        messages = mails(100)
-        with pytest.raises(AuthenticationFailed):
-            backend(server).send_messages(messages)
-        assert server.connections == 1
-        assert {result(each).outcome for each in messages} == {NOT_SENT}
 
 
 def test_a_relay_that_refuses_every_message_sees_few_logins() -> None:
