@@ -48,9 +48,9 @@ def build_result(submissions: Sequence[Submission]) -> SendResult:
         message_id=first.envelope.message_id,
         idempotency_key=first.envelope.idempotency_key,
         recipients={
-            who: _recipient(submission, who)
+            address: _recipient(submission, address)
             for submission in submissions
-            for who in recipients_of(submission)
+            for address in recipients_of(submission)
         },
         code=reply.code if reply else None,
         text=reply.text if reply else "",
@@ -111,9 +111,9 @@ def recipients_of(submission: Submission) -> tuple[str, ...]:
     return (submission.unconfirmed or submission).envelope.recipients
 
 
-def _recipient(submission: Submission, who: str) -> RecipientResult:
+def _recipient(submission: Submission, address: str) -> RecipientResult:
     first, last = submission.unconfirmed or submission.last, submission.last
-    refusal = first.replies.get(who) if first else None
+    refusal = first.replies.get(address) if first else None
     if refusal and refusal.negative:
         return _from_reply(refusal)
     if submission.outcome is Outcome.UNKNOWN:
@@ -121,9 +121,9 @@ def _recipient(submission: Submission, who: str) -> RecipientResult:
             status="unknown", text="no reply to the end of the message"
         )
     if submission.outcome is Outcome.SENT:
-        if refused := submission.refused_on_repeat.get(who):
+        if refused := submission.refused_on_repeat.get(address):
             return RecipientResult(status="unknown", text=str(refused))
-        answer = last.replies.get(who) if last else None
+        answer = last.replies.get(address) if last else None
         return _from_reply(answer) if answer else RecipientResult(status="queued")
     _, reply = _last_step(submission)
     if reply:
@@ -193,11 +193,11 @@ def _refused(
         error.sender = last.envelope.mail_from
     elif last.phase is Phase.RCPT:
         count = len(last.replies)
-        who = f"all {count} recipients" if count > 1 else "the recipient"
-        error = RecipientsRefused(f"the relay refused {who} at RCPT: {what}")
+        recipients = f"all {count} recipients" if count > 1 else "the recipient"
+        error = RecipientsRefused(f"the relay refused {recipients} at RCPT: {what}")
         error.recipients = {
-            who: (answer.code, answer.text.encode())
-            for who, answer in last.replies.items()
+            address: (answer.code, answer.text.encode())
+            for address, answer in last.replies.items()
         }
     else:
         step = _STEPS[last.phase]

@@ -122,8 +122,8 @@ class Submission:
         self.envelope = transaction.envelope
         if self.unconfirmed and transaction.outcome is not Outcome.NOT_SENT:
             self.refused_on_repeat |= {
-                who: reply
-                for who, reply in transaction.replies.items()
+                address: reply
+                for address, reply in transaction.replies.items()
                 if reply.negative
             }
         if transaction.outcome is Outcome.SENT:
@@ -221,8 +221,8 @@ class Submission:
         """
         first = self.unconfirmed or transaction
         further = [
-            who
-            for who, reply in first.replies.items()
+            address
+            for address, reply in first.replies.items()
             if reply.negative
             and (
                 policy.limits_recipients(reply)
