@@ -89,7 +89,7 @@ def _last_step(submission: Submission) -> tuple[Phase, Reply | None]:
         # Refused before there was a mail transaction, at the greeting or the login.
         if isinstance(error, LettermintError) and error.smtp_code:
             reply = Reply(error.smtp_code, (error.smtp_error.decode(),))
-        return phase_of(error), reply
+        return _phase_of(error), reply
     if last:
         if isinstance(last.failure, ServerClosing):
             return last.phase, last.failure.reply
@@ -98,7 +98,7 @@ def _last_step(submission: Submission) -> tuple[Phase, Reply | None]:
     return (Phase.CONNECT if submission.deadline.started else Phase.POOL), None
 
 
-def phase_of(error: BaseException | None) -> Phase:
+def _phase_of(error: Exception) -> Phase:
     """Return the step of an error that ended a message without a mail transaction."""
     if isinstance(error, ConnectFailed) and error.phase:
         return error.phase

@@ -11,7 +11,6 @@ from django_lettermint.delivery import (
     Submission,
     build_error,
     build_result,
-    phase_of,
     recipients_of,
 )
 from django_lettermint.exceptions import (
@@ -214,9 +213,11 @@ def test_an_error_of_all_is_copied_for_each_and_has_a_step(
 
 
 def test_a_connection_that_failed_at_a_later_step_names_it() -> None:
+    (part,) = several("a")
     error = ConnectFailed("x")
     error.phase = Phase.AUTH
-    assert phase_of(error) is Phase.AUTH
+    part.fail(error)
+    assert build_result([part]).phase is Phase.AUTH
 
 
 @pytest.mark.parametrize(
