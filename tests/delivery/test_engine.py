@@ -150,6 +150,18 @@ def test_a_connection_lost_after_its_first_message_costs_no_retry() -> None:
         assert server.connections == 2
 
 
+def test_x_4_2_as_the_first_reply_after_idling_replaces_the_connection() -> None:
+    script = [On("mail", message=2, do=reply(450, "4.4.2 idle too long"))]
+    with FaultServer(script) as server:
+        config = relay(server)
+        for _ in range(2):
+            sent = messages(1, config)
+            deliver(sent, config)
+            assert outcomes(sent) == [SENT]
+        stats = pool.get_pool(config.endpoint).stats()
+        assert (stats["retries"], stats["closed"]) == (1, {"error": 1})
+
+
 @pytest.mark.parametrize(("step", "connections"), [("mail", 3), ("dot", 2)])
 def test_a_repeat_refused_before_its_content_leaves_the_connection(
     step: Phase, connections: int
