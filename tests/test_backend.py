@@ -22,7 +22,7 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.envelope import Envelope
 from django_lettermint.message import LettermintMessage, freeze
 from django_lettermint.results import Outcome, Phase
-from tests.faultserver import FaultServer
+from tests.faultserver import FaultServer, On, drop, reply
 from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 from tests.listening import listening, names, receiver
 from tests.sending import message
@@ -415,50 +415,58 @@ def test_an_interrupt_before_the_preparation_ends_the_message(relay: Relay) -> N
 # -- Messages whose delivery stayed unknown, repeated later ----------------------------
 
 
-def unknown(relay: Relay, **options: Any) -> exceptions.DeliveryUnknown:
-    """Send a message that the relay takes, but never confirms."""
+REFUSED = reply(550, "5.7.1 not now")
+#: The end of a message is never confirmed, though it is delivered, nor is a first repeat.
+UNCONFIRMED = [
+    On("dot", times=1, do=drop(deliver=True)),
+    On("mail", message=2, do=REFUSED),
+]
+
+
+def unknown(server: FaultServer, **options: Any) -> exceptions.DeliveryUnknown:
+    """Send a message whose delivery stays unknown."""
     mail = EmailMessage("Hi", "Hello", "us@x.test", ["ann@x.test", "bob@x.test"])
-    relay.drop_final_replies(100)
     with pytest.raises(exceptions.DeliveryUnknown) as raised:
-        EmailBackend(**relay.options(deadline=1, **options)).send_messages([mail])
-    relay.drop_final_replies(0)
+        backend(server, **options).send_messages([mail])
     return raised.value
 
 
 @pytest.mark.parametrize("carried", ["json", "pickle"])
-def test_another_process_can_repeat_it_and_delivers_it_once(
-    relay: Relay, carried: str
-) -> None:
-    error = unknown(relay)
-    assert error.repeatable
-    if carried == "json":
-        text = json.dumps([each.to_json() for each in error.envelopes])
-        envelopes = [Envelope.from_json(form) for form in json.loads(text)]
-    else:
-        envelopes = pickle.loads(pickle.dumps(error)).envelopes
-    result = EmailBackend(**relay.options()).repeat(envelopes)
-    assert result.outcome is Outcome.SENT
-    assert {each.status for each in result.recipients.values()} == {"queued"}
-    assert error.result
-    assert result.message_id == error.result.message_id
-    assert len(relay.messages) == 1
+def test_another_process_can_repeat_it_and_delivers_it_once(carried: str) -> None:
+    with FaultServer(UNCONFIRMED, idempotency=True) as server:
+        error = unknown(server)
+        assert error.repeatable
+        if carried == "json":
+            text = json.dumps([each.to_json() for each in error.envelopes])
+            envelopes = [Envelope.from_json(form) for form in json.loads(text)]
+        else:
+            envelopes = pickle.loads(pickle.dumps(error)).envelopes
+        result = backend(server).repeat(envelopes)
+        assert result.outcome is Outcome.SENT
+        assert {each.status for each in result.recipients.values()} == {"queued"}
+        assert error.result
+        assert result.message_id == error.result.message_id
+        assert server.delivered == {"ann@x.test": 1, "bob@x.test": 1}
 
 
-def test_a_repeat_that_is_refused_leaves_it_unknown(relay: Relay) -> None:
-    error = unknown(relay)
-    relay.refuse("us@x.test", verb="MAIL")
-    with pytest.raises(
-        exceptions.DeliveryUnknown, match="a repeat was answered by 550"
-    ) as raised:
-        EmailBackend(**relay.options()).repeat(error.envelopes)
+def test_a_repeat_that_is_refused_leaves_it_unknown() -> None:
+    script = [*UNCONFIRMED, On("mail", message=3, do=REFUSED)]
+    with FaultServer(script, idempotency=True) as server:
+        error = unknown(server)
+        with pytest.raises(
+            exceptions.DeliveryUnknown, match="a repeat was answered by 550"
+        ) as raised:
+            backend(server).repeat(error.envelopes)
     assert raised.value.result
     assert raised.value.result.outcome is Outcome.UNKNOWN
 
 
-def test_what_could_be_delivered_twice_is_not_repeated(relay: Relay) -> None:
-    error = unknown(relay, idempotency=False)
-    assert not error.repeatable
-    sent = relay.statistics.messages
-    with pytest.raises(exceptions.LettermintInvalidMessage, match="delivered twice"):
-        EmailBackend(**relay.options()).repeat(error.envelopes)
-    assert relay.statistics.messages == sent
+def test_what_could_be_delivered_twice_is_not_repeated() -> None:
+    with FaultServer(UNCONFIRMED, idempotency=True) as server:
+        error = unknown(server, idempotency=False)
+        assert not error.repeatable
+        with pytest.raises(
+            exceptions.LettermintInvalidMessage, match="delivered twice"
+        ):
+            backend(server).repeat(error.envelopes)
+        assert server.connections == 1
