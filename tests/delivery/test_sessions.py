@@ -116,7 +116,7 @@ def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_at_the_deadli
         assert backend(server).send_messages([mail()]) == 1
         server.script = [LOGIN_IS_OVER, On("banner", do=hang())]
         with pytest.raises(ConnectFailed, match="greeting") as raised:
-            backend(server, deadline=SHORT).send_messages([mail()])
+            backend(server, deadline=2 * SHORT).send_messages([mail()])
     assert raised.value.transient
 
 
