@@ -168,24 +168,12 @@ def test_a_subclass_may_repeat_the_signature_of_djangos_backend() -> None:
         assert Repeating().config == EmailBackend().config
 
 
-@pytest.mark.parametrize("name", ["use_tls", "use_ssl", "ssl_certfile"])
-def test_djangos_keywords_that_have_a_value_are_refused(name: str) -> None:
-    with pytest.raises(AnymailConfigurationError, match=f"{name} is not an option"):
-        relay(**{name: True})
-
-
 def test_a_token_of_none_is_not_that_of_the_settings() -> None:
     with (
         override_settings(LETTERMINT_API_TOKEN=TOKEN),
         pytest.raises(AnymailConfigurationError, match="keyword api_token must be"),
     ):
         backend_config({"api_token": None})
-
-
-@pytest.mark.parametrize("name", ["token", "api_key", "api_tokn", "tenant_token"])
-def test_a_misspelt_token_of_none_is_refused(name: str) -> None:
-    with pytest.raises(AnymailConfigurationError, match=f"{name} is not an option"):
-        relay(**{name: None})
 
 
 # -- the OPTIONS of a mailer -------------------------------------------------------------
