@@ -236,12 +236,8 @@ class SettingsReader:
             self._drop_if_not_given(name)
         #: The options that code has given, besides the settings.
         self.keywords = tuple(sorted(filter(self._differs, self.given)))
-        self._token = "api_token"  # noqa: S105 - the name of an option
-        if "password" in self.given:
-            if "password" in self.keywords or "api_token" not in self.keywords:
-                self._token = "password"  # noqa: S105
-            else:
-                del self.given["password"]
+        if "api_token" in self.keywords and "password" not in self.keywords:
+            self.given.pop("password", None)
 
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
@@ -291,11 +287,10 @@ class SettingsReader:
             given = Hidden(resolve(options.value[name]))
             if given.value is not None:
                 own[name] = given
+        # A password would override the tenant's token.
+        others = {key: each for key, each in self.given.items() if key != "password"}
         vars(reader).update(
-            tenant=tenant,
-            given={**self.given, **own},
-            _of_tenant=frozenset(own),
-            _token="api_token",  # noqa: S106 - the name of an option
+            tenant=tenant, given=others | own, _of_tenant=frozenset(own)
         )
         return reader
 
@@ -319,7 +314,7 @@ class SettingsReader:
 
     def origin(self, name: str) -> str:
         """Return the place where an option is set, or "" if it is not set."""
-        given = self._token if name == "api_token" else name
+        given = self._name_given(name)
         if given in self._of_tenant:
             return _place_of_tenant(self.tenant, given)
         if given in self.given:
@@ -370,8 +365,13 @@ class SettingsReader:
                 stack += value
         return Hidden(values)
 
+    def _name_given(self, name: str) -> str:
+        """Return the keyword of an option; `password` overrides `api_token`."""
+        password = name == "api_token" and "password" in self.given
+        return "password" if password else name
+
     def _raw(self, name: str) -> Any:
-        given = self._token if name == "api_token" else name
+        given = self._name_given(name)
         if given in self.given:
             return self.given[given].value
         return self._settings.value.get(self.origin(name), _OPTIONS[name].default)
