@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.core import mail
@@ -87,16 +86,11 @@ def _received(submission: Submission) -> ReceivedMessage:
     transaction.phase, transaction.reply = Phase.DONE, _TAKEN
     transaction.replies = dict.fromkeys(envelope.recipients, _TAKEN)
     submission.record(transaction)
-    headers = parse_headers(envelope.data)
     return ReceivedMessage(
-        id=str(uuid.uuid4()),
         mail_from=envelope.mail_from,
         recipients=envelope.recipients,
         content=envelope.data,
-        route=headers.route,
-        tag=headers.tag,
-        metadata=headers.metadata,
-        idempotency_key=headers.idempotency_key,
+        **asdict(parse_headers(envelope.data)),
         smtputf8=envelope.smtputf8,
         body_8bit=not envelope.content.isascii(),
         chunked=False,
@@ -104,5 +98,4 @@ def _received(submission: Submission) -> ReceivedMessage:
         security=submission.config.endpoint.security,
         tls="",
         token="",
-        received_at=time.time(),
     )

@@ -1,4 +1,4 @@
-"""manage.py requeue_lettermint: queue the mail of killed workers again."""
+"""manage.py requeue_lettermint: run again the mail that killed workers had begun."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from django.utils import timezone
 class Command(BaseCommand):
     """Sets abandoned mail of django-tasks-db back to ready.
 
-    That framework runs a task at most once: a killed worker's stays RUNNING. Repeating
-    ours is safe, as the relay knows the idempotency keys.
+    django-tasks-db runs a task at most once: a task that a killed worker had begun stays
+    RUNNING. Repeating ours is safe, as the relay knows the idempotency keys.
     """
 
-    help = "Queue the mail of killed workers of django-tasks-db again."
+    help = "Queue again the mail that killed workers of django-tasks-db had begun."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
@@ -27,17 +27,17 @@ class Command(BaseCommand):
             type=float,
             default=600.0,
             metavar="SECONDS",
-            help="take tasks that have been running for longer: more than the option "
-            "`deadline`, so that no worker is still sending it; default: %(default)g",
+            help="take tasks that have been running for longer than this; must exceed the "
+            "option `deadline`, so that no worker still runs them; default: %(default)g",
         )
         parser.add_argument(
             "--failed",
             action="store_true",
-            help="take crashed tasks as well, once the cause is corrected",
+            help="take failed tasks as well; fix the cause first",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Set the tasks back, and print how many."""
+        """Set the tasks back and write their number."""
         if not apps.is_installed("django_tasks_db"):
             raise CommandError(
                 "django_tasks_db is not in INSTALLED_APPS; docs/queues.md says how other "
@@ -47,8 +47,8 @@ class Command(BaseCommand):
 
         from django_lettermint.send_task import send
 
-        before = timezone.now() - timedelta(seconds=options["older_than"])
-        abandoned = Q(status="RUNNING", started_at__lt=before)
+        begun = timezone.now() - timedelta(seconds=options["older_than"])
+        abandoned = Q(status="RUNNING", started_at__lt=begun)
         if options["failed"]:
             abandoned |= Q(status="FAILED")
         ours = DBTaskResult.objects.filter(abandoned, task_path=send.module_path)
