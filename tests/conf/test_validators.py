@@ -161,6 +161,7 @@ def test_a_value_that_follows_the_rule_of_its_option_is_taken(
     ("name", "value", "meant"),
     [
         ("host", "smtp.bücher.example", "smtp.xn--bcher-kva.example"),
+        ("host", "smtp.BÜCHER.example", "smtp.xn--bcher-kva.example"),
         ("auth_mechanism", "cram-md5", "CRAM-MD5"),
         ("auth_mechanism", "Cram-Md5", "CRAM-MD5"),
         ("local_hostname", "[ipv6:::1]", "[IPv6:::1]"),
