@@ -187,7 +187,7 @@ def test_a_mailer_may_be_that_of_a_tenant(relay: Relay, tenants: Tenants) -> Non
     }
 
 
-def test_a_tenant_has_defaults_of_its_own(relay: Relay) -> None:
+def test_a_tenant_may_have_other_defaults(relay: Relay) -> None:
     tenants = Tenants(
         acme={"api_token": token("acme"), "send_defaults": {"tag": "of-acme"}},
         globex={"api_token": token("globex"), "correlation_key": "id", "timeout": 33},
@@ -571,7 +571,9 @@ def test_a_header_is_verified_by_the_secret_keys_of_the_settings(
     assert sent_under(relay) == [token("acme")]
 
 
-def test_the_header_stands_nowhere_else(relay: Relay, backend: EmailBackend) -> None:
+def test_the_header_is_refused_in_other_places(
+    relay: Relay, backend: EmailBackend
+) -> None:
     header = {"X-Lettermint-Tenant": "acme"}
     merged, empty = mail(), mail(headers={"X-Lettermint-Tenant": None})
     merged.merge_headers = {"bob@example.org": header}  # type: ignore[attr-defined]

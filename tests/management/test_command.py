@@ -131,7 +131,7 @@ def receiving(number: int, error: Exception) -> Iterator[None]:
 # -- mails -------------------------------------------------------------------------------
 
 
-def test_each_step_is_shown_with_its_time_and_what_was_found(relay: Relay) -> None:
+def test_each_step_is_shown_with_its_time_and_details(relay: Relay) -> None:
     ran = run()
 
     assert (
@@ -272,7 +272,7 @@ def test_check_logs_in_and_sends_nothing(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("action", [reply(500), drop()])
-def test_check_wants_an_answer_to_noop(action: Action) -> None:
+def test_check_requires_a_reply_to_noop(action: Action) -> None:
     with fault(On("noop", action)):
         ran = run("--check", "--json")
 
@@ -364,7 +364,7 @@ def test_dns_shows_the_records_and_uses_no_relay(relay: Relay) -> None:
     assert [dns["records"][0][key] for key in keys] == expected
 
 
-def test_dns_lists_what_is_to_be_entered(relay: Relay) -> None:
+def test_dns_lists_the_records_to_enter(relay: Relay) -> None:
     with dns_server({name: RECORDS[name] for name in list(RECORDS)[2:]}):
         ran = run("--dns", "--from=a@shop.test")
 
@@ -388,7 +388,7 @@ def test_dns_looks_for_the_domain_of_default_from_email_in_ascii(relay: Relay) -
 
 
 @pytest.mark.parametrize("sender", ["webmaster@localhost", "nobody"])
-def test_dns_wants_a_sender_that_has_a_domain(relay: Relay, sender: str) -> None:
+def test_dns_needs_a_sender_with_a_domain(relay: Relay, sender: str) -> None:
     ran = run("--dns", "--json", f"--from={sender}")
 
     assert (ran.code, ran.error["step"]) == (1, "options")
@@ -454,7 +454,7 @@ CASES: list[tuple[str, dict[str, Any], list[On], str, str]] = [
     ("traits", "script", "step", "remedy"),
     [pytest.param(*case[1:], id=case[0]) for case in CASES],
 )
-def test_a_failure_shows_its_step_and_what_to_do(
+def test_a_failure_shows_its_step_and_the_next_step(
     traits: dict[str, Any], script: list[On], step: str, remedy: str
 ) -> None:
     with fault(*script, **traits):
