@@ -14,7 +14,7 @@ from django.test import RequestFactory, override_settings
 
 from django_lettermint.testing import Relay
 
-from .snippets import DOCS, ROOT, snippet
+from tests.snippets import DOCS, ROOT, snippet
 
 if TYPE_CHECKING:
     from pathlib import Path
