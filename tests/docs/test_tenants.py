@@ -13,7 +13,6 @@ from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 
 from django_lettermint.testing import Relay
-
 from tests.snippets import DOCS, ROOT, snippet
 
 if TYPE_CHECKING:
