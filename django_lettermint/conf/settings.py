@@ -152,7 +152,7 @@ def _configure(
     if reader.keywords or not reader.fixed:
         return build(reader)
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
-    values = reader.values()
+    values = reader.snapshot()
     if key in _kept:
         before, kept = _kept[key]
         # The very same objects: equal ones may differ, as 1 and True do.
@@ -179,7 +179,7 @@ def _look_up() -> tuple[Hidden, bool]:
     if fixed:
         names.update(_NAMES.intersection(vars(inner)))
     try:
-        return Hidden(_values(holder, sorted(names if fixed else _NAMES))), fixed
+        return Hidden(_by_place(holder, sorted(names if fixed else _NAMES))), fixed
     except Exception as error:  # noqa: BLE001 - a lazy value's, or the holder's
         # Without its traceback, whose frames hold values: debug pages show those.
         cause = error.with_traceback(None)
@@ -187,7 +187,7 @@ def _look_up() -> tuple[Hidden, bool]:
     raise AnymailConfigurationError(text) from cause
 
 
-def _values(holder: object, names: Iterable[str]) -> Any:
+def _by_place(holder: object, names: Iterable[str]) -> Any:
     """Return the settings of these names by place."""
     found = {}
     for name in names:
@@ -347,8 +347,8 @@ class SettingsReader:
         """Make the error, of Django's type for its origin, to say that `name` is wrong."""
         return self._error(f"{self.origin(name) or name}{key} {problem}")
 
-    def values(self) -> Hidden:
-        """Return all that was found, with what is inside of dicts and lists."""
+    def snapshot(self) -> Hidden:
+        """Return all values that were found, and those inside of dicts and lists."""
         stack: list[Any] = []
         for name, value in self._settings.value.items():
             if name != "MAILERS":  # the OPTIONS in use are among the given
