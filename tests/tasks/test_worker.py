@@ -143,6 +143,17 @@ def test_a_lost_reply_is_settled_by_the_key_if_the_relay_takes_the_repeat(
     assert all(isinstance(each, DeliveryUnknown) for each in error)
 
 
+def test_a_message_is_kept_while_the_certificate_is_not_verified(
+    queue: ServedQueue,
+) -> None:
+    queue.send(mail())
+
+    with settings_for(queue.server, ca_file=None):
+        assert queue.run() == "put back"
+    assert queue.server.deliveries == []
+    assert queue.run() == "sent"
+
+
 def test_a_recipient_put_off_is_tried_again_alone(queue: ServedQueue) -> None:
     queue.server.script += [
         On("rcpt", reply(451, "4.2.1 later"), match="b@", times=1),
