@@ -66,7 +66,7 @@ def test_route_tag_and_metadata_survive(engine: str, folder: Path) -> None:
     assert found["X-LM-Metadata-name"] == "Zoë"
     kinds = {part.get_content_type() for part in found.walk()}
     assert {"text/plain", "text/html"} <= kinds
-    [told] = signals.told
+    [told] = signals.received
     assert json.loads(told)["outcome"] == "sent"
 
 

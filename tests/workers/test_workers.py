@@ -163,9 +163,11 @@ def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_ki
             assert signals.wait_for(MAILS, 120), missing(signals, folder)
 
     assert server.delivered == {f"{number}@example.org": 1 for number in range(MAILS)}
-    told = [json.loads(each) for each in signals.told]
-    assert Counter(each["to"][0] for each in told) == Counter(server.delivered)
-    assert {(each["outcome"], each["tag"]) for each in told} == {("sent", "newsletter")}
+    ended = [json.loads(each) for each in signals.received]
+    assert Counter(each["to"][0] for each in ended) == Counter(server.delivered)
+    assert {(each["outcome"], each["tag"]) for each in ended} == {
+        ("sent", "newsletter")
+    }
     assert server.peak_connections <= WORKERS * MAX_SIZE
     assert server.violations == []
     assert server.replays >= 1  # the killed worker's, at least
@@ -185,4 +187,4 @@ def worker_of(server: FaultServer, connection: int) -> int:
 
 def missing(signals: Signals, folder: Path) -> str:
     logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("worker*.log"))
-    return f"{len(signals.told)} signals; {logs}"
+    return f"{len(signals.received)} signals; {logs}"
