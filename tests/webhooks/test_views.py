@@ -46,7 +46,7 @@ BODY = encode(SENT)
 
 @pytest.mark.parametrize(
     ("urlconf", "prefix"),
-    [("tests.webhook_urls", "/anymail"), ("tests.webhooks.urls_alone", "")],
+    [("tests.webhook_urls", "/anymail"), ("tests.webhooks.urls_tenants", "")],
 )
 def test_the_urls_reverse_and_answer_wherever_they_are_included(
     urlconf: str, prefix: str, settings: Any, receiver: Receiver
