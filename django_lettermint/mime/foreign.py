@@ -1,6 +1,6 @@
-"""What others have built: the result of an own `message()`, MIME objects, written mail.
+"""Write what other code has built: MIME objects, and results of a class's `message()`.
 
-Parts are encoded anew only if they cannot travel; what is signed or encrypted, never.
+A part is encoded anew only if it cannot be sent as it is; a signed or encrypted part never.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _ENCODING, _TYPE = b"content-transfer-encoding", b"content-type"
 _ENCODINGS = {"quoted-printable", "base64", "x-uuencode", "uuencode", "uue", "x-uue"}
 #: Multiparts over whose octets others have computed something (RFC 1847).
 _SEALED = {"multipart/signed", "multipart/encrypted"}
-#: A line end that no blank follows: what comes behind it is another header.
+#: A line end that no blank follows: it would begin another header.
 _HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
 #: One field of a header with the lines that continue it.
 _FIELD = re.compile(rb"([!-9;-~]+):[^\n]*\n(?:[ \t][^\n]*\n)*")
-#: What Django 5.2 makes of a local part that is not ASCII.
+#: Django 5.2 encodes a local part that is not ASCII like this.
 _ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
 
 
@@ -63,12 +63,14 @@ class _AsSet(Compat32):
 
 
 def render(message: EmailMessage, idna: IdnaEncode) -> Part:
-    """Write what the message's own class builds, its header by our rules."""
+    """Write the result of the class's `message()`, its header by our rules."""
     built = message.message()
     if not isinstance(built, Message):
         raise TypeError(f"message() returned {short_repr(built)}, not a MIME message")
     head: list[bytes] = []
-    body = copy.copy(built)  # del gives it a list of fields of its own
+    body = copy.copy(
+        built
+    )  # `del` rebinds its list of fields and leaves the original's
     _check_header(built)
     for name, value in built.items():
         if not name.lower().startswith("content-"):
@@ -80,7 +82,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
 
 
 def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
-    """Write a header that a class has set; what it has encoded is decoded first."""
+    """Write a header that a class has set, decoding encoded words first."""
     if extras.is_lettermint_header(name):
         raise LettermintInvalidMessage(
             f"header {short_repr(name)} of the class's own message() is refused: give it "
@@ -113,7 +115,7 @@ def flatten(mime: Message, idna: IdnaEncode) -> bytes:
 
 
 def _check_header(mime: Message) -> None:
-    """Look for what would end a header early: not every Python's generators do."""
+    """Refuse fields that would inject another; only newer Pythons check for this."""
     for name, value in mime.raw_items():
         if not extras.FIELD_NAME.fullmatch(name) or _HEADER_END.search(str(value)):
             rule = "it has a line break that begins another header, or no proper name"
@@ -123,10 +125,10 @@ def _check_header(mime: Message) -> None:
 def _with_octets(mime: Message) -> Message:
     """Return a copy that generators can write: octets encoded, text as text.
 
-    They write str only, and translate line ends, which octets do not have.
+    Generators write str only, and translate line ends, which octets do not have.
     """
     if mime.get_content_type() in _SEALED:
-        # Of a lone CR, generators make a line end.
+        # Generators would turn a lone CR into a line end.
         if any(re.search("\r(?!\n)", str(each.get_payload())) for each in mime.walk()):
             raise _sealed(mime, seven_bit=False)
         return mime
