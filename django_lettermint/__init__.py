@@ -1,3 +1,3 @@
 """A Django email backend for Lettermint's SMTP relay."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -18,6 +18,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_copy_source = False
+# For contributors, who read it in the repository.
+exclude_patterns = ["names.md"]
 
 # Links to headings are written as GitHub makes them, so pages work there as well.
 myst_heading_anchors = 3

@@ -1,9 +1,9 @@
-"""Send a few mails and show what a relay read: to a local one, or with a token to Lettermint.
+"""Send a few mails to a local relay and show what it read; with a token, send to Lettermint.
 
     python example_project/demo.py
     LETTERMINT_API_TOKEN=… LETTERMINT_FROM_EMAIL=you@your-domain python example_project/demo.py
 
-Exits with 1 if anything is not as it should be.
+The exit code is 1 if anything is not as expected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from django_lettermint.results import SendResult
 from django_lettermint.signals import message_failed, message_sent
 from django_lettermint.testing import ReceivedMessage, Relay
 
-#: Lettermint itself takes mail for its test addresses, and tells the bounce by webhook.
+#: Lettermint accepts mail to its test addresses, and reports the bounce by webhook.
 REFUSED, BOUNCING = "nobody@testing.lettermint.co", "hardbounce@testing.lettermint.co"
 ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJ"
@@ -38,7 +38,7 @@ ONE_PIXEL = base64.b64decode(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A mail, and which signal it should end in."""
+    """A mail, and the signal that is expected for it."""
 
     title: str
     message: EmailMessage
@@ -46,7 +46,7 @@ class Step:
 
 
 class Signals:
-    """Remembers the signals that fire."""
+    """Records the signals that are sent."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, SendResult]] = []
@@ -76,14 +76,14 @@ def main() -> int:
 
 
 def use(relay: Relay) -> None:
-    """Tell the settings where the relay is: the only thing that is not as with Lettermint."""
+    """Pass the relay's address to the settings, the only difference from Lettermint."""
     for name, value in relay.options().items():
         os.environ[f"LETTERMINT_{name.upper()}"] = str(value)
 
 
 def set_up_django() -> None:
     os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
-    # The example keeps each mail that its signals tell of; here, for the demo's length.
+    # The example stores each mail; here, in memory.
     os.environ["EXAMPLE_DATABASE"] = ":memory:"
     django.setup()
     call_command("migrate", verbosity=0)
@@ -110,7 +110,7 @@ def demonstrate(relay: Relay | None) -> int:
 
 
 def steps(*, refusing: bool) -> Iterator[Step]:
-    """Yield the mails; `refusing` if the relay refuses somebody at once."""
+    """Yield the mails; `refusing` says that the relay refuses a recipient at RCPT."""
     to = ["Ada <ok@testing.lettermint.co>"]
     yield Step(
         title="A plain mail, with nothing but Django",
@@ -132,7 +132,7 @@ def steps(*, refusing: bool) -> Iterator[Step]:
     )
     to = [REFUSED if refusing else BOUNCING]
     yield Step(
-        title="A mail to somebody who is refused at once, or will bounce",
+        title="A mail to an address that is refused, or will bounce",
         message=EmailMessage("Anybody there?", "Hello?", to=to),
         signal="message_failed" if refusing else "message_sent",
     )
@@ -150,7 +150,7 @@ def html(to: list[str]) -> EmailMessage:
 
 
 def run(step: Step, signals: Signals, relay: Relay | None) -> list[str]:
-    """Send one mail and show what became of it; return what was not as expected."""
+    """Send one mail and show its outcome; return what was not as expected."""
     signals.seen.clear()
     before = len(relay.messages) if relay else 0
     try:
@@ -195,7 +195,7 @@ def show(mail: ReceivedMessage) -> None:
 
 
 def differences(step: Step, received: list[ReceivedMessage]) -> list[str]:
-    """Compare what was meant with what the relay read."""
+    """Compare the message with what the relay read."""
     if step.signal == "message_failed":
         return [f"{len(received)} mails arrived instead of none"] if received else []
     if len(received) != 1:
@@ -203,7 +203,7 @@ def differences(step: Step, received: list[ReceivedMessage]) -> list[str]:
     [mail] = received
     message = step.message
     metadata = getattr(message, "metadata", {})
-    meant = {
+    expected = {
         "subject": message.subject,
         "route": getattr(message, "route", None),
         "tag": getattr(message, "tag", None),
@@ -218,9 +218,9 @@ def differences(step: Step, received: list[ReceivedMessage]) -> list[str]:
         "attachments": sum(bool(part.get_filename()) for part in mail.mime.walk()),
     }
     return [
-        f"{name}: {read[name]!r} instead of {meant[name]!r}"
-        for name in meant
-        if read[name] != meant[name]
+        f"{name}: {read[name]!r} instead of {expected[name]!r}"
+        for name in expected
+        if read[name] != expected[name]
     ]
 
 

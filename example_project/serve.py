@@ -21,9 +21,9 @@ from django.core.wsgi import get_wsgi_application
 from django_lettermint.testing import Relay
 from django_lettermint.testing.inbox import Inbox
 
-#: Seconds a mail takes at the local relay: enough to see the pool at work.
+#: Seconds that the local relay takes for a mail, so that the pool page shows connections in use.
 REPLY_DELAY = 0.1
-#: The two of `config.settings`.
+#: As in `config.settings`.
 TENANTS = ("north", "south")
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="of the site; 0: any")
     parser.add_argument("--inbox-port", type=int, default=8025, help="of the inbox")
-    # Interrupted either way, the relay removes its certificates.
+    # As with Ctrl-C, the relay then removes its certificates.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with ExitStack() as stack:
         options = parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> None:
         address = f"http://127.0.0.1:{server.server_port}/"
         receiver = "Lettermint"
         if not os.environ.get("LETTERMINT_API_TOKEN"):
-            # The inbox keeps the newest mails.
+            # The relay need not keep them: the inbox has the newest.
             relay = stack.enter_context(
                 Relay(
                     other_tokens=[f"lm_{name}" for name in TENANTS],
@@ -62,17 +62,17 @@ def main() -> None:
 
 
 def listen(parser: argparse.ArgumentParser, port: int) -> ThreadedWSGIServer:
-    """Make a server with a thread for each request, or exit if the port is no use."""
+    """Make a server with a thread for each request, or exit if the port cannot be used."""
     try:
         return ThreadedWSGIServer(("127.0.0.1", port), WSGIRequestHandler)
     except (OSError, OverflowError) as error:
-        parser.error(f"--port {port} is no use ({error}): choose another one.")
+        parser.error(f"--port {port} cannot be used ({error}): choose another one.")
 
 
 def webhooks_and_inbox(
     parser: argparse.ArgumentParser, relay: Relay, address: str, port: int
 ) -> Inbox:
-    """Post webhooks to the site, and start the inbox, or exit if its port is no use."""
+    """Post webhooks to the site, and start the inbox, or exit if its port cannot be used."""
     url = f"{address}anymail/lettermint/tracking/"
     secret = os.environ["LETTERMINT_SIGNING_SECRET"]
     relay.webhooks.subscribe(url, secret)
@@ -80,13 +80,15 @@ def webhooks_and_inbox(
     try:
         inbox.start()
     except (OSError, OverflowError) as error:
-        parser.error(f"--inbox-port {port} is no use ({error}): choose another one.")
+        parser.error(
+            f"--inbox-port {port} cannot be used ({error}): choose another one."
+        )
     os.environ["EXAMPLE_INBOX"] = inbox.url
     return inbox
 
 
 def use(relay: Relay) -> None:
-    """Tell the settings where the relay is and what signs its webhooks."""
+    """Pass the relay's address and the secret of its webhooks to the settings."""
     for name, value in relay.options().items():
         os.environ[f"LETTERMINT_{name.upper()}"] = str(value)
     for name in TENANTS:
@@ -95,11 +97,11 @@ def use(relay: Relay) -> None:
 
 
 def site() -> StaticFilesHandler:
-    """Set up Django and the database; return what answers requests."""
+    """Set up Django and the database, and return the handler of requests."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
     handler = StaticFilesHandler(get_wsgi_application())
     call_command("migrate", verbosity=0)
-    # The pages ask again and again: only what goes wrong is worth a line.
+    # The pages poll every second, so only errors are logged.
     logging.getLogger("django.server").setLevel(logging.WARNING)
     return handler
 

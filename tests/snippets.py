@@ -1,14 +1,14 @@
-"""The Python that README and docs show, made to run: one mechanism for all pages.
+"""Run the Python that README and docs show.
 
     ```python            runs
-    ```python no-run     is compiled only: it needs a service, or is a part of something
+    ```python no-run     is only compiled: it needs a service, or is incomplete
 
-A snippet with ... in it is such a part, too.
+A snippet with ... in it is only compiled, too.
 
-A snippet that, imports aside, only sets names in upper case is settings: they are checked, a mail is sent
-with them, and they hold for what follows under the same heading. One with tests or
-fixtures is a file, named by its first line, for `pytest` in a project of its own. All
-others of a page run in order, in one namespace. Settings send to a local relay.
+A snippet that, apart from imports, only sets names in upper case is settings: they are checked
+and a mail is sent with them, and they apply to the snippets below the same heading. A snippet
+with tests or fixtures is a file, named by its first line, which pytest runs in a project of its
+own. All others of a page run in order, in one namespace. Settings send to a local relay.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-#: Pages of documentation, wherever they lie.
+#: All pages of documentation.
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -48,7 +48,7 @@ _FILE = re.compile(r"# (\S+\.py)\n")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snippet:
-    """One block of Python, and where it stands."""
+    """One block of Python, and its place."""
 
     page: Path
     line: int
@@ -59,7 +59,7 @@ class Snippet:
 
     @property
     def runs(self) -> bool:
-        """Return whether it is complete and needs nothing but a relay."""
+        """Return whether it can run: it is complete and needs only a relay."""
         return not self.mark and not any(
             isinstance(node, ast.Constant) and node.value is ...
             for node in ast.walk(self._tree())
@@ -67,7 +67,7 @@ class Snippet:
 
     @property
     def is_settings(self) -> bool:
-        """Return whether it does nothing but set names in upper case; it may import."""
+        """Return whether it only sets names in upper case, apart from imports."""
         body = [each for each in self._tree().body if not isinstance(each, ast.Import)]
         return bool(body) and all(
             isinstance(node, ast.Assign)
@@ -80,7 +80,7 @@ class Snippet:
 
     @property
     def is_test(self) -> bool:
-        """Return whether it is for pytest to run."""
+        """Return whether pytest runs it."""
         return "def test_" in self.code or "@pytest.fixture" in self.code
 
     @property
@@ -133,7 +133,7 @@ def read(page: Path) -> list[Snippet]:
 
 
 def _headings(text: str) -> Iterator[tuple[int, str]]:
-    """Yield where each heading is, and its text; a comment in code is none."""
+    """Yield the position and text of each heading, but not comments in code."""
     at, in_fence = 0, False
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith("```"):
@@ -149,21 +149,21 @@ def _mark(text: str) -> str:
 
 
 def snippet(page: Path, text: str) -> Snippet:
-    """Return the one snippet of a page that has a text."""
+    """Return the only snippet of a page that contains a text."""
     found = [each for each in read(page) if text in each.code]
     assert len(found) == 1, f"{page}: {len(found)} snippets have {text!r}"
     return found[0]
 
 
 def under(page: Path, heading: str) -> list[Snippet]:
-    """Return what runs below a heading and is no settings."""
+    """Return the snippets below a heading that run and are not settings."""
     found = [each for each in read(page) if each.heading == heading]
     assert found, f"{page}: nothing below {heading!r}"
     return [each for each in found if each.runs and not each.is_settings]
 
 
 def where(relay: Relay) -> Mapping[str, object]:
-    """Return settings that lead to our relay instead of Lettermint's, but no token."""
+    """Return the settings that lead to the relay, without the token."""
     settings = relay.settings()
     del settings["LETTERMINT_API_TOKEN"]
     return settings
@@ -171,7 +171,7 @@ def where(relay: Relay) -> Mapping[str, object]:
 
 @contextmanager
 def receivers_forgotten() -> Iterator[None]:
-    """Disconnect the receivers that are connected inside the block."""
+    """Disconnect the receivers that are connected in the block."""
     before = [list(signal.receivers) for signal in SIGNALS]
     try:
         yield

@@ -1,4 +1,4 @@
-"""The folder is the diagram: imports point up the table of rooms, never down."""
+"""Imports follow the layers of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import django_lettermint
 
 PACKAGE = Path(django_lettermint.__file__).parent
 
-#: The rooms from the foundation to the roof; a room imports those of earlier lines.
+#: Folders and top-level modules, here rooms; each one imports those of earlier lines only.
 LAYERS = (
     "results exceptions signals",
     "extras",
@@ -30,10 +30,10 @@ LAYERS = (
     "apps urls testing",
     "management",
 )
-#: The task is not imported by `tasks` itself.
+#: Queues store the path of the task, which is a name of `tasks`.
 OPEN_TO = {"send_task": ("tasks",)}
 LEVEL = {room: level for level, line in enumerate(LAYERS) for room in line.split()}
-#: What these rooms may import of other packages' worlds.
+#: Packages that these rooms must not import.
 FREE_OF = {
     "extras": ("django", "anymail"),
     "smtp": ("django", "anymail"),
@@ -88,7 +88,7 @@ def test_a_module_imports_only_rooms_below_it(path: Path) -> None:
 def test_the_relay_imports_nothing_of_the_package() -> None:
     for path in (PACKAGE / "testing").rglob("*.py"):
         if path == PACKAGE / "testing" / "backend.py":
-            continue  # it is a backend, not a part of the relay
+            continue  # a subclass of the backend, not a part of the relay
         ours = {
             name.split(".")[1]
             for name in imports(path)

@@ -3,8 +3,8 @@
 LETTERMINT_API_TOKEN        the project's sending token
 LETTERMINT_FROM_EMAIL       the sender; Lettermint must know its domain
 LETTERMINT_SIGNING_SECRET   the webhook's secret, whsec_…
-LETTERMINT_NORTH_TOKEN, _SOUTH_TOKEN   those of two tenants' projects
-LETTERMINT_HOST, _PORT, _SECURITY, _CA_FILE   another relay than Lettermint's
+LETTERMINT_NORTH_TOKEN, _SOUTH_TOKEN   the tokens of two tenants' projects
+LETTERMINT_HOST, _PORT, _SECURITY, _CA_FILE   a relay other than Lettermint's
 EXAMPLE_DATABASE            the SQLite file
 EXAMPLE_INBOX               the address of the local relay's inbox
 """
@@ -30,7 +30,7 @@ LETTERMINT: dict[str, object] = {
 if port := os.environ.get("LETTERMINT_PORT"):
     LETTERMINT["port"] = int(port)
 
-# A project of your own needs one of the two styles only.
+# Your project needs only one of the two styles.
 if django.VERSION >= (6, 1):
     MAILERS = {"default": {"BACKEND": BACKEND, "OPTIONS": LETTERMINT}}
     ANYMAIL = {}
@@ -38,11 +38,11 @@ else:
     EMAIL_BACKEND = BACKEND
     ANYMAIL = {f"LETTERMINT_{name.upper()}": LETTERMINT[name] for name in LETTERMINT}
 
-# Webhooks know no mailer, so their secret stands here in both styles.
+# Webhooks do not belong to a mailer, so their secret is here in both styles.
 if secret := os.environ.get("LETTERMINT_SIGNING_SECRET"):
     ANYMAIL["LETTERMINT_SIGNING_SECRET"] = secret
 
-# Two tenants. In a project of your own, a function reads theirs from a database.
+# Two tenants. In your project, a function reads them from a database.
 TENANTS = {
     name: {"api_token": os.environ.get(f"LETTERMINT_{name.upper()}_TOKEN")}
     for name in ("north", "south")
@@ -53,10 +53,10 @@ DEFAULT_FROM_EMAIL = os.environ.get("LETTERMINT_FROM_EMAIL", "shop@example.com")
 
 INBOX = os.environ.get("EXAMPLE_INBOX", "")
 
-# -- The rest is what any Django project has -------------------------------------------
+# -- The rest is as in any Django project ----------------------------------------------
 
-# For this machine only: a real site has a key that nobody knows, and DEBUG off.
-SECRET_KEY = "the example's key, which everybody knows"
+# For this machine only: a real site has a secret key, and DEBUG off.
+SECRET_KEY = "the example's key, which is public"
 DEBUG = True
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -93,7 +93,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("EXAMPLE_DATABASE", BASE_DIR / "db.sqlite3"),
-        # Several threads write at once: signals of outgoing mail, and webhooks.
+        # Receivers of signals and webhooks write from several threads at once.
         "OPTIONS": {
             "timeout": 20,
             "transaction_mode": "IMMEDIATE",
@@ -104,5 +104,5 @@ DATABASES = {
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
 USE_TZ = True
-# The pages show times as the browser's clock does.
+# The pages convert times to the time zone of the browser.
 TIME_ZONE = "UTC"

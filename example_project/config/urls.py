@@ -4,6 +4,6 @@ from django.urls import include, path
 
 urlpatterns = [
     path("", include("outbox.urls")),
-    # Lettermint posts what becomes of each mail to /anymail/lettermint/tracking/.
+    # Lettermint posts tracking events to /anymail/lettermint/tracking/.
     path("anymail/", include("django_lettermint.urls")),
 ]

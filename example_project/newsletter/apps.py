@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class NewsletterConfig(AppConfig):
-    """Mails an issue to every subscriber, through a queue."""
+    """A newsletter that is sent through a queue."""
 
     name = "newsletter"
     default_auto_field = "django.db.models.BigAutoField"

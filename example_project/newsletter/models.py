@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Subscriber(models.Model):
-    """Somebody who gets the newsletter."""
+    """A recipient of the newsletter."""
 
     email = models.EmailField(unique=True)
     name = models.CharField(max_length=100)
@@ -14,7 +14,7 @@ class Subscriber(models.Model):
 
 
 class Letter(models.Model):
-    """An issue that was queued for a subscriber: there is none before, and never two."""
+    """An issue that is queued for a subscriber; the constraint prevents a second one."""
 
     issue = models.SlugField()
     subscriber = models.ForeignKey(Subscriber, models.CASCADE, related_name="letters")

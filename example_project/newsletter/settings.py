@@ -1,4 +1,4 @@
-"""The example's settings, with mail that goes through a queue in the database.
+"""The example's settings, with a queue in the database.
 
 pip install "django-lettermint-smtp[tasks]" django-tasks-db
 export DJANGO_SETTINGS_MODULE=newsletter.settings

@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class OutboxConfig(AppConfig):
-    """Keeps what was sent and what became of it."""
+    """Stores sent mails and the events of their webhooks."""
 
     name = "outbox"
     default_auto_field = "django.db.models.BigAutoField"

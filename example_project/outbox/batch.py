@@ -1,4 +1,4 @@
-"""Many mails at once, from several threads, to watch the pool at work."""
+"""Many mails at once, from several threads, for the pool page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from django_lettermint.message import LettermintMessage
 from .models import Mail
 
 SIZE = 100
-#: More than the pool has connections, so that some have to wait.
+#: More threads than the pool has connections, so that some wait.
 THREADS = 16
 
 
 def mail(batch: str, number: int) -> EmailMessage:
-    """Make one of the mails."""
+    """Return one of the mails."""
     return LettermintMessage(
         f"Number {number} of {SIZE}",
         "One of many.",
@@ -32,7 +32,7 @@ def mail(batch: str, number: int) -> EmailMessage:
 
 
 def send_in_background(batch: str, numbers: Iterable[int]) -> None:
-    """Send without keeping the visitor waiting; a queue would do that in a real site."""
+    """Send in a thread, so that the page loads at once; a real site uses a queue."""
     Thread(target=_send_all, args=(batch, numbers), daemon=True).start()
 
 
@@ -46,13 +46,13 @@ def _send_one(message: EmailMessage) -> None:
     try:
         message.send()
     except LettermintError:
-        pass  # message_failed has told
+        pass  # the receiver of message_failed has stored it
     finally:
-        connections.close_all()  # the database's: this thread is not a request's
+        connections.close_all()  # of the database; Django does it for requests only
 
 
 def progress(query: Mapping[str, str]) -> dict[str, object] | None:
-    """Return how far the batch named in a query is."""
+    """Return the progress of the batch that a query names."""
     name = query.get("batch")
     if not name:
         return None

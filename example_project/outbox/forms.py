@@ -9,15 +9,15 @@ from django.core.exceptions import ValidationError
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.message import LettermintMessage, freeze
 
-# A browser may say anything; a container of parts is nothing to attach as one.
+# Browsers send any text as a type, and a multipart type cannot be attached as one part.
 MEDIA_TYPE = re.compile(r"(?!multipart/)[\w.+-]+/[\w.+-]+", re.ASCII)
 
-# What stands between commas; those in quotes belong to a name.
+# Text between commas; a comma in quotes belongs to a name.
 ADDRESS = re.compile(r'(?:"[^"]*"|[^,])+')
 
 
 def check(**extras: Any) -> None:
-    """Let the package judge route, tag, metadata or key; its words go to the field."""
+    """Validate route, tag, metadata or key by the package's rules."""
     try:
         freeze(LettermintMessage(**extras))
     except LettermintInvalidMessage as error:
@@ -25,11 +25,11 @@ def check(**extras: Any) -> None:
 
 
 class ComposeForm(forms.Form):
-    """A mail, but for its metadata."""
+    """A mail without its metadata."""
 
     to = forms.CharField(
         initial="ok@testing.lettermint.co",
-        help_text="Several addresses: with commas between.",
+        help_text="One address, or several separated by commas.",
         widget=forms.TextInput(attrs={"list": "addresses", "autocomplete": "off"}),
     )
     subject = forms.CharField(initial="Hello from the example")
@@ -39,21 +39,21 @@ class ComposeForm(forms.Form):
     html = forms.CharField(
         label="HTML",
         required=False,
-        help_text="Optional: the same again for mail programs that show HTML.",
+        help_text="Optional: the same content for mail programs that show HTML.",
         widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false"}),
     )
     attachment = forms.FileField(required=False)
     tenant = forms.ChoiceField(
         required=False,
         choices=[("", "none"), ("north", "North"), ("south", "South")],
-        help_text="Whose project and token it is sent with.",
+        help_text="The project and token to send with.",
     )
     route = forms.CharField(required=False, help_text="A route of the project.")
     tag = forms.CharField(required=False, help_text="One label, for statistics.")
     idempotency_key = forms.CharField(
         required=False,
-        help_text="Lettermint takes a key once and refuses another mail with it. "
-        "Empty: one is made up.",
+        help_text="Lettermint accepts a key once, and refuses another mail with it. "
+        "If empty, one is generated.",
     )
 
     def clean_route(self) -> str:
@@ -72,7 +72,7 @@ class ComposeForm(forms.Form):
         return value
 
     def message(self, metadata: dict[str, str]) -> LettermintMessage:
-        """Make the mail."""
+        """Return the mail."""
         data = self.cleaned_data
         names = ("tenant", "route", "tag", "idempotency_key")
         message = LettermintMessage(
@@ -89,14 +89,14 @@ class ComposeForm(forms.Form):
         return message
 
     def refuse(self, error: Exception) -> None:
-        """Show what the package says when it sees the whole mail, at the field it names."""
+        """Show an error about the whole mail at the field it names."""
         field = str(error).partition(":")[0]
         self.add_error(field if field in self.fields else None, str(error))
 
 
-def media_type(said: str) -> str:
-    """Return what the browser said that a file is, or bytes of any kind."""
-    return said if MEDIA_TYPE.fullmatch(said) else "application/octet-stream"
+def media_type(claimed: str) -> str:
+    """Return the type that the browser sent, or a general one if it is invalid."""
+    return claimed if MEDIA_TYPE.fullmatch(claimed) else "application/octet-stream"
 
 
 class MetadataForm(forms.Form):
@@ -120,7 +120,7 @@ class MetadataForm(forms.Form):
 
 
 class MetadataRows(forms.BaseFormSet):  # type: ignore[type-arg]  # not at runtime
-    """Each name once: a mapping would keep the last value alone."""
+    """Refuses a name that occurs twice, since a mapping would lose one of the values."""
 
     def clean(self) -> None:
         names: set[str] = set()
@@ -138,6 +138,6 @@ MetadataFormSet = forms.formset_factory(
 
 
 def metadata(rows: forms.BaseFormSet[MetadataForm]) -> dict[str, str]:
-    """Return what the rows say; empty ones do not count."""
+    """Return the rows as a mapping, without empty ones."""
     found = [form.cleaned_data for form in rows.forms]
     return {row["key"]: row["value"] for row in found if row.get("key")}

@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Mail(models.Model):
-    """A mail as its signal told it: sent, not sent, or unknown."""
+    """A mail and its outcome, as its signal reports it."""
 
     created_at = models.DateTimeField(auto_now_add=True)
     message_id = models.CharField(max_length=255, blank=True, db_index=True)
@@ -16,12 +16,12 @@ class Mail(models.Model):
     metadata = models.JSONField(default=dict)
     idempotency_key = models.CharField(max_length=255, blank=True)
     outcome = models.CharField(max_length=10)
-    #: The step that failed, if one did, and what to do about it.
+    #: The last step, and the error with its remedy if there was one.
     phase = models.CharField(max_length=20)
     error = models.TextField(blank=True)
-    #: What the relay answered at the end.
+    #: The last reply of the relay.
     reply = models.TextField(blank=True)
-    #: Address -> {"status": Anymail's, "reply": the relay's words}.
+    #: Address -> {"status": Anymail's status, "reply": the relay's reply}.
     recipients = models.JSONField(default=dict)
     attempts = models.PositiveIntegerField(default=0)
     elapsed = models.FloatField(default=0, help_text="seconds")
@@ -35,14 +35,14 @@ class Mail(models.Model):
 
     @property
     def milliseconds(self) -> int:
-        """Return the time it took."""
+        """Return `elapsed` in milliseconds."""
         return round(self.elapsed * 1000)
 
 
 class Event(models.Model):
-    """What a webhook told: delivered, bounced, opened, …"""
+    """An event of a webhook: delivered, bounced, opened, …"""
 
-    # No foreign key: the first event may be here before the mail's own signal has run.
+    # No foreign key: an event may arrive before the mail's own signal has run.
     message_id = models.CharField(max_length=255, db_index=True)
     event_id = models.CharField(max_length=255, unique=True)
     timestamp = models.DateTimeField()

@@ -1,4 +1,4 @@
-"""Signals into rows. Copy this file with models.py, and import it in AppConfig.ready()."""
+"""Store signals. Copy this file and models.py, and import it in AppConfig.ready()."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .models import Event, Mail
 
 @receiver(message_sent)
 def record_sent(message: EmailMessage, result: SendResult, **kwargs: Any) -> None:
-    """Note a mail that the relay took."""
+    """Store a mail that the relay accepted."""
     record(message, result)
 
 
@@ -24,13 +24,13 @@ def record_sent(message: EmailMessage, result: SendResult, **kwargs: Any) -> Non
 def record_failed(
     message: EmailMessage, result: SendResult, error: Exception, **kwargs: Any
 ) -> None:
-    """Note a mail that was not sent, or maybe not."""
+    """Store a mail that was not sent, or whose outcome is unknown."""
     record(message, result, str(error))
 
 
 @receiver(tracking)
 def record_event(event: AnymailTrackingEvent, **kwargs: Any) -> None:
-    """Note what a webhook tells; the same event may come again after an error."""
+    """Store an event; the same one comes again after an error."""
     Event.objects.update_or_create(
         event_id=event.event_id,
         defaults={
@@ -45,7 +45,7 @@ def record_event(event: AnymailTrackingEvent, **kwargs: Any) -> None:
 
 
 def record(message: EmailMessage, result: SendResult, error: str = "") -> None:
-    """Store the end of a mail."""
+    """Store a mail and its outcome."""
     metadata = getattr(message, "metadata", None) or {}
     Mail.objects.create(
         message_id=result.message_id or "",

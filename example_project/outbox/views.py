@@ -35,7 +35,7 @@ def links(request: HttpRequest) -> dict[str, str]:
 
 
 def compose(request: HttpRequest) -> HttpResponse:
-    """Send a mail, and lead to the outbox whatever became of it."""
+    """Send a mail, and redirect to the outbox whether or not that fails."""
     form = ComposeForm(request.POST or None, request.FILES or None)
     rows = MetadataFormSet(request.POST or None, prefix="metadata")
     if request.method == "POST" and all([form.is_valid(), rows.is_valid()]):
@@ -50,7 +50,7 @@ def compose(request: HttpRequest) -> HttpResponse:
 
 
 def send(request: HttpRequest, message: EmailMessage) -> bool:
-    """Send, and tell the visitor; the rows in the outbox come from the signals."""
+    """Send, and show a message; receivers of signals store the mail."""
     try:
         message.send()
     except (LettermintError, ImproperlyConfigured) as error:
@@ -68,7 +68,7 @@ def outbox(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def outbox_live(request: HttpRequest) -> HttpResponse:
-    """Return the part of the outbox that the page asks for again and again."""
+    """Return the part of the outbox that the page polls."""
     return render(request, "outbox/_mails.html", outbox_context(request))
 
 
@@ -120,7 +120,7 @@ def figures() -> dict[str, float]:
 
 @require_POST
 def send_many(request: HttpRequest) -> HttpResponse:
-    """Send a hundred mails: the first at once, the others from several threads."""
+    """Send a hundred mails: the first one here, the others in several threads."""
     name = uuid.uuid4().hex[:8]
     if not send(request, batch.mail(name, 1)):
         return redirect("pool")
@@ -129,7 +129,7 @@ def send_many(request: HttpRequest) -> HttpResponse:
 
 
 def check(request: HttpRequest) -> HttpResponse:
-    """Show the system checks; on POST also go the way of a mail up to the login."""
+    """Show the system checks; on POST, also connect and log in."""
     findings = [
         found for found in run_checks() if str(found.id).startswith("lettermint_smtp.")
     ]
@@ -141,6 +141,6 @@ def check(request: HttpRequest) -> HttpResponse:
 def test_lettermint() -> Any:
     """Return what `manage.py test_lettermint --check --json` prints."""
     output = io.StringIO()
-    with suppress(CommandError):  # which the document tells as well
+    with suppress(CommandError):  # the document has the error as well
         call_command("test_lettermint", "--check", "--json", stdout=output)
     return json.loads(output.getvalue())

@@ -1,4 +1,4 @@
-"""django-allauth: somebody signs up and is asked to confirm the address."""
+"""django-allauth: a new user gets a mail to confirm the address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""django-health-check: it logs in at the relay, and sends nothing."""
+"""django-health-check: its check logs in at the relay and sends nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""django-mailer: mail waits in its tables until its command sends it."""
+"""django-mailer: its command sends the mail stored in its tables."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ from django_lettermint.message import LettermintMessage
 
 if __name__ == "__main__":
     EmailMessage("Hello", "Hi", None, ["ada@example.com"]).send()
-    # It pickles messages, attributes of ours included.
+    # It pickles messages with our attributes.
     LettermintMessage("Tagged", "Hi", None, ["ada@example.com"], tag="hello").send()
     send_all()

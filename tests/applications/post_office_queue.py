@@ -1,4 +1,4 @@
-"""django-post-office: mail waits in its tables until its command sends it."""
+"""django-post-office: its command sends the mail stored in its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Django project around one application, whose mail goes to the relay of the test.
+"""A Django project with one application, which sends to the relay of the test.
 
 APPLICATION_RELAY     the relay's options as JSON
 APPLICATION_SETTINGS  MAILERS or EMAIL_BACKEND: the setting that names our backend
@@ -20,7 +20,7 @@ MAILERS = os.environ["APPLICATION_SETTINGS"] == "MAILERS"
 
 
 class _NoMigrations:
-    """Makes the tables of all models at once."""
+    """Creates the tables of all models without migrations."""
 
     def __contains__(self, label: str) -> bool:
         return True
@@ -35,11 +35,11 @@ def start(
     queue_options: dict[str, object] | None = None,
     **own: Any,
 ) -> None:
-    """Set the project up: Django's own apps, these, and mail by the relay.
+    """Set up a project with Django's apps, these, and mail to the relay.
 
-    `queue` is the backend that carries mail to ours, if the application has one.
+    `queue` is the application's own backend, which passes mail to ours.
     """
-    # Of Django's own and of the applications, which still support older versions.
+    # Deprecations in applications that support older versions of Django.
     warnings.simplefilter("ignore")
     settings.configure(
         SECRET_KEY="applications",

@@ -1,4 +1,4 @@
-"""Wagtail: a visitor sends a form, which is mailed to the shop."""
+"""Wagtail: a form that a visitor submits is mailed."""
 
 from __future__ import annotations
 

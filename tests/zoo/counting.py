@@ -1,4 +1,4 @@
-"""What messages came to, and what servers have of them."""
+"""Compare the outcomes of messages with the mail that a server has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from tests.zoo.server import Server
 
-#: How many copies a recipient may have.
+#: Copies that a recipient may have.
 COPIES = {Outcome.SENT: {1}, Outcome.NOT_SENT: {0}, Outcome.UNKNOWN: {0, 1}}
 
 
 def each_once(messages: Sequence[EmailMessage]) -> Counter[str]:
-    """Return what a server has that took each message once for each recipient."""
+    """Return what `taken()` is if each message arrived once for each recipient."""
     return Counter(who for message in messages for who in message.to)
 
 

@@ -1,4 +1,4 @@
-"""Exim, which says in clear on its TLS port that it has too many connections."""
+"""Exim, which refuses surplus connections in clear, also on its TLS port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.zoo.server import HOST_NAME, TOKEN, USER, ZOO, Server, require
 
 PROGRAM = ZOO / "usr/sbin/exim4"
-#: Exim knows it by name, and does not start without it.
+#: Exim requires this user.
 OWNER = "Debian-exim"
 
 CONFIG = """
@@ -24,7 +24,7 @@ log_selector = +received_recipients +smtp_connection
 primary_hostname = {host_name}
 keep_environment =
 
-# What it takes stays in the spool.
+# Accepted mail stays in the spool.
 queue_only
 # No DNS.
 host_lookup =
@@ -84,7 +84,7 @@ LOGIN:
 
 
 class Exim(Server):
-    """Run Exim; its log has a line with all recipients for each mail it has answered for."""
+    """Run Exim, which logs the recipients of each mail before it replies."""
 
     ready = "daemon started: pid="
     connected = r"SMTP connection from .* \(TCP/IP connection count"
@@ -111,7 +111,7 @@ class Exim(Server):
                 host_name=HOST_NAME,
                 user=USER,
                 token=TOKEN,
-                # By default it takes 1,000 mails on a connection.
+                # The default is 1,000 mails on a connection.
                 limits="\n".join(
                     f"{name} = {limit}" for name, limit in limits.items() if limit
                 ),

@@ -1,4 +1,4 @@
-"""Haraka, which many relays run: it refuses commands that ride behind the end of DATA."""
+"""Haraka, which refuses commands that are pipelined after the end of DATA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ smtps_port={tls}
 nodes=0
 """
 
-#: `queue` has mail from outside, `queue_outbound` that of those who have logged in.
+#: `queue` is called for inbound mail, `queue_outbound` after a login.
 PLUGIN = """
 const fs = require('node:fs');
 
@@ -69,7 +69,7 @@ exports.hook_queue = exports.hook_queue_outbound = function (next, connection) {
 
 
 class Haraka(Server):
-    """Run Haraka; its plugin notes all recipients of a mail before it answers for it."""
+    """Run Haraka; its plugin logs the recipients of a mail before the reply."""
 
     ready = "^listening$"
     connected = r"\[core\] connect ip="
@@ -92,7 +92,7 @@ class Haraka(Server):
             "config/tls.ini", "key=key.pem\ncert=chain.pem\ndhparam=dhparams.pem\n"
         )
         self.write_certificate("config/key.pem", "config/chain.pem")
-        # Those of RFC 7919; without a file, Haraka makes its own for half a minute.
+        # From RFC 7919; without the file, Haraka generates one, which takes half a minute.
         subprocess.run(
             [
                 *("openssl", "genpkey", "-genparam", "-algorithm", "DH"),
@@ -106,7 +106,7 @@ class Haraka(Server):
             "[core]\nmethods=PLAIN,LOGIN\nconstrain_sender=false\n"
             f"[users]\n{USER}={TOKEN}\n",
         )
-        # Haraka does without the other files, but cannot greet without this one.
+        # The only file without a default: it has the greeting.
         shutil.copy(PACKAGE / "config/connection.ini", self.root / "config")
 
     def logs(self) -> Sequence[Path]:

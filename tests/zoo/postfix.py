@@ -1,4 +1,4 @@
-"""Postfix, as strict as it can be with a client, and with one port that offers little."""
+"""Postfix, with its strictest settings, and with one port that offers few extensions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tests.zoo.server import HOST_NAME, TOKEN, USER, Server, require
 
-#: Where it takes mail to; it relays to no other domain.
+#: The only domain that it accepts mail for.
 DOMAIN = "example.org"
 SIZE_LIMIT = 1024 * 1024
-#: Recipients that the port "bare" takes at once.
+#: Recipients that the port "bare" accepts in a transaction.
 RECIPIENT_LIMIT = 20
 
 MAIN_CF = """
@@ -29,10 +29,10 @@ queue_directory = {root}/queue
 data_directory = {root}/data
 maillog_file_prefixes = {root}
 maillog_file = {root}/maillog
-# Never used twice, so that they tell one message from another.
+# Unique, so that they identify a message.
 enable_long_queue_ids = yes
 in_flow_delay = 0
-# What it was delivering when it was stopped is tried again at once.
+# Retry at once what was being delivered when it stopped.
 queue_run_delay = 1s
 minimal_backoff_time = 1s
 transport_retry_time = 1s
@@ -56,7 +56,7 @@ smtpd_sasl_auth_enable = yes
 smtpd_sasl_path = smtpd
 smtpd_sasl_local_domain = {host_name}
 cyrus_sasl_config_path = {root}/config/sasl
-# Say so at MAIL, not at RCPT.
+# Reject at MAIL, not at RCPT.
 smtpd_delay_reject = no
 smtpd_relay_restrictions = permit_sasl_authenticated, reject
 smtpd_sender_restrictions = check_sender_access inline:{{{{banned@example.org=REJECT}}}}
@@ -67,7 +67,7 @@ smtpd_data_restrictions = reject_unauth_pipelining
 smtpd_forbid_unauth_pipelining = yes
 smtpd_forbid_bare_newline = yes
 smtpd_forbid_bare_newline_exclusions =
-# By default each error costs a second, from the tenth on; with the twentieth it hangs up.
+# By default, each error from the tenth on takes a second; it hangs up at the twentieth.
 smtpd_error_sleep_time = 0
 smtpd_client_connection_count_limit = {max_connections}
 smtpd_client_event_limit_exceptions =
@@ -105,14 +105,14 @@ mech_list: PLAIN LOGIN
 class Delivered:
     """A file of the maildir."""
 
-    #: Its number in the queue; each message that Postfix took has one of its own.
+    #: Its id in the queue, one for each message.
     queue_id: str
     recipient: str
     mime: Mime
 
 
 class Postfix(Server):
-    """Run Postfix; it delivers all mail into one maildir."""
+    """Run Postfix, which delivers all mail into one maildir."""
 
     #: "bare" is STARTTLS with as few extensions as Postfix can have.
     services = ("tls", "starttls", "bare")
@@ -127,7 +127,7 @@ class Postfix(Server):
             (self.root / name).mkdir(mode=0o755)
         shutil.chown(self.root / "data", "postfix")
         shutil.chown(self.root / "mail", mailbox_user)
-        # Its programs write to it both as root and as its user.
+        # Postfix writes to it as root and as its user.
         shutil.chown(self.write("maillog", ""), "postfix")
         self.write(
             "config/main.cf",
@@ -153,7 +153,7 @@ class Postfix(Server):
     def command(self, ports: dict[str, int]) -> Sequence[str | Path]:
         text = MASTER_CF.format(recipient_limit=RECIPIENT_LIMIT, **ports)
         self.write("config/master.cf", text)
-        # It makes the queue's directories, too.
+        # Creates the directories of the queue.
         _output("postfix", "-c", f"{self.root}/config", "check")
         return _output("postconf", "-h", "daemon_directory") + "/master", "-s"
 
@@ -168,7 +168,7 @@ class Postfix(Server):
         return re.sub(r"(?m)^.* postfix/([\w/]+)\[\d+\]: ", r"\1: ", super().log())
 
     def recipients(self) -> list[str]:
-        # By queue id: stopped in mid-delivery, Postfix itself delivers a mail twice.
+        # By queue id: if it is stopped while delivering, Postfix delivers a mail twice.
         return [who for who, _ in {(m.recipient, m.queue_id) for m in self.delivered()}]
 
     def delivered(self) -> list[Delivered]:
@@ -186,14 +186,14 @@ class Postfix(Server):
         return list((self.root / "mail/all/new").glob("*"))
 
     def _queue_is_empty(self) -> bool:
-        # In the order that mails pass them, lest one slip by between two looks.
+        # In the order that a mail passes them, so that none is missed.
         queue = self.root / "queue"
         stages = (queue / name for name in ("incoming", "active", "deferred"))
         return not any(_is_mail(path) for stage in stages for path in stage.rglob("*"))
 
 
 def _is_mail(path: Path) -> bool:
-    """Tell a mail from a folder and from what was not received to its end."""
+    """Return whether a path is a completely received mail."""
     with suppress(FileNotFoundError):
         mode = path.stat().st_mode
         # Postfix makes a file executable when it is complete.
@@ -202,7 +202,7 @@ def _is_mail(path: Path) -> bool:
 
 
 def _parse(raw: bytes) -> Delivered:
-    # Postfix's own lines come first.
+    # Postfix adds these lines at the top.
     queue_id = re.search(r"^\tby .* id (\w+)", raw.decode(), re.MULTILINE)
     recipient = re.search(r"^Delivered-To: (.*)$", raw.decode(), re.MULTILINE)
     assert queue_id, raw[:1000]

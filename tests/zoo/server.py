@@ -1,12 +1,12 @@
-"""A mail server that others wrote, run on loopback in a folder of its own.
+"""A third-party mail server, run on loopback in a temporary folder.
 
 with Haraka() as server:
     backend = EmailBackend(**server.options("starttls"))
     ...
     assert server.taken() == {"bob@example.org": 1}
 
-All servers take mail from whoever has logged in, keep it, and pass nothing on. They refuse
-recipients `nobody…@` for good and `later…@` for now, and the sender `banned@`.
+All servers accept mail after a login, keep it, and relay nothing. They refuse recipients
+`nobody…@` permanently and `later…@` temporarily, and the sender `banned@`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import ClassVar, Self
 import trustme
 
 ROOT = Path(__file__).parents[2]
-#: Where `.ci/zoo` puts the servers that cannot be installed.
+#: Where `.ci/zoo` puts the servers that cannot be installed beside Postfix.
 ZOO = ROOT / ".zoo"
 
 USER = "lettermint"
@@ -39,27 +39,26 @@ TOKEN = "lm_zoo-token"
 #: The servers' name.
 HOST_NAME = "mx.zoo.test"
 
-#: Below those that systems hand out, so that no other program gets one of them by chance.
-#: None of the servers can choose a port itself; with one that is taken it ends, and
-#: others are tried.
+#: Below the ephemeral ports, which other programs get at random. No server can choose a
+#: port itself: one that finds a port in use exits, and is started with others.
 PORTS = range(20000, 30000)
 
 
 class Server(ABC):
-    """Run a server from the start of the block to its end; nothing of it remains."""
+    """Run a server during the block, and remove everything afterwards."""
 
-    #: Names of its ports. "tls" is implicit TLS, all others are STARTTLS.
+    #: Names of its ports. "tls" is implicit TLS; all others are STARTTLS.
     services: ClassVar[Sequence[str]] = ("tls", "starttls")
-    #: What its output or its log says once it listens on all ports.
+    #: Pattern in its output or log once it listens on all ports.
     ready: ClassVar[str]
-    #: What it logs of each connection, and of each mail that it takes.
+    #: Patterns that it logs for each connection, and for each mail that it accepts.
     connected: ClassVar[str]
     accepted: ClassVar[str]
 
     def __init__(
         self, *, max_connections: int | None = None, max_mails: int | None = None
     ) -> None:
-        """Limit the connections at once, or the mails on each of them."""
+        """Limit concurrent connections, or mails on each connection."""
         self.max_connections = max_connections
         self.max_mails = max_mails
         self.ports: dict[str, int] = {}
@@ -70,7 +69,7 @@ class Server(ABC):
             "the servers start as root only: run the tests as root"
         )
         self.root = Path(tempfile.mkdtemp(prefix=f"{type(self).__name__.lower()}-"))
-        # mkdtemp's mode would keep the servers' own users out.
+        # The users of the servers need access, too.
         self.root.chmod(0o755)
         try:
             authority().cert_pem.write_to_path(self.root / "ca.pem")
@@ -98,13 +97,13 @@ class Server(ABC):
             "port": self.ports[service],
             "security": "tls" if service == "tls" else "starttls",
             "ca_file": str(self.root / "ca.pem"),
-            # It knows no keys: a repeat would be a second mail.
+            # The server ignores keys, so a repeat would be a duplicate.
             "idempotency": False,
             **others,
         }
 
     def start(self) -> None:
-        """Start, on the same ports as before if there was a before."""
+        """Start, on the same ports as before if it ran before."""
         for _ in range(20):
             numbers = random.sample(PORTS, len(self.services))
             ports = self.ports or dict(zip(self.services, numbers, strict=True))
@@ -114,57 +113,57 @@ class Server(ABC):
         raise AssertionError(f"the server does not start:\n{self._last_lines()}")
 
     def stop(self) -> None:
-        """End all its processes as systemd does; the mail it has taken stays."""
+        """End all its processes as systemd does; accepted mail remains."""
         process, self._process = self._process, None
         if not process:
             return
         _signal(process.pid, signal.SIGTERM)
-        # A process of Exim that is in malloc() when it is told to end hangs for good.
+        # Exim handles SIGTERM unsafely: a process in malloc() may hang.
         _wait_until(lambda: not _alive(process.pid), timeout=1)
         _signal(process.pid, signal.SIGKILL)
         process.wait(10)
         assert _wait_until(lambda: not _alive(process.pid), timeout=10)
 
     def taken(self) -> Counter[str]:
-        """Count the mails that each recipient got: those the server has answered for."""
+        """Count accepted mails by recipient."""
         return Counter(self.recipients())
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
-        """Wait until a condition holds, most often one about the log."""
+        """Wait until a condition holds."""
         assert _wait_until(condition, timeout), self._last_lines()
 
     def logged(self, pattern: str) -> int:
-        """Count the places in the log that match, line by line."""
+        """Count the matches in the log."""
         return len(re.findall(pattern, self.log(), re.MULTILINE))
 
     def log(self) -> str:
-        """Return what the server has written to its output and its log."""
-        # Files, not pipes: what is written before a reply can be read after it.
+        """Return the output and the log of the server."""
+        # Files, unlike pipes, can be read as soon as a reply has arrived.
         return "\n".join(
             file.read_text(errors="replace") for file in self.logs() if file.exists()
         )
 
     def logs(self) -> Sequence[Path]:
-        """Return the file of its output, and those it logs to by itself."""
+        """Return the file of its output, and its log files."""
         return (self.root / "output",)
 
     def forget(self) -> None:
-        """Forget the mail that was taken, and all that was logged."""
+        """Forget accepted mail and the log."""
         for file in self.logs():
             if file.exists():
                 os.truncate(file, 0)
 
     @abstractmethod
     def set_up(self) -> None:
-        """Write what does not depend on the ports."""
+        """Write the files that do not depend on the ports."""
 
     @abstractmethod
     def command(self, ports: dict[str, int]) -> Sequence[str | Path]:
-        """Write what depends on the ports, and return the command that runs the server."""
+        """Write the files that depend on the ports, and return the command."""
 
     @abstractmethod
     def recipients(self) -> list[str]:
-        """Return the recipients of each mail that the server took."""
+        """Return the recipients of each accepted mail."""
 
     def write(self, name: str, text: str) -> Path:
         """Write a file in the server's folder."""
@@ -184,7 +183,7 @@ class Server(ABC):
         command = self.command(ports)
         before = self.logged(self.ready)
         with (self.root / "output").open("ab") as output:
-            # In a process group of its own, to which its children belong as well.
+            # A new session, and so a process group for the server and its children.
             self._process = process = subprocess.Popen(
                 command,
                 cwd=self.root,
@@ -209,7 +208,7 @@ class Server(ABC):
         return False
 
     def environment(self) -> dict[str, str]:
-        """Return what its environment has beside that of the tests."""
+        """Return additional environment variables."""
         return {}
 
     def _last_lines(self) -> str:
@@ -232,7 +231,7 @@ def require(*programs: str | Path) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], timeout: float) -> bool:
-    # Other people's programs set no events of ours.
+    # Polled, since the server is another program.
     until = time.monotonic() + timeout
     while not (held := condition()) and time.monotonic() < until:
         time.sleep(0.02)
@@ -245,10 +244,10 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 
 def _alive(group: int) -> bool:
-    """Tell whether any process of a group has not ended."""
+    """Return whether a process of the group still runs."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            # Behind the program's name, which may contain anything.
+            # After the program's name, which may contain parentheses.
             state, _, found = file.read_text().rpartition(")")[2].split()[:3]
             if int(found) == group and state != "Z":
                 return True

@@ -1,7 +1,7 @@
 """manage.py send_newsletter ISSUE: queue a personal mail for every subscriber.
 
-Killed at any moment, by `kill -9` too, it goes on where it was when started again: the
-tasks of a chunk and its Letter rows are written in one transaction.
+If it is killed, even by `kill -9`, run it again and it continues: the tasks of a chunk and
+its Letter rows are written in one transaction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BAR = 40
 class Command(BaseCommand):
     """Queues an issue in chunks."""
 
-    help = "Queue a personal mail for every subscriber who has not got this issue yet."
+    help = "Queue a personal mail for each subscriber without this issue."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Queue chunk after chunk until nobody is left."""
+        """Queue chunks until every subscriber has the issue."""
         if options["chunk"] < 1:
             raise CommandError("--chunk must be 1 or more")
         make_subscribers(options["subscribers"])
@@ -57,41 +57,41 @@ class Command(BaseCommand):
 
     @transaction.atomic
     def queue_chunk(self, issue: str, size: int) -> int:
-        """Queue the issue for some who have not got it; return how many."""
+        """Queue the issue for some subscribers without it, and return their number."""
         waiting = Subscriber.objects.exclude(letters__issue=issue).order_by("pk")
         subscribers = list(waiting[:size])
-        # Two commands at once: the second one fails here, with nothing of its chunk queued.
+        # If two commands run at once, the second one fails here and queues nothing.
         Letter.objects.bulk_create(
             Letter(issue=issue, subscriber=subscriber) for subscriber in subscribers
         )
-        # Django 6.1 has mailers; a project of your own needs one of the two only.
+        # Django 6.1 has mailers; your project needs only one of the two.
         mailers = getattr(mail, "mailers", None)
         backend = mailers.default if mailers else mail.get_connection()
         for subscriber in subscribers:
             try:
                 backend.send_messages([letter_for(subscriber, issue)])
             except LettermintInvalidMessage as error:
-                # A wrong address stays wrong: the Letter is there, so that it is not tried
-                # again. All other errors stop the command, and undo this chunk.
+                # Keep the Letter: another try would fail as well. All other errors stop
+                # the command and roll this chunk back.
                 self.stderr.write(f"\nsubscriber {subscriber.pk}: {error}")
         return len(subscribers)
 
 
 def letter_for(subscriber: Subscriber, issue: str) -> LettermintMessage:
-    """Write the mail."""
+    """Return the mail for a subscriber."""
     return LettermintMessage(
         f"{subscriber.name}, our {issue} news",
         f"Dear {subscriber.name},\n\nhere is what is new.\n",
         to=[subscriber.email],
         tag=f"newsletter-{issue}",
         metadata={"subscriber": subscriber.pk},
-        # With a queue outside of the database, this is what makes a repeat harmless.
+        # If the queue is not in this database, the key prevents duplicates.
         idempotency_key=f"newsletter/{issue}/{subscriber.pk}",
     )
 
 
 def make_subscribers(count: int) -> None:
-    """See that there are so many."""
+    """Create the first `count` subscribers, unless they exist."""
     Subscriber.objects.bulk_create(
         (
             Subscriber(email=f"ok+{number}@testing.lettermint.co", name=f"Nº {number}")

@@ -1,4 +1,4 @@
-// Leads to the first field that is wrong, and adds rows of metadata: without, there are two.
+// Focuses the first invalid field, and adds rows of metadata. Without scripts, there are two.
 document.querySelector("[aria-invalid]")?.focus();
 
 const total = document.querySelector("[name=metadata-TOTAL_FORMS]");

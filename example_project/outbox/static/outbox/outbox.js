@@ -1,10 +1,10 @@
-// Keeps the outbox up to date: asks once a second, and touches only what has changed.
+// Polls the outbox once a second, and replaces only the mails that have changed.
 const outbox = document.getElementById("outbox");
 
 const cards = (root) => [...root.querySelectorAll("article")];
 const versions = (root) => cards(root).map((card) => `${card.id} ${card.dataset.version}`);
 
-// The server tells UTC; the visitor's clock shows another time.
+// The server sends UTC; show the visitor's local time.
 function localise(root) {
   for (const time of root.querySelectorAll("time")) {
     const moment = new Date(time.dateTime);
@@ -35,7 +35,7 @@ async function refresh() {
       update(new DOMParser().parseFromString(await response.text(), "text/html"));
     }
   } catch {
-    // The site is being restarted: ask again.
+    // The site may be restarting: poll again.
   }
   setTimeout(refresh, 1000);
 }

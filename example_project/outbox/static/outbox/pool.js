@@ -1,9 +1,9 @@
-// Asks for the numbers four times a second, and draws the last ten seconds.
+// Polls the statistics four times a second, and draws the last ten seconds.
 const pool = document.getElementById("pool");
 const SAMPLES = 40;
 const history = [];
 
-// Steps from the left to now, and down to the floor at both ends.
+// Returns the path of a step chart that is closed at the bottom.
 function steps(values, top) {
   const width = 600 / SAMPLES;
   const start = 600 - values.length * width;
@@ -33,7 +33,7 @@ function show({ figures, progress }) {
     document.getElementById("progress-text").textContent =
       `${progress.done} of ${progress.size}, ${progress.failed} failed`;
   }
-  // What is drawn behind another one is the sum of both: the rest of it stays to be seen.
+  // Drawn behind `in_use`, so that the visible rest is `waiting`.
   figures.demand = figures.in_use + figures.waiting;
   const before = history.at(-1) ?? figures;
   figures.dialled = figures.opened - before.opened;
@@ -48,7 +48,7 @@ async function refresh() {
     const response = await fetch(pool.dataset.live);
     if (response.ok) show(await response.json());
   } catch {
-    // The site is being restarted: ask again.
+    // The site may be restarting: poll again.
   }
   setTimeout(refresh, 250);
 }

@@ -1,40 +1,31 @@
-"""Send many mails to a server that fails at random, and account for each of them.
-
-`tox run -e chaos` sends 2,000 twice: with idempotency, then without. Exit code 1 tells that
-a promise was broken: a mail said to be sent that was not delivered once, say.
-"""
+"""A run of chaos: many mails, many threads, one server that fails at random."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import faulthandler
-import logging
 import os
 import random
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import django
 from django.core.mail import EmailMessage
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintError
-from tests.chaos_account import Account, report
-from tests.chaos_faults import Toll
+from tests.chaos.account import Account
+from tests.chaos.faults import FaultLog
 from tests.faultserver import FEATURES, FaultServer, On
 from tests.sending import listening
 
 THREADS = 8
-#: Short, so that silence does not take long; long enough for a busy machine.
+#: Short, since silence is one of the faults, but enough for a busy machine.
 TIMES = {"timeout": 1.0, "final_reply_timeout": 1.0, "deadline": 12}
-#: Ways to talk, of which each batch takes one.
-MANNERS: Sequence[dict[str, object]] = (
+#: Options, of which each batch takes one set.
+VARIANTS: Sequence[dict[str, object]] = (
     {},
     {"chunking": True},
     {"pipelining": False},
@@ -50,13 +41,13 @@ def run(
     tls: str = "implicit",
     script: Iterable[On] = (),
 ) -> Account:
-    """Send mails in threads, and account for each; `script` comes before the dice."""
-    toll = Toll(seed)
+    """Send mails in threads and account for each; rules of `script` come first."""
+    faults = FaultLog(seed)
     messages = {each.from_email: each for each in _mails(count)}
     before = _held()
     began = time.monotonic()
     server = FaultServer(
-        (*script, *toll.script()),
+        (*script, *faults.script()),
         tls=tls,
         features=(*FEATURES, "CHUNKING"),
         idempotency=idempotency,
@@ -71,7 +62,7 @@ def run(
     reported = [each[0] for each in heard.sent] + [each[0] for each in heard.failed]
     return Account(
         idempotency=idempotency,
-        toll=toll,
+        faults=faults,
         messages=messages,
         deliveries=server.deliveries,
         signals=Counter(message.from_email for message in reported),
@@ -92,8 +83,8 @@ def _mails(count: int) -> Iterator[EmailMessage]:
 def _send_all(
     messages: list[EmailMessage], options: Mapping[str, object], dice: random.Random
 ) -> None:
-    """Send them in batches of one to ten, many at the same time."""
-    backends = [EmailBackend(**options, **manner) for manner in MANNERS]
+    """Send them in batches of one to ten, in several threads."""
+    backends = [EmailBackend(**options, **variant) for variant in VARIANTS]
 
     def send(backend: EmailBackend, batch: Sequence[EmailMessage]) -> None:
         with contextlib.suppress(LettermintError):
@@ -117,31 +108,3 @@ def _leaked(before: tuple[int, int]) -> Iterator[str]:
     for what, old, new in zip(("files", "threads"), before, _held(), strict=True):
         if new > old:
             yield f"leaked {what}: {old} became {new}"
-
-
-def main() -> int:
-    """Run twice and print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=2821)
-    parser.add_argument("--mails", type=int, default=2000)
-    options = parser.parse_args()
-    # A hang must show where.
-    faulthandler.dump_traceback_later(300, exit=True)
-    logging.getLogger("django_lettermint").setLevel(logging.CRITICAL)
-    broken = 0
-    for idempotency, tls in ((True, "implicit"), (False, "starttls")):
-        sys.stdout.write(
-            f"\n{options.mails} mails in {THREADS} threads, seed {options.seed}, "
-            f"idempotency {'on' if idempotency else 'off'}, TLS {tls}\n\n"
-        )
-        account = run(options.mails, options.seed, idempotency=idempotency, tls=tls)
-        sys.stdout.write(report(account) + "\n")
-        broken += len(account.broken)
-    faulthandler.cancel_dump_traceback_later()
-    return 1 if broken else 0
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
-    django.setup()
-    sys.exit(main())

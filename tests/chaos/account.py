@@ -1,4 +1,4 @@
-"""What came of a chaos run, and whether that is what was promised."""
+"""The result of a chaos run, compared with what the package promises."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from django_lettermint.results import Outcome, SendResult
-from tests.chaos_faults import NONE
 from tests.sending import result
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
-    from tests.chaos_faults import Toll
+    from tests.chaos.faults import FaultLog
     from tests.faultserver import Delivery
 
-#: Percent of the mails that may end as UNKNOWN: with idempotency, and without, when each
-#: loss of a connection in a mail's last moment leaves one behind.
+#: Percent of the mails that may end as UNKNOWN, with and without idempotency. Without it,
+#: each connection that is lost before the final reply leaves one.
 RARE = {True: 3.0, False: 15.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What came of a run."""
+    """The result of a run."""
 
     idempotency: bool
-    toll: Toll
+    faults: FaultLog
     #: Messages by sender; each has its own.
     messages: Mapping[str, EmailMessage]
     deliveries: Sequence[Delivery]
     #: How many messages of each sender were reported as sent or as failed.
     signals: Counter[str]
     seconds: float
-    #: What went wrong that is no message's fault.
+    #: Problems that belong to no message.
     troubles: Sequence[str]
 
     @property
@@ -51,7 +50,7 @@ class Account:
 
     @property
     def broken(self) -> list[str]:
-        """Return the promises that were not kept."""
+        """Return the promises that were broken."""
         broken = [*self.troubles, *_miscounted(self), *_garbled(self)]
         broken += [
             f"{sender}: {self.signals[sender]} signals"
@@ -60,7 +59,7 @@ class Account:
         ]
         unknown = self.outcomes[Outcome.UNKNOWN]
         if unknown * 100 > len(self.messages) * RARE[self.idempotency]:
-            broken.append(f"{unknown} mails are UNKNOWN, which is not rare")
+            broken.append(f"{unknown} mails are UNKNOWN, more than promised")
         return broken
 
 
@@ -71,7 +70,7 @@ def _miscounted(account: Account) -> Iterator[str]:
         for who in message.to:
             copies = delivered[sender, who]
             if copies not in _promised(found, who):
-                outcome, faults = found.outcome.name, account.toll.of(sender)
+                outcome, faults = found.outcome.name, account.faults.of(sender)
                 yield f"{outcome} to {who}, delivered {copies} times ({faults})"
 
 
@@ -90,34 +89,15 @@ def _promised(found: SendResult, who: str) -> tuple[int, ...]:
     return {"queued": (1,), "unknown": (0, 1)}.get(found.recipients[who].status, (0,))
 
 
-def table(account: Account) -> str:
-    """Return, for each fault, what came of the messages that met it."""
-    columns = [("SENT", 1), ("NOT_SENT", 0), ("UNKNOWN", 0), ("UNKNOWN", 1)]
-    cells: Counter[tuple[str, tuple[str, int]]] = Counter()
-    delivered = account.delivered
-    for sender, message in account.messages.items():
-        copies = max(delivered[sender, who] for who in message.to)
-        for fault in account.toll.met[sender] or {NONE}:
-            cells[fault, (result(message).outcome.name, copies)] += 1
-    columns += sorted({column for _, column in cells} - set(columns))
-    rows = [["fault", "times", *(f"{name}, {copies}x" for name, copies in columns)]]
-    for fault in sorted({*account.toll.times, NONE}):
-        counts = [account.toll.times[fault], *(cells[fault, each] for each in columns)]
-        rows.append([fault, *(str(count or "") for count in counts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
 def report(account: Account) -> str:
-    """Return the table, and below it what was promised and not kept."""
-    lines = [table(account), ""]
+    """Return the faults, the outcomes, and the promises that were broken."""
+    lines = [f"{times:4} x {fault}" for fault, times in account.faults.times.items()]
     lines += [f"{outcome.name}: {count}" for outcome, count in account.outcomes.items()]
     lines += [
-        f"UNKNOWN: {sender}, after {account.toll.of(sender)}"
+        f"UNKNOWN: {sender}, after {account.faults.of(sender)}"
         for sender, message in account.messages.items()
         if result(message).outcome is Outcome.UNKNOWN
     ]
-    broken = account.broken
-    lines += [f"BROKEN: {what}" for what in broken]
-    lines.append(f"{len(broken)} promises broken, {account.seconds:.0f} s")
+    lines += [f"BROKEN: {what}" for what in account.broken]
+    lines.append(f"{len(account.broken)} promises broken, {account.seconds:.0f} s")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The other queues of docs/queues.md, for real: what `freeze()` wrote reaches the relay."""
+"""Frozen messages keep route, tag and metadata through the other queues of docs/queues.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What befalls the mails of a chaos run: each step may fail, by chance, in each way it can."""
+"""The faults of a chaos run: each step fails at random, in each way it can."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GARBAGE = raw(b"\xff\xfe200 ?\r\n")
 HALF_A_REPLY = raw(b"250-2.0.0 que", close=True)
 
-#: For any step: gone, silent, slow, mad.
+#: For any step.
 ANYWHERE: Mapping[str, Action] = {
     "lost": drop(),
     "reset": drop(rst=True),
@@ -80,14 +80,12 @@ KINDS: Mapping[Phase, Mapping[str, Action]] = {
     },
     "idle": {"lost": drop(), "421": reply(421, "4.4.2 idle", close=True)},
 }
-#: What befell a message that at most its connection failed.
-NONE = "none of its own"
-#: These befall a connection; all others are a message's.
+#: Faults of a connection; all others are a message's.
 OF_CONNECTIONS = ("banner", "tls", "ehlo", "auth", "rset", "idle")
 
 
-class Toll:
-    """Which faults befell which sender, and how often each fault occurred."""
+class FaultLog:
+    """Records how often each fault occurred, and which senders met it."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -100,11 +98,11 @@ class Toll:
         """Yield the rules for a fault server."""
         for phase, kinds in KINDS.items():
             for kind, action in kinds.items():
-                yield Roll(phase, kind, action, self)
+                yield RandomFault(phase, kind, action, self)
 
     def of(self, sender: str) -> str:
-        """Return in words what befell the messages of a sender."""
-        return ", ".join(sorted(self.met[sender])) or NONE
+        """Return the faults that a sender's messages met."""
+        return ", ".join(sorted(self.met[sender])) or "none of its own"
 
     def note(self, fault: str, moment: Moment) -> None:
         self.times[fault] += 1
@@ -112,24 +110,26 @@ class Toll:
             self.met[self.senders[moment.message]].add(fault)
 
 
-class Roll(On):
-    """A rule that acts when the dice say so, and notes whom it met."""
+class RandomFault(On):
+    """A rule that acts at random, and records which sender it met."""
 
-    def __init__(self, phase: Phase, kind: str, action: Action, toll: Toll) -> None:
+    def __init__(
+        self, phase: Phase, kind: str, action: Action, faults: FaultLog
+    ) -> None:
         super().__init__(phase, action, after_bytes=100 if phase == "body" else 0)
         self.fault = f"{phase}: {kind}"
-        self.toll = toll
-        # One for each rule: threads may take turns in any order.
-        self.dice = random.Random(f"{toll.seed} {self.fault}")
+        self.faults = faults
+        # One for each rule, since the order of threads varies.
+        self.dice = random.Random(f"{faults.seed} {self.fault}")
 
     def fits(self, moment: Moment) -> bool:
-        """Roll the dice; the server holds its lock meanwhile."""
+        """Decide at random; the server holds its lock meanwhile."""
         if not super().fits(moment):
             return False
         if moment.phase == "mail":
             sender = moment.argument.partition("<")[2].partition(">")[0]
-            self.toll.senders[moment.message] = sender
+            self.faults.senders[moment.message] = sender
         if self.dice.random() * 100 >= CHANCES[moment.phase]:
             return False
-        self.toll.note(self.fault, moment)
+        self.faults.note(self.fault, moment)
         return True

@@ -1,4 +1,4 @@
-"""What README and docs show works; `snippets` says how a block is marked."""
+"""The snippets of README and docs run; `tests.snippets` describes their marks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from django.core.mail import EmailMessage
 from django.test import override_settings
 
 import django_lettermint
-
-from .snippets import PAGES, ROOT, Snippet, read, receivers_forgotten, where
+from tests.snippets import PAGES, ROOT, Snippet, read, receivers_forgotten, where
 
 if TYPE_CHECKING:
     from django_lettermint.testing import Relay
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 BACKEND = "django_lettermint.backend.EmailBackend"
 HAS_MAILERS = django.VERSION >= (6, 1)
 
-#: Settings of a project of the reader's.
+#: Settings of a reader's project.
 PROJECT = """
 SECRET_KEY = "project"
 USE_TZ = True
@@ -48,7 +47,7 @@ def name(page: Path) -> str:
 def set_environment(
     snippets: list[Snippet], relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Give each variable that snippets read a value: a secret or the token."""
+    """Set each environment variable that snippets read: a secret or the token."""
     for snippet in snippets:
         for variable in re.findall(r'os\.environ\["(\w+)"\]', snippet.code):
             value = "whsec_documented" if "SECRET" in variable else relay.token
@@ -56,7 +55,7 @@ def set_environment(
 
 
 def check(values: dict[str, Any], relay: Relay) -> None:
-    """Send a mail by each backend of ours that settings name, if checks find no fault."""
+    """Run the system checks, and send a mail by each of our backends in the settings."""
     relay.clear()
     with override_settings(**values):
         found = [each for each in run_checks(tags=["mail"]) if each.level >= ERROR]
@@ -71,7 +70,7 @@ def check(values: dict[str, Any], relay: Relay) -> None:
 
 
 def completed(values: dict[str, Any], relay: Relay) -> dict[str, Any]:
-    """Return settings with what a page need not repeat: the backend, our relay."""
+    """Return settings with what a page does not repeat: the backend and the relay."""
     complete = {**where(relay), **values}
     if "MAILERS" not in values:
         complete.setdefault("EMAIL_BACKEND", BACKEND)
@@ -125,7 +124,7 @@ def test_the_tests_that_a_page_shows_pass(page: Path, tmp_path: Path) -> None:
         with (tmp_path / snippet.file).open("a") as file:
             file.write(snippet.code)
 
-    # Of all plugins only two: others, coverage's say, are not the reader's.
+    # Only these two plugins, as in a reader's project.
     plugins = ("-p", "pytest_django.plugin", "-p", "django_lettermint.testing.fixtures")
     package = Path(django_lettermint.__file__).parents[1]
     done = subprocess.run(
@@ -140,7 +139,7 @@ def test_the_tests_that_a_page_shows_pass(page: Path, tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 

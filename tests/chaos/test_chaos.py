@@ -1,4 +1,4 @@
-"""Many mails at once to a server that fails at random: a short run of `tests.chaos`."""
+"""Many mails to a server that fails at random: a short run of `tests.chaos`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from django_lettermint.results import Outcome
-from tests.chaos import run
-from tests.chaos_account import report
+from tests.chaos.account import report
+from tests.chaos.run import run
 from tests.faultserver import Action, Answer, On, accept_then, reply
 
 
@@ -21,8 +21,8 @@ def test_no_promise_is_broken_among_random_faults(
 ) -> None:
     account = run(400, seed=404, idempotency=idempotency, tls=tls)
     assert account.broken == [], report(account)
-    # It was no walk in the park.
-    assert sum(account.toll.times.values()) > 50
+    # Enough faults occurred, and most mails were sent.
+    assert sum(account.faults.times.values()) > 50
     assert account.outcomes[Outcome.SENT] > 300
 
 
@@ -32,13 +32,15 @@ def confirm_only(answer: Answer) -> Answer:
 
 @pytest.mark.procfs
 @pytest.mark.parametrize(
-    ("lie", "found"),
+    ("answer", "found"),
     [
         (confirm_only, "SENT to 4-1@example.org, delivered 0 times"),
         (accept_then(reply(550)), "NOT_SENT to 4-1@example.org, delivered 1 times"),
     ],
 )
-def test_a_server_that_lies_is_found_out(lie: Action, found: str) -> None:
-    account = run(10, seed=1, idempotency=True, script=[On("dot", do=lie)])
+def test_a_server_that_reports_the_wrong_outcome_is_detected(
+    answer: Action, found: str
+) -> None:
+    account = run(10, seed=1, idempotency=True, script=[On("dot", do=answer)])
     assert any(what.startswith(found) for what in account.broken)
     assert f"BROKEN: {found}" in report(account)

@@ -1,4 +1,4 @@
-"""The recipes of the documentation do what they say, with the packages they are for."""
+"""The recipes of the documentation work with the packages that they are for."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sentry_sdk.transport import Transport
 
 from django_lettermint.exceptions import RecipientsRefused
-from django_lettermint.pool import get_stats
-
-from .settings import INSTALLED_APPS
-from .snippets import DOCS, receivers_forgotten, under
+from tests.settings import INSTALLED_APPS
+from tests.snippets import DOCS, receivers_forgotten, under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,7 +124,7 @@ def get_health() -> Iterator[Callable[[str], int]]:
 
 
 @pytest.mark.parametrize("url", ["/health/", "/mail/"])
-def test_a_relay_that_answers_is_healthy(
+def test_an_available_relay_is_healthy(
     relay: Relay, get_health: Callable[[str], int], url: str
 ) -> None:
     assert get_health(url) == 200
@@ -135,25 +133,15 @@ def test_a_relay_that_answers_is_healthy(
 
 
 @pytest.mark.parametrize(("url", "status"), [("/health/", 500), ("/mail/", 503)])
-def test_a_relay_that_is_away_is_not(
+def test_an_unavailable_relay_is_not_healthy(
     relay: Relay, get_health: Callable[[str], int], url: str, status: int
 ) -> None:
     with relay.outage():
         assert get_health(url) == status
 
 
-def test_the_health_check_shares_the_pool_of_the_mail(
-    get_health: Callable[[str], int],
-) -> None:
-    get_health("/health/")
-    send()
-
-    [pool] = get_stats()
-    assert (pool["opened"], pool["reused"]) == (1, 1)
-
-
 class _Sent(Transport):
-    """Keeps what would go to Sentry."""
+    """Keeps the events for Sentry."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +151,7 @@ class _Sent(Transport):
         self.events.append(envelope.get_event())
 
 
-def test_sentry_gets_a_failure_once_and_no_token(relay: Relay) -> None:
+def test_sentry_gets_one_event_for_a_failure_without_the_token(relay: Relay) -> None:
     sent = _Sent()
     sentry_sdk.init(
         dsn="http://key@127.0.0.1/1", transport=sent, default_integrations=False
@@ -181,7 +169,7 @@ def test_sentry_gets_a_failure_once_and_no_token(relay: Relay) -> None:
     assert relay.token not in str(event)
 
 
-def test_opentelemetry_gets_outcomes_connections_and_spans(relay: Relay) -> None:
+def test_opentelemetry_gets_outcomes_pool_states_and_spans(relay: Relay) -> None:
     reader, spans = InMemoryMetricReader(), InMemorySpanExporter()
     metrics.set_meter_provider(MeterProvider([reader]))
     tracers = TracerProvider()
