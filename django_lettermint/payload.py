@@ -195,7 +195,7 @@ class Payload:
             }
             idna = self.backend.idna_encode
             header = mime.header(self.subject, lists, each.headers, idna)
-            part = body._replace(head=header + body.head)
+            part = mime.Part(header + body.head, body.body)
         named = [*each.to, *self.cc, *self.bcc]
         recipients = [one.address for one in _distinct(named)]
         envelope = Envelope(

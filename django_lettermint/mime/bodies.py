@@ -157,9 +157,8 @@ def carried(
     if b"\r" in octets:
         octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     body = octets.replace(b"\n", b"\r\n")
-    plain = body.isascii()
-    if not quoted and (plain or not seven_bit) and _has_short_lines(body):
-        return body, "7bit" if plain else "8bit"
+    if not quoted and travels(body, seven_bit=seven_bit):
+        return body, "7bit" if body.isascii() else "8bit"
     encoded = binascii.b2a_qp(octets, istext=True)
     encoded = _BLANK_TOO_MANY.sub(rb"\1=\n\2", encoded)
     return encoded.replace(b"\n", b"\r\n"), "quoted-printable"
@@ -215,19 +214,19 @@ def attached_mail(data: bytes) -> bytes | None:
 
 
 def travels(content: bytes, *, seven_bit: bool = False) -> bool:
-    """Return whether content can be sent unencoded."""
+    """Return whether content can be sent unencoded.
+
+    It may have no lone CR or LF, no NUL and no line over MAX_LINE octets.
+    """
+    if (seven_bit and not content.isascii()) or b"\0" in content:
+        return False
     ends = content.count(b"\r\n")
     if content.count(b"\n") != ends or content.count(b"\r") != ends:
         return False
-    return _has_short_lines(content) and (content.isascii() or not seven_bit)
-
-
-def _has_short_lines(content: bytes) -> bool:
-    """Return whether no line is over MAX_LINE octets, and none holds a NUL."""
     start, longest = 0, MAX_LINE + len(b"\r\n")
     while start + MAX_LINE < len(content) and start >= 0:
         start = content.rfind(b"\n", start, start + longest) + 1 or -1
-    return start >= 0 and b"\0" not in content
+    return start >= 0
 
 
 def with_crlf(content: bytes) -> bytes:
