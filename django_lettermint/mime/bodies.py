@@ -204,15 +204,6 @@ def as_message(part: Part) -> Part:
     return Part(head, part.body if part.body.endswith(b"\r\n") else part.body + b"\r\n")
 
 
-def attached_mail(data: bytes) -> bytes | None:
-    """Return mail as it is sent, or None if it cannot be sent unencoded.
-
-    Only its line ends change: it may be signed, and RFC 2046 5.2.1 forbids encoding.
-    """
-    content = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return content if travels(content) else None
-
-
 def travels(content: bytes, *, seven_bit: bool = False) -> bool:
     """Return whether content can be sent unencoded.
 

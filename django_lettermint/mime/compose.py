@@ -246,9 +246,12 @@ def _leaf(field: str, content: str | bytes, value: str, encoding: TextEncoding) 
         octets = content.encode() if isinstance(content, str) else content
     except ValueError as error:
         raise invalid_value(field, content, "it has lone surrogates") from error
-    if kind.main == "message" and (mail := bodies.attached_mail(octets)):
-        return Part(bodies.head(kind.value, "7bit" if mail.isascii() else "8bit"), mail)
-    # RFC 2045 section 6.4: attached mail is never encoded; a file may be.
+    if kind.main == "message":
+        # It may be signed, and is never encoded (RFC 2046 5.2.1): only line ends change.
+        mail = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        if bodies.travels(mail):
+            bits = "7bit" if mail.isascii() else "8bit"
+            return Part(bodies.head(kind.value, bits), mail)
     is_file = kind.main in {"message", "text"}
     return bodies.octets(OCTET_STREAM if is_file else kind.value, octets)
 
@@ -275,9 +278,9 @@ def _content(field: str, content: object) -> str | bytes:
 
 def _text(content: str | bytes, value: str) -> str | None:
     """Return content of a text type as text, or None if it cannot be decoded."""
+    if isinstance(content, str):
+        return content
     try:
-        if isinstance(content, str):
-            return content
         return content.decode(bodies.content_type("text", value).charset or "utf-8")
     except (LookupError, ValueError):
         return None
