@@ -138,25 +138,42 @@ def _with_octets(mime: Message) -> Message:
         if main == "multipart":
             made.set_payload([_with_octets(each) for each in payload])
         return made
-    if not isinstance(payload, str | bytes | bytearray | memoryview | None):
-        rule = "the payload of a MIME part is text or bytes, and a list for multipart"
-        raise invalid_value("attachment", payload, rule)
-    encoding = str(mime.get("Content-Transfer-Encoding", "")).strip().lower()
+    encoding = _transfer_encoding(mime)
     encoded = encoding in _ENCODINGS
-    octets = payload if encoded else mime.get_payload(decode=True)
-    given = payload if isinstance(payload, str) else ""
-    if not given.isascii() and octets == given.encode("raw-unicode-escape"):
-        # Python's guess about text beyond ASCII, of which it knows no charset.
-        octets = given.encode(mime.get_content_charset("utf-8"))
-    if not isinstance(octets, str):
-        made.set_payload(bytes(octets or b"").decode("ascii", "surrogateescape"))
-    if not encoded and main not in {"text", "message", "multipart"}:
+    octets = _octets(mime, payload, encoded=encoded)
+    made.set_payload(octets.decode("ascii", "surrogateescape"))
+    if encoded:
+        return made
+    # Text with NUL is UTF-16 or alike, whose line ends generators do not know.
+    if main not in {"text", "message", "multipart"} or (
+        main == "text" and b"\0" in octets
+    ):
         del made["Content-Transfer-Encoding"]
         encode_base64(made)
-    elif not encoded and encoding != "8bit" and not str(made.get_payload()).isascii():
+    elif encoding != "8bit" and not octets.isascii():
         del made["Content-Transfer-Encoding"]
         made["Content-Transfer-Encoding"] = "8bit"
     return made
+
+
+def _octets(mime: Message, payload: Any, *, encoded: bool) -> bytes:
+    """Return the octets of a leaf's payload, as they stand there."""
+    if not isinstance(payload, str | bytes | bytearray | memoryview | None):
+        rule = "the payload of a MIME part is text or bytes, and a list for multipart"
+        raise invalid_value("attachment", payload, rule)
+    if not isinstance(payload, str):
+        return bytes(payload or b"")
+    if encoded:
+        return payload.encode("ascii", "surrogateescape")
+    octets: Any = mime.get_payload(decode=True)
+    if not payload.isascii() and octets == payload.encode("raw-unicode-escape"):
+        # Python's guess about text beyond ASCII, of which it knows no charset.
+        octets = payload.encode(mime.get_content_charset("utf-8"))
+    return bytes(octets)
+
+
+def _transfer_encoding(mime: Message) -> str:
+    return str(mime.get("Content-Transfer-Encoding", "")).strip().lower()
 
 
 def seven_bit(content: bytes) -> bytes:
@@ -183,7 +200,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         return bodies.joined(_without(head, _ENCODING), boundary, parts)
     if main in {"message", "multipart"}:
         return _as_file(head, parsed.get_filename(), body)
-    if str(parsed.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS:
+    if _transfer_encoding(parsed) in _ENCODINGS:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)
         body = bytes(whole.get_payload(decode=True))
     if main == "text" and b"\0" not in body:
