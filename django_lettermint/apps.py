@@ -9,7 +9,7 @@ from . import checks
 
 
 class LettermintConfig(AppConfig):
-    """Registers the system checks."""
+    """The app that registers the system checks."""
 
     name = "django_lettermint"
     label = "django_lettermint"

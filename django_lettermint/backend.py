@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, suppress
 from copy import copy, deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,10 +33,10 @@ from .delivery import (
     LIST_PATIENCE,
     PATIENCE,
     BatchSender,
-    Deliveries,
     Delivery,
     build_error,
     build_result,
+    deliver_all,
     list_connections,
     submissions,
 )
@@ -49,11 +49,10 @@ from .results import Outcome, Phase, SendResult
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
-    from django.core.mail.backends.base import BaseEmailBackend
 
     from .envelope import Envelope
 
-#: Octets of the batches that are sent at once; one batch ends with them, too, so that
+#: Octets of all batches that are sent at once. A batch ends when it has its share, so that
 #: memory does not grow with the list.
 BATCH_OCTETS = 8 * 1024 * 1024
 
@@ -69,7 +68,7 @@ _OF_TENANTS = (
     "debug_api_requests",
     "idna_encoder",
 )
-#: What other backends call, with what to use in its place.
+#: Hooks of other backends that are never called here, with what replaces them.
 _UNUSED_HOOKS = {
     # Anymail's
     "build_message_payload": _FILTER,
@@ -94,8 +93,8 @@ class EmailBackend(AnymailBaseBackend):
     def __init__(self, **kwargs: Any) -> None:
         before = vars(self).copy()
         config = backend_config(kwargs)
-        # Not Anymail's own constructor, which looks up each of its settings: that takes
-        # longer than a mail. What it sets is set here.
+        # Not Anymail's constructor, which looks up each of its settings: that takes longer
+        # than sending a mail. Its attributes are set here.
         super(AnymailBaseBackend, self).__init__(**kwargs)
         # Before 6.1, Django's base class drops the alias.
         self.alias: str | None = kwargs.get("alias")
@@ -114,7 +113,10 @@ class EmailBackend(AnymailBaseBackend):
         self._whole_config = Hidden(config)
         #: Seconds for connecting and for each reply; django-health-check sets it.
         self.timeout: float | None = config.relay.timeout
-        self._configured = attributes_since(self, before)
+        #: The attributes set here: a pickle holds those that were changed since then.
+        self._configured = {
+            name: value for name, value in vars(self).items() if name not in before
+        }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -122,7 +124,7 @@ class EmailBackend(AnymailBaseBackend):
 
     @property
     def config(self) -> RelayConfig:
-        """Return the relay's configuration, with the timeout that holds now."""
+        """Return the relay's configuration, with the backend's current `timeout`."""
         if self.timeout in (None, self._config.timeout):
             return self._config
         return replace(self._config, timeout=float(self.timeout or 0))
@@ -138,8 +140,8 @@ class EmailBackend(AnymailBaseBackend):
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Django <= 6.0 leaves the backend on each message it sent. Neither token nor
-        # connection may travel with a pickle: the other side reads its own settings.
+        # Django <= 6.0 leaves the backend on each message that it sent. A pickle must hold
+        # neither token nor connection: whoever loads it uses their own settings.
         harmless = ("fail_silently", "tenant")
         options = [name for name in self._keywords if name not in harmless]
         if options:
@@ -147,7 +149,7 @@ class EmailBackend(AnymailBaseBackend):
                 f"{type(self).__name__} with options of its own ({', '.join(options)}) is "
                 "not pickled: its token must not leave this process, and without it the "
                 "mail would go out under the token of the settings. Pickle the message "
-                "without its connection, or a backend made of the settings or of a mailer."
+                "without its connection, or use a backend of the settings or of a mailer."
             )
         configured = self._configured
         changed = {
@@ -161,7 +163,7 @@ class EmailBackend(AnymailBaseBackend):
         return _rebuild, (type(self), self.alias), changed
 
     def idna_encode(self, domain: str) -> str:
-        """Return a domain in ASCII, as the option `idna_encoder` makes it."""
+        """Encode a domain in ASCII by the option `idna_encoder`."""
         try:
             return str(self.idna_encoder(domain))
         except ValueError as error:
@@ -170,9 +172,9 @@ class EmailBackend(AnymailBaseBackend):
             ) from error
 
     def open(self) -> bool | None:
-        """Make sure that a live connection is ready; return whether it is a new one.
+        """Make sure that the pool has a live connection; return whether it is a new one.
 
-        Nothing is held: connections belong to the process's pool.
+        Returns None for an error under `fail_silently`. The connection stays in the pool.
         """
         try:
             config = self.usual_sender().config
@@ -184,10 +186,10 @@ class EmailBackend(AnymailBaseBackend):
             return None
 
     def close(self) -> None:
-        """Do nothing: the pool closes its connections by itself."""
+        """Do nothing: connections belong to the pool, which closes them."""
 
     def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
-        """Send each message, whatever becomes of the others; return how many went out.
+        """Send each message, independent of the others; return how many went out.
 
         Raises the first error, with one SendResult per message in its `results`, unless
         the option `fail_silently` is set.
@@ -197,7 +199,7 @@ class EmailBackend(AnymailBaseBackend):
         call = looked_up.set({})
         try:
             self._deliver(messages, finished)
-        except Exception:  # a receiver of pre_send raised it: the rest is not sent
+        except Exception:  # of a pre_send receiver or an iterator: the rest is not sent
             raise
         except BaseException:
             if isinstance(messages, list | tuple):
@@ -213,9 +215,9 @@ class EmailBackend(AnymailBaseBackend):
     def repeat(self, envelopes: Iterable[Envelope]) -> SendResult:
         """Send the `envelopes` of a `repeatable` DeliveryUnknown once more, as they are.
 
-        Safe for 24 hours from the first try: so long Lettermint knows their keys. There
-        is no signal, as the message has had its own. Raises DeliveryUnknown if it is
-        still unknown.
+        Safe for 24 hours from the first try, while Lettermint remembers their keys. Sends
+        no signal, as the message has had its own. Raises DeliveryUnknown if the outcome
+        is still unknown.
         """
         envelopes = list(envelopes)
         tenants = {each.tenant for each in envelopes}
@@ -231,7 +233,8 @@ class EmailBackend(AnymailBaseBackend):
             if not submission.repeatable:
                 raise LettermintInvalidMessage(
                     "an envelope without idempotency key, or for a relay that does not "
-                    "know such keys, is not repeated: it could be delivered twice"
+                    "know such keys, is not repeated: it could be delivered twice; look it "
+                    "up in the dashboard before you send the message again"
                 )
         with pool.open_pool(config) as connections:
             Delivery(config, connections).deliver([repeated])
@@ -244,7 +247,7 @@ class EmailBackend(AnymailBaseBackend):
     def _deliver(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
         config = self.config
         if self.has_tenants:
-            with suppress(LettermintInvalidMessage):  # each message will get it
+            with suppress(LettermintInvalidMessage):  # each message gets its own
                 config = self.usual_sender().config
         count = len(messages) if isinstance(messages, Sized) else None
         with pool.open_pool(config) as connections:
@@ -254,10 +257,10 @@ class EmailBackend(AnymailBaseBackend):
             size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
             if width == 1:
                 patience = PATIENCE if count == 1 else LIST_PATIENCE
-                delivery = Deliveries(config, connections, patience=patience)
+                delivery = Delivery(config, connections, patience=patience)
                 for batch in self._batches(messages, size, BATCH_OCTETS):
                     try:
-                        delivery.deliver([each.submissions for each in batch])
+                        deliver_all([each.submissions for each in batch], delivery)
                     finally:
                         finished.add(batch)
                 return
@@ -269,7 +272,7 @@ class EmailBackend(AnymailBaseBackend):
     def _batches(
         self, messages: Iterable[EmailMessage], size: int, most_octets: int
     ) -> Iterator[list[OutgoingMessage]]:
-        """Prepare messages as they are taken; what interrupts that is raised after them."""
+        """Prepare messages batch by batch; raise an interrupting error after the last."""
         iterator = iter(messages)
         interruption: BaseException | None = None
         while not interruption:
@@ -277,14 +280,14 @@ class EmailBackend(AnymailBaseBackend):
             octets = 0
             try:
                 for message in islice(iterator, size):
-                    # It ends as interrupted if the next line does.
+                    # If prepare() is interrupted, the message ends as interrupted.
                     batch.append(OutgoingMessage(message))
                     batch[-1] = self.prepare(message)
                     octets += sum(each.envelope.size for each in batch[-1].submissions)
                     if octets > most_octets:
                         break
             except Exception as error:  # noqa: BLE001 - raised below
-                # A pre_send receiver's: its message has no end. Or the iterator's.
+                # Of the iterator, or of a pre_send receiver, whose message does not end.
                 interruption = error
                 if batch and not batch[-1].prepared:
                     batch.pop()
@@ -299,22 +302,22 @@ class EmailBackend(AnymailBaseBackend):
             raise interruption
 
     def prepare(self, message: EmailMessage) -> OutgoingMessage:
-        """Do all that can fail because of the message, before any network.
+        """Render a message: all that can fail because of it, before any network.
 
-        A subclass may change the message here, and call this.
+        A subclass may change the message, and then call this.
         """
         given: object = message
         if not isinstance(given, mail.EmailMessage):
             error = invalid_value("a message", given, "give an EmailMessage")
-            # No receiver could do anything with it.
+            # Receivers expect an EmailMessage.
             return OutgoingMessage(message, error=error, suppress_signals=True)
         message.anymail_status = AnymailStatus()  # type: ignore[attr-defined]
         signed: object = UNSET
         try:
             if message.extra_headers:
-                # Before receivers change what it was signed for.
+                # Before receivers change the message that was signed.
                 signed = signed_tenant(message)
-        except Exception as error:  # noqa: BLE001 - a message's own code raises any
+        except Exception as error:  # noqa: BLE001 - properties of a message raise any
             return _refused(message, error)
         try:
             pre_send.send(type(self), message=message, esp_name=self.esp_name)
@@ -331,16 +334,16 @@ class EmailBackend(AnymailBaseBackend):
             return _refused(message, error, tenant)
 
     def usual_sender(self) -> Self:
-        """Return what sends the messages that name no tenant themselves."""
+        """Return the backend for messages that name no tenant themselves."""
         tenant = active_extras().get("tenant", self.tenant)
         return self if tenant is None else self.for_tenant(tenant)
 
     def for_tenant(self, tenant: object) -> Self:
-        """Return the backend that sends for a tenant: this one, with the tenant's options.
+        """Return a copy of this backend with the options of a tenant.
 
-        Raises LettermintInvalidMessage if there are none.
+        Raises LettermintInvalidMessage for an unknown tenant.
         """
-        usual = self._whole_config.reveal()
+        usual = self._whole_config.value
         config = tenant_config(usual, tenant)
         sender = copy(self)
         for name in _OF_TENANTS:
@@ -352,32 +355,32 @@ class EmailBackend(AnymailBaseBackend):
         return sender
 
 
+@dataclass(slots=True, eq=False)
 class _Finished:
     """The results of one call of `send_messages()`, in the order of its messages."""
 
-    def __init__(self, sender: type[EmailBackend], endpoint: Endpoint) -> None:
-        self._sender = sender
-        self._endpoint = endpoint
-        self.results: list[SendResult] = []
-        #: The first error.
-        self.error: Exception | None = None
+    sender: type[EmailBackend]
+    endpoint: Endpoint
+    results: list[SendResult] = field(default_factory=list)
+    #: The first error.
+    error: Exception | None = None
 
     def add(self, batch: Sequence[OutgoingMessage]) -> None:
-        """Report the end of each message, also after a receiver was interrupted."""
+        """Report the end of each message, even if a receiver is interrupted."""
         try:
             with ExitStack() as notifications:
                 for each in reversed(batch):
-                    notifications.callback(notify, self._sender, each, self._endpoint)
+                    notifications.callback(notify, self.sender, each, self.endpoint)
         finally:
             for each in batch:
                 self.results.append(each.result)
                 self.error = self.error or each.error
-                # They refer to each other: the octets would stay until Python's
-                # garbage collector comes.
+                # They refer to each other, so that the octets would stay in memory until
+                # the next garbage collection.
                 each.submissions.clear()
 
     def interrupt(self, messages: Sequence[EmailMessage]) -> None:
-        """End the messages that were not reached."""
+        """End the messages that were not begun."""
         outgoing = [OutgoingMessage(message) for message in messages]
         for each in outgoing:
             each.interrupt()
@@ -387,7 +390,7 @@ class _Finished:
 def _refused(
     message: EmailMessage, error: Exception, tenant: object = None
 ) -> OutgoingMessage:
-    """End a message because of an error of its own."""
+    """Return a message that ends with an error before it is sent."""
     if not isinstance(error, AnymailError):
         failure = LettermintInvalidMessage(
             f"the message cannot be prepared: {error} ({type(error).__name__}); "
@@ -399,9 +402,9 @@ def _refused(
 
 
 def refuse_unused_hooks(cls: type, ours: type) -> None:
-    """Raise TypeError if a subclass of `ours` overrides what is never called.
+    """Raise TypeError if a subclass of `ours` overrides a method that is never called.
 
-    Such an override may be a safety net, like a filter of recipients on a staging server.
+    Such an override may be important, like a filter of recipients on a staging server.
     """
     for base in cls.__mro__[: cls.__mro__.index(ours)]:
         for name in _UNUSED_HOOKS.keys() & vars(base).keys():
@@ -410,13 +413,6 @@ def refuse_unused_hooks(cls: type, ours: type) -> None:
                 f"{ours.__module__}.{ours.__qualname__} never calls: use "
                 f"{_UNUSED_HOOKS[name]}"
             )
-
-
-def attributes_since(
-    backend: BaseEmailBackend, before: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the attributes that a constructor of ours has set."""
-    return {name: value for name, value in vars(backend).items() if name not in before}
 
 
 def _rebuild(cls: type[EmailBackend], alias: str | None) -> EmailBackend:

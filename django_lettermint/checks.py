@@ -1,4 +1,4 @@
-"""System checks: what `manage.py check` says about the settings, before a mail fails."""
+"""System checks: `manage.py check` reports wrong settings before a mail fails."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ QUEUE = "django_lettermint.tasks.EmailBackend"
 DISTRIBUTION = "django-lettermint-smtp"
 WEBHOOK_VIEW = "django_lettermint.webhooks.LettermintWebhookView"
 
-
-#: The settings of Django's SMTP backend, and which of ours have their place.
+#: The settings of Django's SMTP backend, each with the one of ours that replaces it.
 _OTHER_SETTINGS = {
     "EMAIL_HOST": "LETTERMINT_HOST",
     "EMAIL_PORT": "LETTERMINT_PORT",
@@ -140,12 +139,12 @@ def _mailers() -> Iterator[tuple[str, object, dict[str, Any]]]:
 
 
 def _mapping(value: object) -> Mapping[Any, Any]:
-    # Other things are Django's to refuse.
+    # Django refuses other values.
     return value if isinstance(value, Mapping) else {}
 
 
 def _is_a(path: object, *backends: str) -> TypeGuard[str]:
-    """Tell whether a path leads to one of our backends or to a subclass."""
+    """Return whether a path leads to one of our backends or to a subclass."""
     if not isinstance(path, str):
         return False
     try:
@@ -157,8 +156,8 @@ def _is_a(path: object, *backends: str) -> TypeGuard[str]:
 
 
 def _is_ours(path: object, backend: str) -> TypeGuard[str]:
-    """Tell whether a path leads to our backend or a subclass that takes its options."""
-    # A subclass with a constructor of its own may have options of its own.
+    """Return whether a path leads to our backend or a subclass that takes its options."""
+    # A subclass with another constructor may take other options.
     return _is_a(path, backend) and (
         import_string(path).__init__ is import_string(backend).__init__
     )
@@ -167,8 +166,8 @@ def _is_ours(path: object, backend: str) -> TypeGuard[str]:
 def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
     """Report what the mail of the option `tenant` would raise.
 
-    To look it up may take a database, so this runs with `check --database` only, `migrate`
-    included. A warning: the tenant's row may be made later.
+    The look-up may use a database, so this runs with `check --database` and `migrate`
+    only. It is a warning, because the tenant's row may be created later.
     """
     found: list[CheckMessage] = []
     for place, path, options in _mailers():
@@ -179,7 +178,7 @@ def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessag
             if backend.has_tenants:
                 backend.usual_sender()
         except LettermintInvalidMessage as error:
-            if not error.transient:  # else its table may be missing so far
+            if not error.transient:  # else its table may not exist yet
                 hint = (
                     f"Mail sent by {place} is refused, unless it names another tenant."
                 )
@@ -190,7 +189,7 @@ def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessag
 
 
 def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-    """Report webhook settings that are wrong, missing, or other than a mailer's."""
+    """Report webhook settings that are wrong, missing, or different from a mailer's."""
     try:
         config = webhook_config()
     except Exception as error:  # noqa: BLE001 -- each event raises it as well
@@ -208,7 +207,11 @@ def check_webhooks(app_configs: object = None, **kwargs: Any) -> list[CheckMessa
         except Exception as error:  # noqa: BLE001 -- each event raises it as well
             hint = f"The webhook at {url} raises this error."
             found.append(_error(error, hint, Id.INVALID_WEBHOOKS))
-    found += [_without_secret(urls, of) for of, urls in refusing.items() if urls]
+    found += [
+        _without_secret(urls, of_tenants=names_tenant)
+        for names_tenant, urls in refusing.items()
+        if urls
+    ]
     return [*found, *_check_correlation_keys(config)] if views else []
 
 
@@ -251,7 +254,7 @@ def _may_have_secret(view: Any, shared: object) -> bool:
     return bool(webhook_config({"signing_secret": of_class}).signing_secrets)
 
 
-def _without_secret(urls: list[str], of_tenants: bool) -> CheckMessage:  # noqa: FBT001
+def _without_secret(urls: list[str], *, of_tenants: bool) -> CheckMessage:
     hint = "Set LETTERMINT_SIGNING_SECRET to the webhook's secret, whsec_…"
     if of_tenants:
         hint = (

@@ -1,7 +1,7 @@
-"""The errors a send can end with.
+"""The errors with which sending a message can end.
 
     AnymailError
-    ├── LettermintInvalidMessage   (ValueError)              the message breaks a rule; nothing was sent
+    ├── LettermintInvalidMessage   (ValueError)              the message breaks a rule; not sent
     │   └── InvalidHeader          (BadHeaderError)          a line break in a header field
     └── AnymailAPIError
         └── LettermintError        (smtplib.SMTPException)
@@ -12,15 +12,15 @@
             ├── SenderRefused          (SMTPSenderRefused)
             ├── RecipientsRefused      (SMTPRecipientsRefused, AnymailRecipientsRefused)
             ├── MessageRefused         (SMTPDataError)
-            ├── ConnectionLost         (SMTPServerDisconnected)  before the commit point: not sent
-            ├── DeliveryUnknown        (SMTPServerDisconnected)  after it: maybe sent
+            ├── ConnectionLost         (SMTPServerDisconnected)  not sent
+            ├── DeliveryUnknown        (SMTPServerDisconnected)  maybe sent
             ├── PoolTimeout            (TimeoutError)
             ├── PoolClosed             (SMTPServerDisconnected)
             └── EnqueueFailed                                    maybe in the queue
 
-Each is also the matching `smtplib` class (hence an OSError), so that code written for
-Django's SMTP backend keeps working. Configuration errors are deliberately not in this
-tree: `fail_silently` must never hide them.
+All but the invalid ones are also the matching `smtplib` class (hence an OSError), so that
+code written for Django's SMTP backend keeps working. Configuration errors are not in this
+tree, since `fail_silently` must not hide them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class _Picklable(AnymailError):
-    """State that crosses process borders: text and results, no backend, socket or token."""
+    """An error that can be pickled: text and results, no backend, socket or token."""
 
     backend: None = None
     email_message: None = None
@@ -52,7 +52,7 @@ class _Picklable(AnymailError):
     response: None = None
     esp_name: str = "Lettermint"
 
-    #: What became of the message; None while no message is concerned.
+    #: The result of the message; None for an error that concerns no message.
     result: SendResult | None = None
     #: One result per message, on the error that `send_messages()` raises.
     results: Sequence[SendResult] = ()
@@ -79,7 +79,7 @@ def _restore(
 
 
 class LettermintInvalidMessage(_Picklable, ValueError):
-    """A message breaks a rule: says which field and which rule; no network was used."""
+    """A message breaks a rule, which the text names with the field; nothing was sent."""
 
     retry_safe = True
     transient = False
@@ -90,13 +90,13 @@ class InvalidHeader(LettermintInvalidMessage, BadHeaderError):
 
 
 def invalid_message(text: str, value: object = None) -> LettermintInvalidMessage:
-    """Make the error for a message; `value` is what a header field would have held."""
+    """Return the error for a message; `value` is the refused value of a header field."""
     line_break = isinstance(value, str) and ("\n" in value or "\r" in value)
     return InvalidHeader(text) if line_break else LettermintInvalidMessage(text)
 
 
 class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):
-    """Base of all errors that a relay, a network or the pool can cause."""
+    """Base class of all errors of the relay, the network, the pool and the queue."""
 
     #: Sending the same message again cannot duplicate it.
     retry_safe: bool = True
@@ -105,7 +105,7 @@ class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):
     #: The relay's reply (0 and b"" when there was none), named as in smtplib.
     smtp_code: int = 0
     smtp_error: Any = b""
-    #: What happened, without the advice that the text ends with; "" if they are one.
+    #: What happened, without the advice at the end of the text; "" if there is none.
     summary: str = ""
     #: A step took longer than its timeout.
     timed_out: bool = False
@@ -121,9 +121,9 @@ class LettermintError(_Picklable, AnymailAPIError, smtplib.SMTPException):
 class ConnectFailed(LettermintError, smtplib.SMTPConnectError, ConnectionError):
     """No connection: DNS, TCP, TLS, the greeting or EHLO failed."""
 
-    #: The step that failed, if it was a later one: TLS or AUTH.
+    #: The phase of a result, if it is not CONNECT: TLS or AUTH.
     phase: Phase | None = None
-    #: The same by its name: DNS, TCP, greeting, EHLO, STARTTLS, TLS or AUTH.
+    #: The step that failed: DNS, TCP, greeting, EHLO, STARTTLS, TLS or AUTH.
     step: str = ""
 
     @property
@@ -171,14 +171,14 @@ class MessageRefused(LettermintError, smtplib.SMTPDataError):
 
 
 class ConnectionLost(LettermintError, smtplib.SMTPServerDisconnected):
-    """The connection failed before the commit point: the message was not sent."""
+    """The connection failed before the end of the message, which was not sent."""
 
 
 class DeliveryUnknown(LettermintError, smtplib.SMTPServerDisconnected):
     """The end of the message was written, but no complete reply came back.
 
-    `envelopes` are the frozen messages whose delivery is unknown, to be kept (their
-    `to_json()`) and repeated later.
+    `envelopes` are the frozen messages whose delivery is unknown; keep their `to_json()`
+    to repeat them later.
     """
 
     retry_safe = False

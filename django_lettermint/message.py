@@ -159,9 +159,7 @@ def tenant_of(
     `signed` is what `signed_tenant()` has returned. Whether the result is a name is not
     checked. None says that there is no tenant.
     """
-    tenant = _attribute(message, "tenant")
-    if tenant is UNSET:
-        tenant = signed
+    tenant = given_attributes(message, ["tenant"]).get("tenant", signed)
     if tenant is UNSET and message.extra_headers:
         tenant = signed_tenant(message)
     if tenant is UNSET:

@@ -66,9 +66,9 @@ class OutgoingMessage:
     result: SendResult = field(
         default_factory=lambda: SendResult(outcome=Outcome.NOT_SENT)
     )
-    #: It ends without status, log and signals: cancelled, without recipients, or queued.
+    #: Without status, log and signals: it is cancelled, queued, or has no recipients.
     suppress_signals: bool = False
-    #: Whose it is.
+    #: The name of its tenant, if it has one.
     tenant: str | None = None
 
     @property
@@ -91,7 +91,7 @@ class OutgoingMessage:
 
     @classmethod
     def not_to_send(cls, message: EmailMessage, phase: Phase) -> Self:
-        """Make one that ends before the start, for a reason that is no failure."""
+        """Return a message that is not sent for a reason that is no failure."""
         result = SendResult(outcome=Outcome.NOT_SENT, phase=phase)
         message.anymail_status.esp_response = result  # type: ignore[attr-defined]
         return cls(message, result=result, suppress_signals=True)
@@ -104,8 +104,8 @@ def notify(
 ) -> None:
     """Set the status of a message that has ended, log its end, and send the signals.
 
-    `endpoint` is the relay that the log names. Nothing that receivers do changes the
-    result.
+    `endpoint` is the relay to log for a message without submissions. An exception in a
+    receiver does not change the result.
     """
     if outgoing.submissions:
         outgoing.result = build_result(outgoing.submissions)
@@ -121,7 +121,7 @@ def notify(
     try:
         _depth.set(depth + 1)
         status = _status(outgoing)
-        # Handlers may mail ADMINS, and raise when that fails as well.
+        # A handler may mail ADMINS, and raise an error if that fails as well.
         with suppress(Exception):
             _log(outgoing, endpoint, logging.DEBUG if depth else logging.ERROR)
         if depth < 2:
@@ -138,7 +138,7 @@ def _status(outgoing: OutgoingMessage) -> AnymailStatus:
         for submission in outgoing.submissions
         for who in recipients_of(submission)
     }
-    if ids:  # else it was never sent to the provider, which Anymail says by None
+    if ids:  # else the status stays None: it was not sent to the provider
         status.set_recipient_status(
             {
                 outgoing.original_addresses.get(who, who): AnymailRecipientStatus(
@@ -153,7 +153,7 @@ def _status(outgoing: OutgoingMessage) -> AnymailStatus:
 def _log(
     outgoing: OutgoingMessage, endpoint: Endpoint | None, level_of_failures: int
 ) -> None:
-    # Addresses and server texts, which may quote them, are for DEBUG only.
+    # Addresses, and replies that may quote them, are logged at DEBUG only.
     result, error = outgoing.result, outgoing.error
     if outgoing.submissions:
         endpoint = outgoing.submissions[0].config.endpoint
@@ -192,10 +192,10 @@ def _log(
 def _send_signals(
     sender: type[AnymailBaseBackend], outgoing: OutgoingMessage, status: AnymailStatus
 ) -> None:
-    # Django logs what receivers raise: the mail is out, or it is not, and an exception
-    # would make the caller send it again.
+    # Robust, so that Django logs exceptions of receivers: the mail is out, or it is not,
+    # and raising them would make the caller send it again.
     message = outgoing.message
-    # As other Anymail backends do: when the provider has answered for the recipients.
+    # Anymail's backends send post_send once the provider has answered for recipients.
     answered = outgoing.result.outcome is not Outcome.NOT_SENT
     if isinstance(outgoing.error, RecipientsRefused):
         answered = True

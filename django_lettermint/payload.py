@@ -26,6 +26,7 @@ from .exceptions import LettermintInvalidMessage
 from .extras import (
     TENANT,
     Extras,
+    Layer,
     extract_extras,
     header_text,
     invalid_value,
@@ -107,17 +108,19 @@ class Payload:
         if "envelope_sender" in said:
             self.mail_from = _mail_from(said["envelope_sender"], idna)
         self.subject = single_line("subject", said.get("subject", ""))
-        default_extras, below = _extract_shared(defaults.get("extra_headers") or {})
-        raw_extras, own = extract_extras(message.extra_headers or {})
-        self.headers = _merged_headers(_merged_headers({}, below), own)
+        self.headers: Mapping[str, str] = {}
         #: The sources of extras, lowest precedence first.
-        self.layers = [
-            default_layer(defaults, self.unsupported),
-            default_extras,
-            active_extras(),
-            raw_extras,
-            attribute_layer(message, self.unsupported),
-        ]
+        self.layers: list[Layer] = []
+        if defaults:
+            layer, below = _extract_shared(defaults.get("extra_headers") or {})
+            self.headers = _merged_headers({}, below)
+            self.layers = [default_layer(defaults, self.unsupported), layer]
+        self.layers.append(active_extras())
+        if message.extra_headers:
+            layer, own = extract_extras(message.extra_headers)
+            self.headers = _merged_headers(self.headers, own)
+            self.layers.append(layer)
+        self.layers.append(attribute_layer(message, self.unsupported))
 
     def unsupported(self, feature: str) -> None:
         """Refuse what Lettermint cannot do, unless it is to be left out."""
@@ -129,15 +132,10 @@ class Payload:
 
     def prepare(self) -> OutgoingMessage:
         """Write the message into one envelope, or with merge_* into one per `to`."""
-        message = copy.copy(self.message)
-        message.body = force_non_lazy(self.said.get("body", ""))
-        message.attachments = self.said.get("attachments", [])
-        if "alternatives" in self.said:
-            message.alternatives = self.said["alternatives"]  # type: ignore[attr-defined]
         # Copies differ in their header only, and share the octets of their body.
         body = None
-        if mime.is_stock(message):
-            body = mime.body(message, self.backend.idna_encode)
+        if mime.is_stock(self.message):
+            body = mime.body(self.message, self.said, self.backend.idna_encode)
         keys: set[str | None] = set()
         envelopes = []
         for each in self._copies():
@@ -148,7 +146,7 @@ class Payload:
                     "the relay would drop the message to the second"
                 )
             keys.add(key)
-            envelopes.append(self._envelope(each, message, body))
+            envelopes.append(self._envelope(each, body))
         mailboxes = reversed([*self.to, *self.cc, *self.bcc])
         return OutgoingMessage(
             self.message,
@@ -176,9 +174,7 @@ class Payload:
                 extras = replace(extras, idempotency_key=key)
             yield _Copy([mailbox], _merged_headers(self.headers, own), extras)
 
-    def _envelope(
-        self, each: _Copy, message: EmailMessage, body: Part | None
-    ) -> Envelope:
+    def _envelope(self, each: _Copy, body: Part | None) -> Envelope:
         key = each.extras.idempotency_key
         own_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
         extras, correlation_key = each.extras, self.backend.correlation_key
@@ -188,8 +184,20 @@ class Payload:
         if message_id is None and correlation_key is not None:
             own_metadata = {correlation_key: own_id}
         lines = render(extras, own_metadata)
-        part = self._written(each, message, body)
-        recipients = [one.address for one in _distinct([*each.to, *self.cc, *self.bcc])]
+        if body is None:
+            part = self._built(each)
+        else:
+            lists = {
+                "From": [self.sender],
+                "To": each.to,
+                "Cc": self.cc,
+                "Reply-To": self.reply_to,
+            }
+            idna = self.backend.idna_encode
+            header = mime.header(self.subject, lists, each.headers, idna)
+            part = body._replace(head=header + body.head)
+        named = [*each.to, *self.cc, *self.bcc]
+        recipients = [one.address for one in _distinct(named)]
         envelope = Envelope(
             mail_from=self.mail_from,
             recipients=tuple(recipients),
@@ -212,27 +220,21 @@ class Payload:
             )
         return envelope
 
-    def _written(self, each: _Copy, message: EmailMessage, body: Part | None) -> Part:
-        """Write a copy; what another class than Django's builds is left to it."""
-        idna = self.backend.idna_encode
-        if body is not None:
-            lists = {
-                "From": [self.sender],
-                "To": each.to,
-                "Cc": self.cc,
-                "Reply-To": self.reply_to,
-            }
-            header = mime.header(self.subject, lists, each.headers, idna)
-            return body._replace(head=header + body.head)
-        message = copy.copy(message)
+    def _built(self, each: _Copy) -> Part:
+        """Write a copy that another class than Django's builds."""
+        message = copy.copy(self.message)
         message.subject, message.from_email = self.subject, self.sender.text
+        message.body = force_non_lazy(self.said.get("body", ""))
+        message.attachments = self.said.get("attachments", [])
+        if "alternatives" in self.said:
+            message.alternatives = self.said["alternatives"]  # type: ignore[attr-defined]
         message.to, message.cc, message.reply_to = (
             [mailbox.text for mailbox in mailboxes]
             for mailboxes in (each.to, self.cc, self.reply_to)
         )
         message.bcc = []
         message.extra_headers = dict(each.headers)
-        return mime.render(message, idna)
+        return mime.render(message, self.backend.idna_encode)
 
 
 def _attributes(message: EmailMessage, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,36 +242,26 @@ def _attributes(message: EmailMessage, defaults: Mapping[str, Any]) -> dict[str,
 
     An explicit None removes the default.
     """
-    found: dict[str, Any] = {}
-    given = given_attributes(message, _READ)
-    for name, combine in _READ.items():
-        value = given.get(name, UNSET)
-        if name in _ADDRESS_LISTS and not isinstance(value, list):
-            _check_list(name, value)
-        if name in _BY_RECIPIENT and (name in defaults or value is not UNSET):
-            _check_by_recipient(name, defaults.get(name), value)
-        if name in defaults:
-            value = combine(defaults[name], value)
-        if value is not UNSET and value is not None:
-            found[name] = value
-    return found
-
-
-def _check_list(name: str, value: object) -> None:
-    is_text = isinstance(value, str | bytes) or is_lazy(value)
-    is_given = value is not UNSET and value is not None
-    if is_given and (is_text or not isinstance(value, Iterable)):
-        raise invalid_value(name, value, "use a list of addresses")
-
-
-def _check_by_recipient(name: str, *layers: object) -> None:
-    for layer in layers:
-        if layer is UNSET or layer is None:
-            continue
-        values = layer.values() if isinstance(layer, Mapping) else [layer]
-        if not all(isinstance(value, Mapping) for value in values):
-            rule = "use a mapping of addresses to mappings"
-            raise invalid_value(name, layer, rule)
+    found = given_attributes(message, _READ)
+    for name in _ADDRESS_LISTS:
+        value = found.get(name)
+        if value is not None and not isinstance(value, list):
+            is_text = isinstance(value, str | bytes) or is_lazy(value)
+            if is_text or not isinstance(value, Iterable):
+                raise invalid_value(name, value, "use a list of addresses")
+    for name in _BY_RECIPIENT:
+        for layer in (defaults.get(name), found.get(name)):
+            values = layer.values() if isinstance(layer, Mapping) else [layer]
+            if layer is not None and not all(isinstance(v, Mapping) for v in values):
+                rule = "use a mapping of addresses to mappings"
+                raise invalid_value(name, layer, rule)
+    for name in _READ.keys() & defaults.keys():
+        found[name] = _READ[name](defaults[name], found.get(name, UNSET))
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None and value is not UNSET
+    }
 
 
 def _mail_from(value: object, idna: mime.IdnaEncode) -> str:
@@ -303,8 +295,10 @@ def _extract_shared(
     return layer, others
 
 
-def _distinct(mailboxes: Iterable[Mailbox]) -> Iterable[Mailbox]:
+def _distinct(mailboxes: Sequence[Mailbox]) -> Iterable[Mailbox]:
     """Leave out addresses that are named twice."""
+    if len(mailboxes) == 1:
+        return mailboxes
     found: dict[str, Mailbox] = {}
     for each in mailboxes:
         found.setdefault(each.key, each)

@@ -1,4 +1,4 @@
-"""What became of a message."""
+"""Results of sending a message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 class Outcome(enum.Enum):
-    """The three ways a message can end; there is no fourth."""
+    """The three ways in which a message can end."""
 
     #: The relay confirmed the message for at least one recipient.
     SENT = "sent"
@@ -19,7 +19,7 @@ class Outcome(enum.Enum):
 
 
 class Phase(enum.StrEnum):
-    """How far a message came; on a failure, the step that failed."""
+    """How far a message came: on a failure, the step that failed."""
 
     CANCELLED = "cancelled"  #: a pre_send receiver raised AnymailCancelSend
     NO_RECIPIENTS = "no_recipients"
@@ -51,18 +51,18 @@ class RecipientResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendResult:
-    """The end of one message: plain, picklable data without secrets."""
+    """The result of one message: plain, picklable data without secrets."""
 
     outcome: Outcome
     #: Our id for the message; webhooks bring it back as `event.message_id`.
     message_id: str | None = None
     idempotency_key: str | None = None
     recipients: Mapping[str, RecipientResult] = field(default_factory=dict)
-    #: The last reply that decided the outcome; the text is sanitised and bounded.
+    #: The reply that decided the outcome; the text is sanitised, and limited in length.
     code: int | None = None
     text: str = ""
     phase: Phase = Phase.MESSAGE
-    #: Transactions begun for this message; 0 if there never was a connection.
+    #: Tries, including connections that could not be made.
     attempts: int = 0
     #: Seconds from the first attempt to the last reply.
     elapsed: float = 0.0

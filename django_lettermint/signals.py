@@ -1,4 +1,4 @@
-"""The two ends of a message: each message fires exactly one of these."""
+"""The signals of sent and failed messages; each message sends one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's side of a queue: `run()`, for tasks of your own."""
+"""`run()`, for tasks of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses that no connection comes out of."""
+"""Ports to which no connection can be made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def refused_port() -> Iterator[int]:
-    """Hold a port of 127.0.0.1 that refuses every connection, and that nobody else can get."""
+    """Hold a port of 127.0.0.1 that refuses connections and that no other process gets."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -22,7 +22,7 @@ def blackhole() -> Iterator[int]:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        # Nobody accepts: once the queue is full, the kernel ignores further attempts.
+        # Nothing is accepted: once the queue is full, the kernel ignores further attempts.
         for _ in range(2):
             filler = stack.enter_context(socket.socket())
             filler.settimeout(0)

@@ -1,4 +1,4 @@
-"""What receivers of signals hear."""
+"""The signals that fire, as their receivers get them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def receiver(signal: Signal, function: Any) -> Iterator[None]:
 @contextmanager
 def listening() -> Iterator[list[tuple[str, dict[str, Any]]]]:
     """Collect the signals by name, with their arguments."""
-    heard: list[tuple[str, dict[str, Any]]] = []
+    received: list[tuple[str, dict[str, Any]]] = []
 
-    def hear(signal: Signal, **arguments: Any) -> None:
-        heard.append((NAMES[id(signal)], arguments))
+    def receive(signal: Signal, **arguments: Any) -> None:
+        received.append((NAMES[id(signal)], arguments))
 
     with (
-        receiver(post_send, hear),
-        receiver(message_sent, hear),
-        receiver(message_failed, hear),
+        receiver(post_send, receive),
+        receiver(message_sent, receive),
+        receiver(message_failed, receive),
     ):
-        yield heard
+        yield received
 
 
-def names(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    return [name for name, _ in heard]
+def names(received: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    return [name for name, _ in received]

@@ -30,5 +30,5 @@ _DUMMY = f"{_TASKS}.backends.dummy.DummyBackend"
 TASKS = {
     "default": {"BACKEND": f"{_TASKS}.backends.immediate.ImmediateBackend"},
     "dummy": {"BACKEND": _DUMMY, "QUEUES": ["default", "mail"]},
-    "broken": {"BACKEND": "tests.queueing.BrokenBackend"},
+    "broken": {"BACKEND": "tests.tasks.queueing.BrokenBackend"},
 }

@@ -29,21 +29,25 @@ QUEUES = "django_lettermint.tasks.EmailBackend"
 MAILERS_EXIST = django.VERSION >= (6, 1)
 
 COPIES = pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
-OPTIONS = pytest.mark.parametrize(
-    "options",
-    [
-        {"api_token": OTHER},
-        {"password": OTHER},
-        {"username": "shop"},
-        {"host": "relay.example"},
-        {"port": 587},
-        {"timeout": 3},
-        {"pool": False},
-        {"send_defaults": {"tag": "a"}},
-        {"correlation_key": "id"},
-    ],
-    ids=lambda options: next(iter(options)),
+KINDS = pytest.mark.parametrize(
+    "kind", [EmailBackend, tasks.EmailBackend], ids=["sends", "queues"]
 )
+OPTIONS: list[dict[str, Any]] = [
+    {"api_token": OTHER},
+    {"password": OTHER},
+    {"username": "shop"},
+    {"host": "relay.example"},
+    {"port": 587},
+    {"timeout": 3},
+    {"pool": False},
+    {"send_defaults": {"tag": "a"}},
+    {"correlation_key": "id"},
+]
+QUEUE_OPTIONS: list[dict[str, Any]] = [
+    {"task_backend": "dummy"},
+    {"max_bytes": 5},
+    {"priority": 3},
+]
 
 
 class Restricted(EmailBackend):
@@ -65,7 +69,7 @@ def _token_in_the_settings() -> Any:
 
 
 @COPIES
-@OPTIONS
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options)))
 def test_a_copy_keeps_its_whole_configuration(
     duplicate: Callable[[EmailBackend], EmailBackend], options: dict[str, Any]
 ) -> None:
@@ -137,26 +141,22 @@ def test_the_copy_of_a_message_goes_out_under_the_token_of_its_backend(
 # -- Pickles ------------------------------------------------------------------------------
 
 
-@OPTIONS
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((EmailBackend, options) for options in OPTIONS),
+        *((tasks.EmailBackend, options) for options in QUEUE_OPTIONS),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
 def test_a_backend_with_options_of_its_own_is_not_pickled(
-    options: dict[str, Any],
+    kind: type[Any], options: dict[str, Any]
 ) -> None:
-    with pytest.raises(
-        TypeError, match=f"options of its own .{next(iter(options))}."
-    ) as raised:
-        pickle.dumps(EmailBackend(**options))
+    words = f"options of its own .{next(iter(options))}."
+    with pytest.raises(TypeError, match=words) as raised:
+        pickle.dumps(kind(**options))
 
     assert OTHER not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    "options", [{"task_backend": "dummy"}, {"max_bytes": 5}, {"priority": 3}]
-)
-def test_a_queueing_backend_with_options_of_its_own_is_not_pickled(
-    options: dict[str, Any],
-) -> None:
-    with pytest.raises(TypeError, match=f"options of its own .{next(iter(options))}."):
-        pickle.dumps(tasks.EmailBackend(**options))
 
 
 @pytest.mark.filterwarnings("ignore:.*connection")
@@ -177,28 +177,20 @@ def test_a_message_with_such_a_backend_is_not_pickled(
         pickle.dumps(message)
 
 
-@pytest.mark.parametrize(
-    "kind", [EmailBackend, tasks.EmailBackend], ids=["sends", "queues"]
-)
+@KINDS
 def test_a_backend_of_the_settings_reads_those_where_it_is_unpickled(
     kind: type[Any],
 ) -> None:
     stored = pickle.dumps(kind(username=None, password=None, fail_silently=False))
 
     assert b"lm_settings" not in stored
+    assert pickle.loads(stored).fail_silently is False
+    assert pickle.loads(pickle.dumps(kind(fail_silently=True))).fail_silently is True
     with override_settings(LETTERMINT_API_TOKEN=OTHER):
         backend = pickle.loads(stored)
     assert type(backend) is kind
     sender = backend if kind is EmailBackend else backend._sender
     assert sender.config.endpoint.token.reveal() == OTHER
-
-
-@pytest.mark.parametrize(
-    "kind", [EmailBackend, tasks.EmailBackend], ids=["sends", "queues"]
-)
-def test_whether_it_fails_silently_travels(kind: type[Any]) -> None:
-    assert pickle.loads(pickle.dumps(kind(fail_silently=True))).fail_silently is True
-    assert pickle.loads(pickle.dumps(kind())).fail_silently is False
 
 
 def test_attributes_that_were_set_travel() -> None:

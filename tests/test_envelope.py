@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from django_lettermint.mime import with_crlf
 KEYS = st.text(st.characters(codec="ascii", min_codepoint=33, max_codepoint=126))
 ENVELOPES = st.builds(
     Envelope,
-    mail_from=st.emails(),
+    mail_from=st.just("") | st.emails(),
     recipients=st.lists(st.emails(), max_size=3).map(tuple),
     header=st.text("ab\u00e9").map(lambda text: f"Subject: {text}\r\n".encode()),
     body=st.binary(max_size=300).map(with_crlf),
@@ -40,12 +41,8 @@ def made(**changes: Any) -> Envelope:
 
 
 @given(ENVELOPES)
-def test_an_envelope_survives_json(envelope: Envelope) -> None:
+def test_an_envelope_survives_json_and_pickling(envelope: Envelope) -> None:
     assert Envelope.from_json(json.loads(json.dumps(envelope.to_json()))) == envelope
-
-
-@given(ENVELOPES)
-def test_an_envelope_survives_pickling(envelope: Envelope) -> None:
     assert pickle.loads(pickle.dumps(envelope)) == envelope
 
 
@@ -89,16 +86,12 @@ def test_a_json_form_that_was_tampered_with_is_refused(change: dict[str, Any]) -
         Envelope.from_json(made().to_json() | change)
 
 
-def test_the_key_is_written_in_front_of_the_content_and_counted() -> None:
-    envelope = made()
-    assert envelope.data == b"Idempotency-Key: k-1\r\n" + envelope.content
+# Encoded, a key could exceed Lettermint's 255 characters, and differ from the API's.
+@pytest.mark.parametrize("key", ["k-1", "=?utf-8?q?x?="])
+def test_the_key_is_written_as_it_is_in_front_of_the_content(key: str) -> None:
+    envelope = made(idempotency_key=key)
+    assert envelope.data == f"Idempotency-Key: {key}\r\n".encode() + envelope.content
     assert envelope.size == len(envelope.data)
-
-
-def test_the_idempotency_key_is_written_as_it_is() -> None:
-    # Encoded it could exceed Lettermint's 255 characters, and differ from the API's.
-    envelope = made(idempotency_key="=?utf-8?q?x?=")
-    assert envelope.data.startswith(b"Idempotency-Key: =?utf-8?q?x?=\r\n")
 
 
 def test_without_a_key_the_content_is_all() -> None:
@@ -125,26 +118,15 @@ def test_more_recipients_are_parts_with_keys_of_their_own(key: str | None) -> No
     assert first.content == second.content
 
 
-def test_the_first_transaction_and_its_repeat_have_the_same_key() -> None:
-    envelope = made(recipients=("a@example.com", "b@example.com"))
-    assert envelope.part(1, ["a@example.com"]).idempotency_key == "k-1"
-
-
 def test_the_key_of_a_part_depends_on_its_recipients_and_not_on_its_number() -> None:
     envelope = made(recipients=("a@example.com", "b@example.com", "c@example.com"))
     two, three = envelope.recipients[:2], envelope.recipients[1:]
-    key = envelope.part(2, two).idempotency_key
-    assert envelope.part(3, two).idempotency_key == key
-    assert envelope.part(2, two[::-1]).idempotency_key == key
-    assert envelope.part(2, three).idempotency_key != key
-
-
-def test_a_part_of_a_part_has_a_key_of_its_own() -> None:
-    envelope = made(recipients=("a@example.com", "b@example.com"))
-    part = envelope.part(2, ["a@example.com"])
-    further = part.part(2, ["a@example.com"])
-    keys = {each.idempotency_key for each in (envelope, part, further)}
-    assert len(keys) == 3
+    assert envelope.part(1, two).idempotency_key == "k-1"
+    part = envelope.part(2, two)
+    assert envelope.part(3, two).idempotency_key == part.idempotency_key
+    assert envelope.part(2, two[::-1]).idempotency_key == part.idempotency_key
+    others = [envelope.part(2, three), part.part(2, two), envelope]
+    assert part.idempotency_key not in {each.idempotency_key for each in others}
 
 
 @pytest.mark.parametrize("length", [1, 222, 223, 255])
@@ -161,11 +143,6 @@ def test_an_envelope_of_an_earlier_release_is_read() -> None:
     assert Envelope.from_json(form).idempotency_key == "order-1/2"
 
 
-def test_an_empty_sender_survives_json() -> None:
-    envelope = made(mail_from="")
-    assert Envelope.from_json(envelope.to_json()) == envelope
-
-
 def test_a_raw_header_of_8_bits_has_no_7_bit_form() -> None:
     envelope = made(header="Subject: Grüße\r\n".encode())
     with pytest.raises(LettermintInvalidMessage, match="header has raw 8-bit"):
@@ -177,6 +154,4 @@ def test_the_7_bit_form_keeps_everything_but_the_content() -> None:
     envelope = made(header=header, body="Grüße\r\n".encode())
     seven = envelope.seven_bit()
     assert seven.content.isascii()
-    assert seven.recipients == envelope.recipients
-    assert seven.idempotency_key == envelope.idempotency_key
-    assert seven.message_id == envelope.message_id
+    assert replace(seven, header=header, body=envelope.body) == envelope

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -14,12 +13,10 @@ import django
 import pytest
 from django.contrib.auth import get_user_model
 from django.core import mail
-from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.core.mail import EmailMultiAlternatives
 from django.test import override_settings
 from django.urls import reverse
 
-from django_lettermint import pool
-from django_lettermint.backend import EmailBackend
 from django_lettermint.message import extras
 
 if TYPE_CHECKING:
@@ -65,16 +62,6 @@ def shop(request: pytest.FixtureRequest, relay: Relay) -> Iterator[Relay]:
         yield relay
 
 
-@pytest.fixture(params=STYLES)
-def connection(request: pytest.FixtureRequest, relay: Relay) -> Iterator[Any]:
-    """Return the project's connection, by the function that its Django has for it."""
-    with override_settings(**project(request.param, relay)):
-        if request.param == "mailers":
-            yield mail.mailers.default
-        else:
-            yield mail.get_connection()
-
-
 def test_send_mail_arrives(shop: Relay) -> None:
     sent = mail.send_mail("Hi", "Hello", None, ["ann@example.com"], html_message="<p>")
     assert sent == 1
@@ -87,21 +74,6 @@ def test_send_mail_arrives(shop: Relay) -> None:
     assert received.mime.get_content_type() == "multipart/alternative"
     assert list(received.metadata) == ["django_message_id"]
     assert received.idempotency_key
-
-
-def test_send_mass_mail_arrives_over_one_connection(shop: Relay) -> None:
-    data = [("Hi", "Hello", None, [f"{n}@example.com"]) for n in range(25)]
-    assert mail.send_mass_mail(data) == 25
-    assert len(shop.messages) == 25
-    assert shop.statistics.connections == 1
-
-
-def test_mail_to_admins_and_managers_arrives(shop: Relay) -> None:
-    mail.mail_admins("Down", "It is down.")
-    mail.mail_managers("Broken", "A link is.")
-    assert [each.recipients for each in shop.messages] == [("boss@example.com",)] * 2
-    assert [each.mail_from for each in shop.messages] == ["server@example.com"] * 2
-    assert shop.messages[0].headers["Subject"] == "[Django] Down"
 
 
 def test_email_multi_alternatives_with_everything_arrive(shop: Relay) -> None:
@@ -138,28 +110,6 @@ def test_email_multi_alternatives_with_everything_arrive(shop: Relay) -> None:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:get_connection", "ignore:The 'connection'")
-def test_a_connection_is_held_in_a_with_block(connection: Any, relay: Relay) -> None:
-    messages = [EmailMessage("Hi", "Hello", None, ["ann@example.com"])] * 2
-    with connection as opened:
-        assert opened.send_messages(messages) == 2
-        assert opened.send_messages(messages) == 2
-    assert len(relay.messages) == 4
-    assert relay.statistics.connections == 1
-
-
-@pytest.mark.filterwarnings("ignore:get_connection")
-def test_a_pickled_connection_reads_its_own_settings(
-    connection: Any, relay: Relay
-) -> None:
-    stored = pickle.dumps(connection)
-    assert relay.token.encode() not in stored
-    again = pickle.loads(stored)
-    assert again.alias == connection.alias
-    assert again.send_messages([EmailMessage("Hi", "x", None, ["ann@example.com"])])
-    assert len(relay.messages) == 1
-
-
 TEMPLATES = {
     "registration/password_reset_email.html": "{% url 'password_reset_confirm' uidb64=uid token=token %}",
     "registration/password_reset_subject.txt": "Your password\n",
@@ -193,25 +143,6 @@ def test_djangos_password_reset_arrives_with_extras(
     assert "/reset/" in received.mime.get_content()
 
 
-def test_connections_are_shared_by_all_that_send(shop: Relay) -> None:
-    for _ in range(3):
-        mail.send_mail("Hi", "Hello", None, ["ann@example.com"])
-        mail.mail_admins("Hi", "Hello")
-    assert shop.statistics.connections == 1
-    [stats] = pool.get_stats()
-    assert stats["host"] == "127.0.0.1"
-
-
-def test_each_connection_with_options_of_its_own_has_a_pool(relay: Relay) -> None:
-    news: dict[str, Any] = {"send_defaults": {"route": "news"}, "pool": {"max_size": 1}}
-    message = EmailMessage("Hi", "Hello", None, ["ann@example.com"])
-    each_options: list[dict[str, Any]] = [{}, news, {}]
-    for options in each_options:
-        EmailBackend(**relay.options(**options)).send_messages([message])
-    assert [each.route for each in relay.messages] == [None, "news", None]
-    assert relay.statistics.connections == 2
-
-
 SCRIPT = """
 import json, logging, pickle, sys
 import django
@@ -239,7 +170,7 @@ with extras(tag="block"):
     assert LettermintMessage("Hi", "x", None, ["ann@example.com"], route="r").send() == 1
 assert EmailMessage("Hi", "Hello", None, []).send() == 0
 [stats] = get_stats()
-print("connections", stats["connections"] if "connections" in stats else "?")
+print(stats["opened"], "connection")
 """
 
 
@@ -264,10 +195,14 @@ def test_no_warning_is_given_and_no_token_shown(relay: Relay, style: str) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    assert "connections" in done.stdout
+    assert done.stdout == "1 connection\n"
     assert relay.token not in done.stdout + done.stderr
-    assert len(relay.messages) == 8
+    assert [each.recipients for each in relay.messages] == [
+        *[("ann@example.com",)] * 3,
+        *[("boss@example.com",)] * 2,
+        *[("ann@example.com",)] * 3,
+    ]
     assert relay.statistics.connections == 1
     assert relay.messages[-1].tag == "block"
-    # At exit, the pool says goodbye.
+    # At exit, the pool sends QUIT.
     assert relay.wait_until(lambda now: now.open == 0).commands["QUIT"] == 1

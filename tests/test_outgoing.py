@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,18 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.signals import message_failed, message_sent
 from tests.deadends import refused_port
-from tests.faultserver import FaultServer, On, drop, reply
+from tests.faultserver import FaultServer, On, reply
 from tests.listening import listening, names, receiver
 from tests.sending import message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from django.dispatch import Signal
 
     from django_lettermint.testing import Relay
+
+SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 
 
 def send(options: dict[str, Any], *messages: EmailMessage, **more: Any) -> Any:
@@ -37,145 +38,110 @@ def send(options: dict[str, Any], *messages: EmailMessage, **more: Any) -> Any:
         return error
 
 
-def test_a_sent_message_fires_message_sent(relay: Relay) -> None:
-    mail = message()
-    with listening() as heard:
-        assert send(relay.options(), mail) == 1
-    assert names(heard) == ["post_send", "message_sent"]
-    status, arguments = heard[0][1], heard[1][1]
-    assert arguments["sender"] is status["sender"] is EmailBackend
-    assert arguments["message"] is status["message"] is mail
-    assert status["status"] is mail.anymail_status
-    assert status["esp_name"] == "Lettermint"
-    result = arguments["result"]
-    assert result is mail.anymail_status.esp_response
-    assert result.outcome is Outcome.SENT
-    assert result.phase is Phase.DONE
-    assert result.code == 250
-    assert result.attempts == 1
-    assert 0 < result.elapsed < 60
-    assert not result.connection_reused
+def away(port: int) -> dict[str, Any]:
+    """Return the options for a port of this machine at which nothing listens."""
+    host = {"host": "127.0.0.1", "port": port, "security": "tls"}
+    return {"api_token": "t", "retries": 0, **host}
 
 
-def test_the_status_names_recipients_as_the_caller_did(relay: Relay) -> None:
-    mail = message("Ann <ann@straße.de>", cc=["bob@example.com"])
-    send(relay.options(), mail)
-    status = mail.anymail_status
-    assert list(status.recipients) == ["ann@straße.de", "bob@example.com"]
-    assert status.status == {"queued"}
-    [received] = relay.messages
-    assert status.message_id == received.metadata["django_message_id"]
-    assert status.esp_response.message_id == status.message_id
-    assert status.esp_response.idempotency_key == received.idempotency_key
+# -- Result, status and signals --------------------------------------------------------------
 
 
-def test_the_next_message_uses_the_connection_again(relay: Relay) -> None:
-    first, second = message(), message()
-    send(relay.options(), first)
-    send(relay.options(), second)
-    assert not first.anymail_status.esp_response.connection_reused
-    assert second.anymail_status.esp_response.connection_reused
+def refuse_bob(relay: Relay) -> None:
+    relay.refuse("bob@example.com", 550, "5.1.1 who?")
 
 
-def test_a_message_that_all_refuse_fires_message_failed(
-    relay: Relay,
-) -> None:
-    relay.refuse("ann@example.com")
-    mail = message()
-    with listening() as heard:
-        error = send(relay.options(), mail)
-    assert names(heard) == ["post_send", "message_failed"]
-    assert isinstance(error, exceptions.RecipientsRefused)
-    arguments = heard[1][1]
-    assert arguments["error"] is error
-    assert arguments["result"] is error.result is mail.anymail_status.esp_response
-    assert error.results == (error.result,)
-    assert mail.anymail_status.status == {"rejected"}
+def nothing(relay: Relay) -> None:
+    """Behave."""
 
 
-STATUSES = {
-    250: "queued",
-    450: "failed",
-    501: "invalid",
-    550: "rejected",
-    553: "invalid",
+BOB = "bob@example.com"
+ANN = "ann@example.com"
+#: What the relay does, whom it is sent to, and how it ends.
+ENDS: dict[str, tuple[Callable[[Relay], None], list[str], Outcome, Phase, Any]] = {
+    "sent": (nothing, [ANN], SENT, Phase.DONE, {"queued"}),
+    "sent to some": (refuse_bob, [ANN, BOB], SENT, Phase.DONE, {"queued", "rejected"}),
+    "refused by all": (refuse_bob, [BOB], NOT_SENT, Phase.RCPT, {"rejected"}),
+    "lost": (
+        lambda relay: relay.drop_final_replies(),
+        [ANN],
+        UNKNOWN,
+        Phase.COMMIT,
+        {"unknown"},
+    ),
+    "invalid": (nothing, ["no address"], NOT_SENT, Phase.MESSAGE, None),
+    "without recipients": (nothing, [], NOT_SENT, Phase.NO_RECIPIENTS, None),
 }
 
 
-@pytest.mark.parametrize("code", STATUSES)
-def test_the_reply_to_a_recipient_becomes_its_status(relay: Relay, code: int) -> None:
-    relay.refuse("bob@example.com", code, "4.2.1 so it is")
-    if code == 250:
-        relay.accept("bob@example.com")
-    mail = message("ann@example.com", "bob@example.com")
-    assert send(relay.options(), mail) == 1
-    status = mail.anymail_status.recipients["bob@example.com"].status
-    assert status == STATUSES[code]
-    assert mail.anymail_status.recipients["ann@example.com"].status == "queued"
+@pytest.mark.parametrize("end", ENDS)
+def test_each_end_has_a_result_a_status_and_one_signal(relay: Relay, end: str) -> None:
+    prepare, to, outcome, phase, statuses = ENDS[end]
+    prepare(relay)
+    mail: Any = EmailMessage("Hi", "Hello", "shop@example.com", to)
+    then = []
+
+    def note(**arguments: Any) -> None:
+        then.append(arguments["status"].status)
+
+    with listening() as heard, receiver(post_send, note):
+        returned = send(relay.options(idempotency=False, retries=0), mail)
+    result = mail.anymail_status.esp_response
+    assert (result.outcome, result.phase) == (outcome, phase)
+    assert mail.anymail_status.status == statuses
+    if phase is Phase.NO_RECIPIENTS:
+        assert (returned, heard) == (0, [])
+        return
+    # As in Anymail: post_send once the relay has answered for the recipients.
+    answered = end != "invalid"
+    last = "message_sent" if outcome is SENT else "message_failed"
+    assert names(heard) == ["post_send"] * answered + [last]
+    arguments = heard[-1][1]
+    assert arguments["sender"] is EmailBackend
+    assert arguments["message"] is mail
+    assert arguments["result"] is result
+    if outcome is SENT:
+        assert returned == 1
+    else:
+        assert arguments["error"] is returned
+        assert returned.result is result
+        assert returned.results == (result,)
+    assert then == [statuses] * answered
+    if answered:
+        assert heard[0][1]["status"] is mail.anymail_status
+        assert heard[0][1]["esp_name"] == "Lettermint"
 
 
-def test_a_partial_refusal_is_sent_and_warned_about(
-    relay: Relay, caplog: pytest.LogCaptureFixture
-) -> None:
-    relay.refuse("bob@example.com", 550, "5.1.1 bob@example.com who?")
-    mail = message("ann@example.com", "bob@example.com")
-    with listening() as heard:
-        assert send(relay.options(), mail) == 1
-    assert names(heard) == ["post_send", "message_sent"]
-    [record] = [each for each in caplog.records if each.levelno >= logging.INFO]
-    assert record.levelno == logging.WARNING
-    assert "1 of 2 recipients were refused" in record.getMessage()
-    refused = heard[1][1]["result"].recipients["bob@example.com"]
-    assert (refused.code, refused.enhanced_code) == (550, "5.1.1")
-    assert refused.text == "5.1.1 bob@example.com who?"
-
-
-def test_an_invalid_message_never_reached_the_provider(relay: Relay) -> None:
-    mail = message("no address")
-    with listening() as heard:
-        error = send(relay.options(), mail)
-    # Not post_send: Anymail sends that when the provider has answered.
-    assert names(heard) == ["message_failed"]
-    assert isinstance(error, exceptions.LettermintInvalidMessage)
-    assert error.result
-    assert error.result.phase is Phase.MESSAGE
-    assert mail.anymail_status.status is None
-    assert mail.anymail_status.message_id is None
-    assert mail.anymail_status.esp_response is error.result
-    assert relay.statistics.connections == 0
-
-
-def test_a_relay_that_is_away_is_a_failure_to_connect() -> None:
+def test_a_message_that_found_no_connection_fires_no_post_send() -> None:
     mail = message()
     with refused_port() as port, listening() as heard:
-        error = send(
-            {"api_token": "t", "host": "127.0.0.1", "port": port, "security": "tls"},
-            mail,
-            retries=0,
-        )
+        error = send(away(port), mail)
     assert names(heard) == ["message_failed"]
     assert isinstance(error, exceptions.ConnectFailed)
     assert mail.anymail_status.status == {"failed"}
     assert mail.anymail_status.esp_response.phase is Phase.CONNECT
 
 
-def test_a_lost_reply_leaves_the_recipients_unknown(relay: Relay) -> None:
-    relay.drop_final_replies()
-    mail = message()
-    statuses = []
-
-    def hear(**arguments: Any) -> None:
-        statuses.append(set(arguments["status"].status))
-
-    with listening() as heard, receiver(post_send, hear):
-        error = send(relay.options(idempotency=False), mail)
-    assert names(heard) == ["post_send", "message_failed"]
-    assert statuses == [{"unknown"}]
-    assert isinstance(error, exceptions.DeliveryUnknown)
-    assert error.result
-    assert error.result.outcome is Outcome.UNKNOWN
-    assert error.envelope
-    assert mail.anymail_status.recipients["ann@example.com"].status == "unknown"
+def test_the_result_of_a_sent_message_says_how_it_went(relay: Relay) -> None:
+    mail = message("Ann <ann@straße.de>", cc=["bob@example.com"])
+    relay.refuse("bob@example.com", 550, "5.1.1 bob@example.com who?")
+    send(relay.options(), mail)
+    status = mail.anymail_status
+    result = status.esp_response
+    # The status names recipients as the caller did, the result as SMTP does.
+    assert list(status.recipients) == ["ann@straße.de", "bob@example.com"]
+    assert list(result.recipients) == ["ann@xn--strae-oqa.de", "bob@example.com"]
+    refused = result.recipients["bob@example.com"]
+    assert (refused.code, refused.enhanced_code) == (550, "5.1.1")
+    assert refused.text == "5.1.1 bob@example.com who?"
+    assert (result.code, result.attempts, result.connection_reused) == (250, 1, False)
+    assert 0 < result.elapsed < 60
+    [received] = relay.messages
+    assert status.message_id == received.metadata["django_message_id"]
+    assert result.message_id == status.message_id
+    assert result.idempotency_key == received.idempotency_key
+    send(relay.options(), again := message())
+    assert again.anymail_status.esp_response.connection_reused
 
 
 def test_a_repeated_message_fires_one_signal(relay: Relay) -> None:
@@ -195,12 +161,8 @@ def test_each_message_of_a_list_fires_its_own_in_order(relay: Relay) -> None:
         error = send(relay.options(), *mails)
     ends = [each for each in heard if each[0] != "post_send"]
     assert [each[1]["message"] for each in ends] == mails
-    assert names(ends)[:4] == [
-        "message_sent",
-        "message_failed",
-        "message_failed",
-        "message_sent",
-    ]
+    failed, sent = "message_failed", "message_sent"
+    assert names(ends) == [sent, failed, failed] + [sent] * 40
     assert isinstance(error, exceptions.RecipientsRefused)
     assert [each[1]["result"] for each in ends] == list(error.results)
 
@@ -212,20 +174,16 @@ def test_one_message_to_many_fires_one_signal(relay: Relay) -> None:
     with listening() as heard:
         assert send(relay.options(), mail) == 1
     assert names(heard) == ["post_send", "message_sent"]
-    recipients = mail.anymail_status.recipients
-    assert [each.status for each in recipients.values()] == [
-        "queued",
-        "rejected",
-        "queued",
-    ]
-    ids = [each.message_id for each in recipients.values()]
+    recipients = mail.anymail_status.recipients.values()
+    assert [each.status for each in recipients] == ["queued", "rejected", "queued"]
+    ids = [each.message_id for each in recipients]
     assert len(set(ids)) == 3
     assert mail.anymail_status.esp_response.message_id == ids[0]
     received = [each.metadata["django_message_id"] for each in relay.messages]
     assert received == [ids[0], ids[2]]
 
 
-# -- Listeners ---------------------------------------------------------------------------
+# -- Receivers -------------------------------------------------------------------------------
 
 
 def test_a_cancelled_message_fires_nothing(relay: Relay) -> None:
@@ -239,14 +197,6 @@ def test_a_cancelled_message_fires_nothing(relay: Relay) -> None:
     assert mail.anymail_status.status is None
     assert mail.anymail_status.esp_response.phase is Phase.CANCELLED
     assert relay.statistics.connections == 0
-
-
-def test_a_message_without_recipients_fires_nothing(relay: Relay) -> None:
-    mail: Any = EmailMessage("Hi", "Hello", "shop@example.com", [])
-    with listening() as heard:
-        assert send(relay.options(), mail) == 0
-    assert heard == []
-    assert mail.anymail_status.esp_response.phase is Phase.NO_RECIPIENTS
 
 
 def test_a_receiver_that_is_interrupted_keeps_no_signal_from_the_others(
@@ -266,29 +216,21 @@ def test_a_receiver_that_is_interrupted_keeps_no_signal_from_the_others(
     assert ends == ["message_sent", "message_failed", "message_sent"]
 
 
-@pytest.mark.parametrize("signal", [post_send, message_sent], ids=["post", "sent"])
+@pytest.mark.parametrize(
+    "signal", [post_send, message_sent, message_failed], ids=["post", "sent", "failed"]
+)
 def test_a_receiver_that_raises_is_logged_and_changes_nothing(
     relay: Relay, caplog: pytest.LogCaptureFixture, signal: Signal
 ) -> None:
     def fail(**_: Any) -> None:
         raise RuntimeError("a receiver's own problem")
 
+    relay.refuse("bob@example.com")
     with receiver(signal, fail), listening() as heard:
-        assert send(relay.options(), message(), message()) == 2
-    assert names(heard) == ["post_send", "message_sent"] * 2
-    assert "a receiver's own problem" in caplog.text
-
-
-def test_a_receiver_that_raises_does_not_replace_the_error(
-    relay: Relay,
-) -> None:
-    def fail(**_: Any) -> None:
-        raise RuntimeError("a receiver's own problem")
-
-    relay.refuse("ann@example.com")
-    with receiver(message_failed, fail):
-        error = send(relay.options(), message())
+        error = send(relay.options(), message(), message("bob@example.com"))
     assert isinstance(error, exceptions.RecipientsRefused)
+    assert names(heard) == ["post_send", "message_sent", "post_send", "message_failed"]
+    assert "a receiver's own problem" in caplog.text
 
 
 def test_receivers_find_the_connection_free(relay: Relay) -> None:
@@ -311,25 +253,26 @@ def test_receivers_find_the_connection_free(relay: Relay) -> None:
 def test_a_receiver_that_always_sends_on_failure_comes_to_an_end() -> None:
     depths: list[int] = []
 
-    with refused_port() as port:
-        options: dict[str, Any] = {
-            "api_token": "t",
-            "host": "127.0.0.1",
-            "port": port,
-            "security": "tls",
-            "retries": 0,
-        }
+    def complain(**_: Any) -> None:
+        depths.append(len(depths))
+        send(options, message())
 
-        def complain(**_: Any) -> None:
-            depths.append(len(depths))
-            send(options, message())
-
-        with receiver(message_failed, complain):
-            send(options, message())
+    with refused_port() as port, receiver(message_failed, complain):
+        options = away(port)
+        send(options, message())
     assert depths == [0, 1]
 
 
-# -- The log -----------------------------------------------------------------------------
+# -- The log ---------------------------------------------------------------------------------
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """Return our lines of at least this level; the relay of a test has a log, too."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "django_lettermint" and record.levelno >= level
+    ]
 
 
 def test_the_log_has_addresses_at_debug_only(
@@ -346,121 +289,67 @@ def test_the_log_has_addresses_at_debug_only(
         message("broken@@example.com"),
         EmailMessage("Hi", "Hello", "bad@example.com", ["ann@example.com"]),
     )
-    # The relay in this process has a log of its own.
-    records = [each for each in caplog.records if each.name == "django_lettermint"]
-    loud = [each for each in records if each.levelno >= logging.INFO]
-    assert [each.levelno for each in loud] == [logging.WARNING] + [logging.ERROR] * 3
-    assert not any("@" in each.getMessage() for each in loud)
-    quiet = " ".join(each.getMessage() for each in records)
+    loud = logged(caplog, logging.INFO)
+    assert len(loud) == 4
+    assert "1 of 2 recipients were refused" in loud[0]
+    assert len(logged(caplog, logging.ERROR)) == 3
+    assert not any("@" in line for line in loud)
+    quiet = " ".join(logged(caplog, logging.DEBUG))
     for address in ("bob@example.com", "broken@@example.com", "bad@example.com"):
         assert address in quiet
 
 
-def test_a_failure_is_logged_with_its_step_and_code(
-    relay: Relay, caplog: pytest.LogCaptureFixture
-) -> None:
-    relay.refuse("ann@example.com")
-    error = send(relay.options(), message())
-    [record] = [each for each in caplog.records if each.levelno >= logging.INFO]
-    assert record.getMessage() == (
-        f"Message {error.result.message_id}: not_sent at rcpt "
-        f"on 127.0.0.1:{relay.port('tls')} "
-        "(RecipientsRefused, code 550, attempts: 1)"
-    )
-
-
-def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    """Return our lines of at least this level."""
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "django_lettermint" and record.levelno >= level
-    ]
-
-
-def retries_in(lines: list[str]) -> list[str]:
-    return [line for line in lines if "trying again" in line]
-
-
-def test_a_relay_that_refuses_connections_is_logged_with_its_reason(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with refused_port() as port:
-        options = {"host": "127.0.0.1", "port": port, "security": "tls"}
-        send({"api_token": "t", "retries": 2, **options}, message())
-    [line] = logged(caplog, logging.ERROR)
-    where = f"127.0.0.1:{port}"
-    assert f"not_sent at connect on {where} (ConnectFailed, code None" in line
-    # Each try counts, though no connection came of it.
-    assert "attempts: 3)" in line
-    assert "Connection refused" in line
-
-
 @pytest.mark.parametrize(
-    ("options", "script", "words"),
+    ("options", "script", "words", "reason"),
     [
-        ({"cert": "expired"}, [], "certificate not accepted: certificate has expired"),
-        ({}, [On("auth", do=reply(535, "5.7.8 no"))], "535 at AUTH PLAIN"),
-        ({}, [On("banner", do=reply(554, "5.3.2 away"))], "554 5.3.2 away"),
+        ({"cert": "expired"}, [], "at tls on", "certificate has expired"),
+        ({}, [On("auth", do=reply(535, "5.7.8 no"))], "code 535", "535 at AUTH PLAIN"),
+        ({}, [On("banner", do=reply(554, "5.3.2 away"))], "code 554", "5.3.2 away"),
+        ({}, [On("rcpt", do=reply(550, "5.1.1 who?"))], "at rcpt on", "attempts: 1)"),
     ],
-    ids=["certificate", "login", "greeting"],
+    ids=["certificate", "login", "greeting", "recipient"],
 )
-def test_a_failure_of_the_connection_is_logged_with_what_was_said(
+def test_a_failure_is_logged_with_host_port_step_and_the_reason_of_a_connection(
     options: dict[str, Any],
     script: list[On],
     words: str,
+    reason: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with FaultServer(script, **options) as server:
         error = send(server.options(), message())
         [line] = logged(caplog, logging.ERROR)
-        assert f" on 127.0.0.1:{server.port} " in line
+    result = error.result
+    assert line.startswith(
+        f"Message {result.message_id}: not_sent at {result.phase} "
+        f"on 127.0.0.1:{server.port} ({type(error).__name__}, code {result.code}, "
+        "attempts: 1)"
+    )
     assert words in line
-    assert type(error).__name__ in line
-    assert f"at {error.result.phase} on" in line
-    assert "attempts: 1)" in line
+    assert reason in line
+    assert "who?" not in line
 
 
-@pytest.mark.parametrize(
-    ("phase", "do", "step", "reason"),
-    [
-        ("banner", reply(421, "4.7.0 busy", close=True), "connect", "421"),
-        ("auth", reply(454, "4.7.0 later"), "auth", "454"),
-        ("mail", reply(421, "4.3.2 bye", close=True), "mail", "421"),
-        ("rcpt", drop(), "rcpt", "ConnectionResetError"),
-    ],
-)
-def test_a_connection_that_is_tried_again_leaves_a_line_at_info(
-    phase: Any, do: Any, step: str, reason: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    with FaultServer([On(phase, do=do, times=1)]) as server:
-        assert send(server.options(), message()) == 1
-    [line] = retries_in(logged(caplog, logging.INFO))
-    where = f"127.0.0.1:{server.port} failed at {step}"
-    assert line == f"{where} ({reason}): trying again on a new connection (retry)"
-
-
-def test_a_used_connection_that_is_replaced_leaves_a_line_at_info(
+def test_connections_that_could_not_be_made_are_logged_as_attempts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
-    with FaultServer([On("mail", do=drop(), message=2)]) as server:
-        assert send(server.options(), message()) == 1
-        assert send(server.options(), message()) == 1
-    [line] = retries_in(logged(caplog, logging.INFO))
-    assert line.endswith("trying again on a new connection (replace)")
+    with refused_port() as port:
+        send(away(port) | {"retries": 2}, message())
+    [line] = logged(caplog, logging.ERROR)
+    where = f"127.0.0.1:{port}"
+    assert f"not_sent at connect on {where} (ConnectFailed, code None" in line
+    assert "attempts: 3)" in line
+    assert "Connection refused" in line
 
 
-def test_what_a_closing_server_says_of_an_address_is_logged_at_debug_only(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    words = reply(421, "4.7.0 no more for ann@example.com", close=True)
-    with FaultServer([On("rcpt", do=words)]) as server:
-        send(server.options(retries=1), message())
-    assert not any("@" in line for line in logged(caplog, logging.INFO))
-    assert any("ann@example.com" in line for line in logged(caplog, logging.DEBUG))
+@contextmanager
+def handler(handler: logging.Handler) -> Iterator[None]:
+    logger = logging.getLogger("django_lettermint")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class Mailing(logging.Handler):
@@ -477,30 +366,13 @@ class Mailing(logging.Handler):
         send(self.options, message("admin@example.com"))
 
 
-@contextmanager
-def handler(handler: logging.Handler) -> Iterator[None]:
-    logger = logging.getLogger("django_lettermint")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
 def test_errors_that_are_reported_by_mail_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with refused_port() as port:
-        options: dict[str, Any] = {
-            "api_token": "t",
-            "host": "127.0.0.1",
-            "port": port,
-            "security": "tls",
-            "retries": 0,
-        }
-        mailing = Mailing(options)
+        mailing = Mailing(away(port))
         with handler(mailing), listening() as heard:
-            error = send(options, message())
-    # That the report could not be mailed is told at DEBUG, which is not mailed.
+            error = send(away(port), message())
+    # That the report could not be mailed is logged at DEBUG, which is not mailed.
     assert isinstance(error, exceptions.ConnectFailed)
     assert len(mailing.records) == 1
     assert names(heard) == ["message_failed"] * 2
@@ -535,29 +407,3 @@ def test_failing_silently_is_silent_to_the_caller_alone(
     assert names(heard) == ["post_send", "message_failed", "post_send", "message_sent"]
     assert "not_sent at rcpt" in caplog.text
     assert mail.anymail_status.status == {"rejected"}
-
-
-def test_failing_silently_does_not_hide_settings_that_are_wrong() -> None:
-    with pytest.raises(Exception, match="api_token"):
-        EmailBackend(fail_silently=True)
-
-
-def test_signals_come_in_the_thread_that_sends(relay: Relay) -> None:
-    threads = []
-
-    def hear(**_: Any) -> None:
-        threads.append(threading.current_thread())
-
-    with receiver(message_sent, hear):
-        mails = [message() for _ in range(60)]
-        send(relay.options(batch_connections=2), *mails)
-    assert threads == [threading.current_thread()] * 60
-
-
-def test_a_450_to_all_is_transient() -> None:
-    with FaultServer([On("rcpt", do=reply(450, "4.2.0 busy"))]) as server:
-        error = send(server.options(), message())
-    assert isinstance(error, exceptions.RecipientsRefused)
-    assert error.transient
-    assert error.retry_safe
-    assert error.smtp_code == 450

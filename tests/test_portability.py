@@ -1,4 +1,4 @@
-"""The package where Python has no more than it has on Windows."""
+"""The package on systems where Python lacks what only Unix has."""
 
 from __future__ import annotations
 

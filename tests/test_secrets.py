@@ -1,4 +1,4 @@
-"""The token and what is made of it: looked for wherever an error, a log or a page shows things."""
+"""The token and what is made of it appear in no error, log or debug page."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import base64
 import hmac
 import logging
 import pickle
-import types
 from collections import UserDict
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.http import HttpRequest
 from django.test import override_settings
-from django.views.debug import ExceptionReporter
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import Secret, tenant_webhook_config, webhook_config
 from django_lettermint.exceptions import LettermintError, LettermintInvalidMessage
+from tests.exposure import pages_of, strings_in, strings_of
 from tests.faultserver import CHALLENGE, TOKEN, FaultServer, On, drop, hang, raw, reply
 from tests.sending import (
     SHORT,
-    Heard,
     cases,
     interruptible,
     listening,
@@ -73,74 +70,6 @@ def exposed(text: str) -> list[str]:
     return [secret for secret in SECRETS if secret in text]
 
 
-def strings_in(thing: object, depth: int = 8, seen: set[int] | None = None) -> Iterator[str]:  # fmt: skip
-    """Yield all text and bytes that can be reached from a thing, as a debugger does."""
-    seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, Secret | type | types.ModuleType):
-        return
-    seen.add(id(thing))
-    if isinstance(thing, str):
-        yield thing
-    elif isinstance(thing, bytes | bytearray | memoryview):
-        yield bytes(thing).decode("latin-1")
-    elif depth:
-        for part in parts_of(thing):
-            yield from strings_in(part, depth - 1, seen)
-
-
-def parts_of(thing: Any) -> Iterator[object]:
-    yield repr(thing)
-    if isinstance(thing, dict):
-        yield from thing.keys()
-        yield from thing.values()
-    elif isinstance(thing, list | tuple | set | frozenset):
-        yield from thing
-    elif isinstance(thing, types.FunctionType):
-        yield from (cell.cell_contents for cell in thing.__closure__ or ())
-    elif isinstance(thing, types.MethodType):
-        yield thing.__self__
-    else:
-        yield from getattr(thing, "__dict__", {}).values()
-        for kind in type(thing).__mro__:
-            for name in getattr(kind, "__slots__", ()):
-                yield getattr(thing, name, None)
-
-
-def strings_of(error: BaseException) -> Iterator[str]:
-    """Yield what an error, its causes, and the frames of ours it came through hold."""
-    chain: list[BaseException] = []
-    following: list[BaseException | None] = [error]
-    while following:
-        each = following.pop()
-        if each is not None and each not in chain:
-            chain.append(each)
-            following += [each.__cause__, each.__context__]
-    for each in chain:
-        yield from (str(each), repr(each))
-        yield from strings_in(each.args)
-        yield from strings_in(vars(each))
-        trace = each.__traceback__
-        while trace:
-            # The frames of this test know the token, and may.
-            if "/tests/" not in trace.tb_frame.f_code.co_filename:
-                yield from strings_in(dict(trace.tb_frame.f_locals))
-            trace = trace.tb_next
-
-
-def pages_of(error: BaseException) -> Iterator[str]:
-    """Yield Django's pages and mails about an error."""
-    request = HttpRequest()
-    request.META["SERVER_NAME"], request.META["SERVER_PORT"] = "localhost", "80"
-    for debug in (True, False):
-        with override_settings(DEBUG=debug):
-            for is_email in (True, False):
-                reporter = ExceptionReporter(
-                    request, type(error), error, error.__traceback__, is_email=is_email
-                )
-                yield reporter.get_traceback_html()
-                yield reporter.get_traceback_text()
-
-
 @contextmanager
 def configured(server: FaultServer, **options: Any) -> Iterator[None]:
     """Reach a server by settings, as a project does."""
@@ -150,27 +79,28 @@ def configured(server: FaultServer, **options: Any) -> Iterator[None]:
         yield
 
 
-def fail(kind: type[BaseException]) -> tuple[BaseException, Heard]:
-    """Send a mail that does not go out, and look at all but what it raised."""
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG)
+    return caplog
+
+
+def shows_nothing(error: BaseException) -> None:
+    assert exposed("\n".join([*pages_of(error), *strings_of(error)])) == []
+
+
+def fail(kind: type[BaseException], log: pytest.LogCaptureFixture) -> None:
+    """Send a mail that does not go out, and search everything that shows it."""
     message = mail()
     with listening() as heard, pytest.raises(kind) as raised:
         EmailBackend().send_messages([message])
-    for page in pages_of(raised.value):
-        assert exposed(page) == []
-    assert exposed(repr(status(message))) == []
-    assert exposed(repr(result(message))) == []
-    return raised.value, heard
-
-
-def check(error: BaseException, heard: Heard, log: str) -> None:
-    """Look everywhere."""
-    assert [each for text in strings_of(error) for each in exposed(text)] == []
+    shows_nothing(raised.value)
     for _, found, signalled in heard.failed:
-        assert [each for text in strings_in(found) for each in exposed(text)] == []
-        assert [each for text in strings_of(signalled) for each in exposed(text)] == []
+        assert exposed(" ".join(strings_in(found))) == []
+        assert exposed(" ".join(strings_of(signalled))) == []
         assert exposed(pickle.dumps(signalled).decode("latin-1")) == []
-    assert exposed(log) == []
-    assert exposed(repr(pool.get_stats())) == []
+    shown = [status(message), result(message), pool.get_stats()]
+    assert exposed(f"{shown!r} {log.text}") == []
 
 
 def test_the_search_finds_what_is_there() -> None:
@@ -209,78 +139,54 @@ ANSWERS: dict[str, Callable[[str], Action]] = {
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_a_login_that_fails_shows_nothing_of_itself(
-    answer: str, mechanism: str, caplog: pytest.LogCaptureFixture
+    answer: str, mechanism: str, log: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     script = [On("auth", do=ANSWERS[answer](mechanism))]
     with FaultServer(script, auth=(mechanism,)) as server, configured(server):
-        error, heard = fail(LettermintError)
+        fail(LettermintError, log)
         assert server.logins[0].ok
-        check(error, heard, caplog.text)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_wrong_token_is_not_shown(
-    mechanism: str, caplog: pytest.LogCaptureFixture
+    mechanism: str, log: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     server = FaultServer(auth=(mechanism,))
     with server, configured(server, api_token=WRONG):
-        error, heard = fail(LettermintError)
+        fail(LettermintError, log)
         assert [login.ok for login in server.logins] == [False]
-        check(error, heard, caplog.text)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_within_a_login_shows_nothing_of_it(
-    kind: type[BaseException], mechanism: str, caplog: pytest.LogCaptureFixture
+    kind: type[BaseException], mechanism: str, log: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     server = FaultServer(auth=(mechanism,))
     with server, configured(server), interruptible(kind) as strike:
         server.script.append(On("auth", do=strike_and_wait(strike)))
-        error, heard = fail(kind)
-        check(error, heard, caplog.text)
+        fail(kind, log)
 
 
-@pytest.mark.parametrize("phase", ["mail", "rcpt", "data", "dot"])
-def test_a_relay_that_echoes_the_login_later_shows_nothing(
-    phase: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("phase", ["banner", "ehlo", "mail", "rcpt", "data", "dot"])
+def test_a_relay_that_echoes_the_login_elsewhere_shows_nothing(
+    phase: Any, log: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     script = [On(phase, do=reply(550, f"5.7.1 {echo('PLAIN')}"))]
     with FaultServer(script) as server, configured(server):
-        error, heard = fail(LettermintError)
-        check(error, heard, caplog.text)
-
-
-@pytest.mark.parametrize("phase", ["banner", "ehlo"])
-def test_a_relay_that_knows_the_token_before_shows_nothing(
-    phase: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    with (
-        FaultServer([On(phase, do=reply(550, echo("PLAIN")))]) as server,
-        configured(server),
-    ):
-        error, heard = fail(LettermintError)
-        check(error, heard, caplog.text)
+        fail(LettermintError, log)
 
 
 @pytest.mark.parametrize("do", cases(lost=drop(), reset=drop(rst=True), silent=hang()))
 def test_an_unconfirmed_message_shows_nothing_of_the_login(
-    do: Action, caplog: pytest.LogCaptureFixture
+    do: Action, log: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     options = {"idempotency": False, "final_reply_timeout": SHORT}
     with FaultServer([On("dot", do=do)]) as server, configured(server, **options):
-        error, heard = fail(LettermintError)
-        check(error, heard, caplog.text)
+        fail(LettermintError, log)
 
 
-def test_what_is_sent_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+def test_what_is_sent_leaves_nothing_behind(log: pytest.LogCaptureFixture) -> None:
     with FaultServer() as server, listening() as heard:
         message = mail()
         sender = EmailBackend(**server.options())
@@ -297,7 +203,7 @@ def test_what_is_sent_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) ->
             pickle.dumps(sender)
         assert exposed(str(refusal.value)) == []
         assert exposed(pickle.dumps(result(message)).decode("latin-1")) == []
-        assert exposed(caplog.text) == []
+        assert exposed(log.text) == []
 
 
 # -- of tenants --------------------------------------------------------------------------
@@ -329,14 +235,19 @@ def tenants_that(fail: str) -> Callable[[str], Any]:
     "failure",
     ["raises", "unknown", "no mapping", "bad value", "unknown option", "bad token"],
 )
-def test_a_tenant_that_cannot_be_had_shows_no_token(
-    failure: str, caplog: pytest.LogCaptureFixture
+def test_a_tenant_without_options_shows_no_token(
+    failure: str, log: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     resolver = tenants_that(failure)
     with FaultServer() as server, configured(server, tenants=resolver, tenant="acme"):
-        error, heard = fail(LettermintInvalidMessage)
-        check(error, heard, caplog.text)
+        fail(LettermintInvalidMessage, log)
+
+
+def test_a_wrong_token_of_a_tenant_is_not_shown(log: pytest.LogCaptureFixture) -> None:
+    resolver = tenants_that("refused by the relay")
+    with FaultServer() as server, configured(server, tenants=resolver, tenant="acme"):
+        fail(LettermintError, log)
+        assert [login.ok for login in server.logins] == [False]
 
 
 def look_up(known: Mapping[str, Any], name: str) -> Any:
@@ -370,21 +281,9 @@ def refusal(look_up: Callable[..., object], *arguments: object) -> Exception:
     return raised.value
 
 
-def test_a_wrong_token_of_a_tenant_is_not_shown(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    resolver = tenants_that("refused by the relay")
-    with FaultServer() as server, configured(server, tenants=resolver, tenant="acme"):
-        error, heard = fail(LettermintError)
-        assert [login.ok for login in server.logins] == [False]
-        check(error, heard, caplog.text)
-
-
 def test_what_is_sent_for_a_tenant_leaves_nothing_behind(
-    caplog: pytest.LogCaptureFixture,
+    log: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     with FaultServer() as server, listening() as heard:
         own = {"acme": {"api_token": TOKEN}}
         options = server.options(api_token="lm_of_the_settings")
@@ -397,7 +296,7 @@ def test_what_is_sent_for_a_tenant_leaves_nothing_behind(
         for thing in (message, heard, status(message), sender, theirs):
             assert exposed(" ".join(strings_in(thing))) == []
         assert exposed(pickle.dumps(message).decode("latin-1")) == []
-        assert exposed(caplog.text) == []
+        assert exposed(log.text) == []
 
 
 def test_an_error_within_webhooks_shows_no_secret_of_a_tenant() -> None:
@@ -405,6 +304,4 @@ def test_an_error_within_webhooks_shows_no_secret_of_a_tenant() -> None:
         config = webhook_config()
         with pytest.raises(LettermintInvalidMessage) as raised:
             tenant_webhook_config(config, "acme")
-    for page in pages_of(raised.value):
-        assert exposed(page) == []
-    assert [each for text in strings_of(raised.value) for each in exposed(text)] == []
+    shows_nothing(raised.value)

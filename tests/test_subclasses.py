@@ -1,11 +1,14 @@
-"""Subclasses of the backends: what is never called cannot be overridden."""
+"""The backends as Anymail's, and as base classes of a project's own."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anymail.backends.base import AnymailBaseBackend
+from anymail.exceptions import AnymailInvalidAddress
 from django.core.mail import EmailMessage
+from django.test import override_settings
 
 from django_lettermint import tasks
 from django_lettermint.backend import EmailBackend
@@ -43,21 +46,16 @@ def test_a_hook_that_is_never_called_is_refused(kind: type[Any], hook: str) -> N
 
 
 @BACKENDS
-@pytest.mark.parametrize("hook", ["_send", "post_to_esp"])
-def test_a_hook_from_a_mixin_is_refused(kind: type[Any], hook: str) -> None:
-    filters = type("Filters", (), {hook: lambda self, *args: None})
+def test_a_hook_from_a_mixin_or_on_a_subclass_of_a_subclass_is_refused(
+    kind: type[Any],
+) -> None:
+    filters = type("Filters", (), {"_send": lambda self, *args: None})
     inherits = type("Inherits", (filters,), {})
-
-    with pytest.raises(TypeError, match=hook):
-        type("Staging", (inherits, kind), {})
-
-
-@BACKENDS
-def test_a_hook_is_refused_on_a_subclass_of_a_subclass(kind: type[Any]) -> None:
     between = type("Between", (kind,), {})
 
-    with pytest.raises(TypeError, match="post_to_esp"):
-        type("Staging", (between,), {"post_to_esp": lambda self, *args: None})
+    for base in (kind, between):
+        with pytest.raises(TypeError, match="_send"):
+            type("Staging", (inherits, base), {})
 
 
 def test_what_is_called_may_be_overridden(relay: Relay) -> None:
@@ -88,3 +86,60 @@ def test_what_is_called_may_be_overridden(relay: Relay) -> None:
     assert Staging(**relay.options()).send_messages([message]) == 1
     assert [each.recipients for each in relay.messages] == [("ann@example.com",)]
     assert issubclass(Queue, tasks.EmailBackend)
+
+
+# -- Anymail's base class, without its constructor ------------------------------------------
+
+TOKEN = "lm_test_token"
+
+
+class Plain(AnymailBaseBackend):
+    """Nothing but Anymail's constructor."""
+
+    esp_name = "Lettermint"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "SEND_DEFAULTS": {"tag": "site", "esp_extra": {}},
+            "LETTERMINT_SEND_DEFAULTS": {"route": "ours"},
+            "IGNORE_UNSUPPORTED_FEATURES": True,
+            "IGNORE_RECIPIENT_STATUS": True,
+            "DEBUG_API_REQUESTS": True,
+        },
+    ],
+)
+def test_every_public_attribute_is_what_anymails_constructor_makes_it(
+    settings: dict[str, Any],
+) -> None:
+    with override_settings(ANYMAIL=settings):
+        expected, ours = vars(Plain()), vars(EmailBackend(api_token=TOKEN))
+
+    public = {name for name in expected if not name.startswith("_")}
+    encoder = public & {"idna_encoder"}
+    assert public <= ours.keys()
+    assert {name: ours[name] for name in public - encoder} == {
+        name: expected[name] for name in public - encoder
+    }
+
+
+@pytest.mark.parametrize("encoder", ["idna2008", "idna2003", "none"])
+@pytest.mark.parametrize("domain", ["example.com", "straße.example", "bücher.example"])
+def test_domains_are_encoded_as_anymail_encodes_them(encoder: str, domain: str) -> None:
+    with override_settings(ANYMAIL={"IDNA_ENCODER": encoder}):
+        expected = Plain().idna_encode(domain)
+        assert EmailBackend(api_token=TOKEN).idna_encode(domain) == expected
+
+
+def test_a_domain_that_cannot_be_encoded_is_an_invalid_address() -> None:
+    with pytest.raises(AnymailInvalidAddress, match="☃"):
+        EmailBackend(api_token=TOKEN).idna_encode("☃.example")
+
+
+def test_send_defaults_of_one_backend_are_its_own() -> None:
+    with override_settings(LETTERMINT_API_TOKEN=TOKEN):
+        EmailBackend().send_defaults["tag"] = "changed"
+        assert EmailBackend().send_defaults == {}

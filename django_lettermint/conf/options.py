@@ -1,4 +1,4 @@
-"""Every option: its name, default, validator and meaning; and what they are read into."""
+"""Every option: name, default, validator and meaning; and the classes they are read into."""
 
 # ruff: noqa: FBT003 - the defaults of flags stand in the table by their place
 
@@ -55,7 +55,6 @@ SECURITY_BY_PORT = {
 #: Options that only webhooks use. The backend takes and validates them, no more.
 WEBHOOK_OPTIONS = ("signing_secret", "webhook_dedupe")
 
-
 #: Returns the options of a tenant; raises LookupError if there is no such tenant.
 Tenants: TypeAlias = Callable[[str], Mapping[str, object]]
 
@@ -94,7 +93,7 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """All that shapes a connection; what agrees in it shares a pool.
+    """What shapes a connection; backends with equal endpoints share a pool.
 
     `security` is "tls", "starttls" or "plaintext".
     """
@@ -109,7 +108,7 @@ class Endpoint:
     local_hostname: str | None
     pool: PoolConfig
     pooled: bool
-    #: Whose it is: tenants share no pool, whatever their options.
+    #: Tenants never share a pool, whatever their options.
     tenant: str | None = None
 
 
@@ -210,7 +209,7 @@ class Option:
 
     @property
     def remedy(self) -> str:
-        """Say what to do about a value that is refused."""
+        """Return what to do about a value that is refused."""
         if self.required:
             return (
                 "Copy the project's sending token from the Lettermint dashboard; "

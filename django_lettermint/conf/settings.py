@@ -3,9 +3,9 @@
 The first place that has an option wins: a keyword of the constructor, the OPTIONS of the
 mailer, ANYMAIL["LETTERMINT_X"], ANYMAIL_LETTERMINT_X, LETTERMINT_X.
 
-What Django's own settings objects hold is validated once and used until one of the values
-is another. Other objects may answer differently by thread or moment: they are asked anew
-for each backend object.
+What Django's own settings objects hold is validated once and used until a value changes.
+Other objects may answer differently by thread or time: they are asked for each backend
+object.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
+from operator import is_
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
@@ -152,12 +153,15 @@ def _configure(
         return build(reader)
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
     values = reader.values()
-    kept = _kept.get(key)
-    if kept is not None and kept[0].holds_the_same(values):
-        return cast("_Config", kept[1])
+    if key in _kept:
+        before, kept = _kept[key]
+        # The very same objects: equal ones may differ, as 1 and True do.
+        same = map(is_, before.value, values.value)
+        if len(before.value) == len(values.value) and all(same):
+            return cast("_Config", kept)
     config = build(reader)
     # The result of lazy() may be another each time.
-    if not any(issubclass(type(each), Promise) for each in values.reveal()):
+    if not any(issubclass(type(each), Promise) for each in values.value):
         _kept[key] = values, config
     return config
 
@@ -224,12 +228,12 @@ class SettingsReader:
         self.given = {
             name: hide(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
         }
-        # Later than that: where the settings cannot be read, `kwargs` is shown.
+        # After that: if the settings cannot be read, debug pages show `kwargs`.
         self._settings, self.fixed = _look_up()
         self._of_code = frozenset(self.given) if self.alias is None else merged
         self._of_mailer = Hidden(self._mailer()) if self.given else _NOTHING
         for name in self._of_code & self.given.keys():
-            self._settle(name)
+            self._drop_if_not_given(name)
         #: The options that code has given, besides the settings.
         self.keywords = tuple(sorted(filter(self._differs, self.given)))
         self._token = "api_token"  # noqa: S105 - the name of an option
@@ -242,49 +246,50 @@ class SettingsReader:
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
         with suppress(Exception):  # Django refuses what is wrong with them
-            mailer = resolve(resolve(self._settings.reveal()["MAILERS"])[self.alias])
+            mailer = resolve(resolve(self._settings.value["MAILERS"])[self.alias])
             return dict(resolve(mailer["OPTIONS"]))
         return {}
 
     def _differs(self, name: str) -> bool:
-        """Tell whether an option is not what the mailer has in the settings."""
-        mailer = self._of_mailer.reveal()
+        """Return whether an option is not what the mailer has in the settings."""
+        mailer = self._of_mailer.value
         with suppress(Exception):  # a lazy value's: get() reports it
             return name not in mailer or bool(
-                mailer[name] is not self.given[name].reveal()
-                and resolve(mailer[name]) != resolve(self.given[name].reveal())
+                mailer[name] is not self.given[name].value
+                and resolve(mailer[name]) != resolve(self.given[name].value)
             )
         return True
 
-    def _settle(self, name: str) -> None:
-        """Replace a keyword that says nothing by what the settings say.
+    def _drop_if_not_given(self, name: str) -> None:
+        """Replace a keyword that was not given by what is configured.
 
-        That is None, but not for `api_token`: a NULL of a database must not become the
-        token of the settings. Django <= 6.0 passes `fail_silently=False` with every mail.
+        None means "not given", but not for `api_token`: a NULL of a database must not
+        become the token of the settings. A false `fail_silently` means the same: Django
+        <= 6.0 passes it with every mail.
         """
         with suppress(Exception):  # a lazy value's: get() reports it
-            self.given[name] = Hidden(resolve(self.given[name].reveal()))
-        if name == "fail_silently" and self.given[name].reveal() is not None:
-            self.given[name] = Hidden(bool(self.given[name].reveal()))
-            if self.alias is not None or self.given[name].reveal():
+            self.given[name] = Hidden(resolve(self.given[name].value))
+        if name == "fail_silently" and self.given[name].value is not None:
+            self.given[name] = Hidden(bool(self.given[name].value))
+            if self.alias is not None or self.given[name].value:
                 return
-        elif name not in _MAY_BE_NONE or self.given[name].reveal() is not None:
+        elif name not in _MAY_BE_NONE or self.given[name].value is not None:
             return
         del self.given[name]
-        if name in self._of_mailer.reveal():
-            self.given[name] = Hidden(self._of_mailer.reveal()[name])
+        if name in self._of_mailer.value:
+            self.given[name] = Hidden(self._of_mailer.value[name])
 
     def for_tenant(self, tenant: str, options: Hidden) -> SettingsReader:
         """Return a reader that finds the `options` of a tenant before all others.
 
-        One that is None was not given. Token and secret are the tenant's own in any case:
-        nothing else has the place of one that is missing.
+        An option that is None was not given. Token and secret are the tenant's in any
+        case: nothing else replaces a missing one.
         """
         reader = copy(self)
         own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
-        for name in options.reveal():
-            given = Hidden(resolve(options.reveal()[name]))
-            if given.reveal() is not None:
+        for name in options.value:
+            given = Hidden(resolve(options.value[name]))
+            if given.value is not None:
                 own[name] = given
         vars(reader).update(
             tenant=tenant,
@@ -305,15 +310,15 @@ class SettingsReader:
             cause = error.with_traceback(None)
             problem = f"cannot be read ({type(cause).__name__})."
             raise self.error(name, problem) from cause
-        # Raised out here to have no context, whose frames hold the refused value.
+        # Outside of `except`, to have no context: its frames hold the refused value.
         if not self.origin(name):
-            # The default itself was refused: only a required option has such a one.
+            # The default was refused: only that of a required option is.
             problem = f"is not set. Define {setting_name(name)} in the settings, or "
             problem += f"{name!r} in the OPTIONS of the mailer. {option.remedy}"
         raise self.error(name, problem, key=key)
 
     def origin(self, name: str) -> str:
-        """Return the place where an option is set, or "" if it is nowhere."""
+        """Return the place where an option is set, or "" if it is not set."""
         given = self._token if name == "api_token" else name
         if given in self._of_tenant:
             return _place_of_tenant(self.tenant, given)
@@ -321,7 +326,7 @@ class SettingsReader:
             if self.alias is None or given in self._of_code & {*self.keywords}:
                 return f"the constructor keyword {given}"
             return f"MAILERS[{self.alias!r}]['OPTIONS'][{given!r}]"
-        found = self._settings.reveal()
+        found = self._settings.value
         return next((place for place in _PLACES.get(name, ()) if place in found), "")
 
     def refuse_unknown(self) -> None:
@@ -335,7 +340,7 @@ class SettingsReader:
                 raise self.error(name, problem)
         names = {
             place[len("ANYMAIL['") : -len("']")]: place
-            for place in self._settings.reveal()
+            for place in self._settings.value
             if place.startswith("ANYMAIL['")
         }
         for name, hint in unknown_settings(names).items():
@@ -350,11 +355,11 @@ class SettingsReader:
     def values(self) -> Hidden:
         """Return all that was found, with what is inside of dicts and lists."""
         stack: list[Any] = []
-        for name, value in self._settings.reveal().items():
-            if name != "MAILERS":  # what concerns us is given
+        for name, value in self._settings.value.items():
+            if name != "MAILERS":  # the OPTIONS in use are among the given
                 stack += (name, value)
         for name in sorted(self.given):
-            stack += (name, self.given[name].reveal())
+            stack += (name, self.given[name].value)
         values = []
         while stack:
             value = stack.pop()
@@ -368,13 +373,13 @@ class SettingsReader:
     def _raw(self, name: str) -> Any:
         given = self._token if name == "api_token" else name
         if given in self.given:
-            return self.given[given].reveal()
-        return self._settings.reveal().get(self.origin(name), _OPTIONS[name].default)
+            return self.given[given].value
+        return self._settings.value.get(self.origin(name), _OPTIONS[name].default)
 
     def _error(self, text: str) -> AnymailConfigurationError:
         if self.alias is None:
             return AnymailConfigurationError(text)
-        # InvalidMailer puts the alias in front: it is not to be said twice.
+        # InvalidMailer puts the alias in front: do not repeat it.
         named = text.startswith("MAILERS[")
         return AnymailInvalidMailer(text, alias=None if named else self.alias)
 

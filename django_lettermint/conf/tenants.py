@@ -19,8 +19,9 @@ from .validators import resolve
 
 _Config = TypeVar("_Config", BackendConfig, WebhookConfig)
 
-#: What one call of `send_messages()` has looked up, by the configuration that it is laid
-#: over (which is kept, so that its id is its own) and the name; None outside of a call.
+#: What the current call of `send_messages()` has looked up, by the id of the configuration
+#: that it is laid over and the tenant's name; None outside of a call. The configuration
+#: is kept beside it: no other object can have its id meanwhile.
 looked_up: ContextVar[dict[tuple[int, str], tuple[BackendConfig, Any]] | None] = (
     ContextVar("django_lettermint_tenants", default=None)
 )
@@ -65,9 +66,9 @@ def _find(
         )
     try:
         options = Hidden(resolve(config.tenants(name)))
-        if isinstance(options.reveal(), Mapping):
-            return build(config.reader.reveal().for_tenant(name, options))
-        kind = type(options.reveal()).__name__
+        if isinstance(options.value, Mapping):
+            return build(config.reader.value.for_tenant(name, options))
+        kind = type(options.value).__name__
         problem = (
             f"tenant {name!r}: `tenants` must return a mapping of options, not {kind}"
         )
@@ -89,7 +90,7 @@ def _find(
 
 
 def _without_frames(error: BaseException) -> BaseException:
-    """Take away what debug pages would show: the resolver's variables, tokens among them."""
+    """Drop the tracebacks: debug pages would show the resolver's variables with tokens."""
     chain: dict[int, BaseException] = {}  # by id: not all exceptions can be hashed
     following: list[BaseException | None] = [error]
     while following:

@@ -1,4 +1,4 @@
-"""What the value of an option must be: each validator returns it ready for use, or raises."""
+"""Validators of options: each returns the value ready for use, or raises InvalidOption."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _PRINTABLE = re.compile(r"[!-~]+")  # ASCII without the space
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")  # container names have underscores
 _EHLO_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
-#: What people write who come from Django's SMTP backend or another package.
+#: Names of options in Django's SMTP backend and in other packages.
 _SYNONYMS = {
     "use_tls": "security",
     "use_ssl": "security",
@@ -85,7 +85,7 @@ def unknown_name(name: object, known: Iterable[str]) -> InvalidOption:
 def suggestion(
     name: object, known: Iterable[str], *, spell: Callable[[str], str] = str
 ) -> str:
-    """Return the sentence that helps with an unknown name."""
+    """Return a similar name, or all that are known, as a sentence."""
     names = list(known)
     synonym = _SYNONYMS.get(str(name), "")
     close = [synonym] if synonym in names else get_close_matches(str(name), names, n=1)
@@ -97,8 +97,8 @@ def suggestion(
 def resolve(value: Any) -> Any:
     """Return the value behind a lazy object or lazy text of Django's.
 
-    How they are pickled tells what is behind them: a LazyObject as its wrapped object,
-    the result of lazy() as the call that makes it.
+    Their pickled form has it: the wrapped object of a LazyObject, and the call that makes
+    the result of lazy().
     """
     # Not isinstance(), which looks at the wrapped object of a LazyObject.
     if issubclass(type(value), Promise):
@@ -116,7 +116,7 @@ def optional(validate: Callable[[object], T]) -> Callable[[object], T | None]:
 
 
 def secret(value: object) -> Secret:
-    """Accept a token; the error tells nothing about what was given instead."""
+    """Accept a token; the error does not show what was given instead."""
     if isinstance(value, Secret):
         return value
     if isinstance(value, str) and _PRINTABLE.fullmatch(value):
@@ -147,7 +147,7 @@ def checked(
     return validate
 
 
-#: True and False, and no stand-in such as "false" from the environment.
+#: True or False, not a substitute such as "false" from the environment.
 flag = checked("True or False", lambda value: isinstance(value, bool))
 
 #: A text that can stand in an SMTP line as one word.
@@ -192,7 +192,7 @@ def seconds_up_to(highest: int, remark: str = "") -> Callable[[object], Any]:
     )
 
 
-#: A time above 0: nothing here may wait for ever.
+#: A time above 0: every wait is limited.
 seconds = seconds_up_to(_MAX_SECONDS, " (it cannot be off)")
 
 seconds_or_zero = checked(
@@ -208,7 +208,7 @@ def _is_number(value: object, *types: type) -> bool:
 
 
 def is_loopback(name: str) -> bool:
-    """Tell by the spelling alone, without DNS, whether a host is this machine."""
+    """Return whether a host is this machine, by its spelling alone, without DNS."""
     if name.lower() == "localhost":
         return True
     with suppress(ValueError):
@@ -319,7 +319,7 @@ def tenant(value: object) -> str:
 
 
 def attributes(value: object) -> dict[str, object]:
-    """Accept a dict, without a look at what it holds."""
+    """Accept a dict, without validating what it holds."""
     if not isinstance(value, Mapping):
         raise invalid_value("a dict of message attributes", value)
     return dict(value)
@@ -373,7 +373,7 @@ def send_defaults(value: object) -> dict[str, object]:
 def _check_extras(name: str, value: object) -> None:
     layer: Layer = {}
     if name in _EXTRAS:
-        # Whether the unsupported is an error is another option's business.
+        # The option `ignore_unsupported_features` decides whether that is an error.
         layer = default_layer({name: value}, lambda _: None)
     elif isinstance(value, Mapping) and name == "extra_headers":
         layer, _ = extract_extras(value)

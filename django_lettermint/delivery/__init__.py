@@ -1,8 +1,8 @@
-"""Envelopes over connections to outcomes: `policy` is the table, `engine` carries it out."""
+"""Delivery of envelopes over connections; `policy` decides, `engine` carries it out."""
 
 from __future__ import annotations
 
-from .batch import BATCH_SIZE, BatchSender, Deliveries, list_connections
+from .batch import BATCH_SIZE, BatchSender, deliver_all, list_connections
 from .engine import Delivery
 from .policy import LIST_PATIENCE, PATIENCE, later_may_help
 from .result import build_error, build_result, phase_of, recipients_of
@@ -14,11 +14,11 @@ __all__ = [
     "PATIENCE",
     "BatchSender",
     "Deadline",
-    "Deliveries",
     "Delivery",
     "Submission",
     "build_error",
     "build_result",
+    "deliver_all",
     "later_may_help",
     "list_connections",
     "phase_of",

@@ -1,4 +1,4 @@
-"""What to do about a refusal: the reply says more than the step it came at."""
+"""Advice on a refusal: by the reply first, then by the step at which it came."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """What replies with one of these codes, details or words speak of.
+    """A subject that a reply shows by its code, its enhanced code or its words.
 
     A detail is an enhanced code (RFC 3463) without its class.
     """
@@ -34,7 +34,7 @@ class _Subject:
         )
 
 
-#: The first that matches counts.
+#: The first one that matches counts.
 _SUBJECTS = (
     _Subject(
         advice="the relay does not accept this machine's name at EHLO: set the option "
@@ -48,7 +48,7 @@ _SUBJECTS = (
         words=r"\bauthenticat(?:ion|e)\b.*\brequired\b",
     ),
     _Subject(
-        advice="the relay blocks this machine or network: ask those who run the relay",
+        advice="the relay blocks this machine or network: ask the relay's support",
         words=r"\bblock(?:ed|list)|\bblack ?list|\bdeny ?list|\bspamhaus\b|\b(?:dns|r)bl\b"
         r"|\breputation\b|\bbanned\b|\bclient host\b",
     ),

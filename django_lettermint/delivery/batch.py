@@ -1,4 +1,4 @@
-"""A list over several connections: how many, and the batches that they carry."""
+"""Lists over several connections: their number, and the batches they carry."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from django_lettermint.exceptions import ConnectFailed
 from django_lettermint.pool import open_pool
 
 from .engine import Delivery
-from .policy import LIST_PATIENCE
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
@@ -28,122 +26,58 @@ if TYPE_CHECKING:
 
 #: Messages in one batch, at most.
 BATCH_SIZE = 25
-#: Messages for which a further connection is worth its login.
+#: A further connection is opened for each group of so many messages.
 WORTH_A_CONNECTION = 5
 
 
 def list_connections(config: RelayConfig, relay: RelayState, count: int | None) -> int:
-    """Return how many connections a list of so many messages may use at once.
+    """Return how many connections a list of `count` messages may use at once.
 
-    `count` is None if that is not known.
+    `count` is None for an iterator.
     """
     if not _runs_threads():
         return 1
     if config.batch_connections is not None:
         return config.batch_connections
     most = BATCH_SIZE + 1 if count is None else count
-    # Where commands go behind the end of a message, it takes a single round trip.
+    # Pipelined behind the end of another, a message takes a single round trip.
     quick = config.pipelining and relay.pipelines_past_data
     if not config.endpoint.pooled or (quick and most <= BATCH_SIZE):
         return 1
-    # Of any pool, other senders get the other half.
+    # The other half of the pool is for other senders.
     half = config.endpoint.pool.max_size // 2
     return max(1, min(half, most // WORTH_A_CONNECTION))
 
 
 def _runs_threads() -> bool:
-    """Return whether threads run in this process: uWSGI has to be told so."""
+    """Return whether threads run in this process: in uWSGI, an option enables them."""
     options = getattr(sys.modules.get("uwsgi"), "opt", None)
     if options is None:
         return True
-    told = options.get("enable-threads", False)
-    return "threads" in options or told in (True, b"true", b"1")
+    enabled = options.get("enable-threads", False)
+    return "threads" in options or enabled in (True, b"true", b"1")
 
 
-class Deliveries:
-    """Delivers lists of messages of which some may have a configuration of their own.
-
-    `config` and `connections` are those of the others. `fatal` holds what any further
-    message would meet as well, by the endpoint or the address where that is so.
-    """
-
-    def __init__(
-        self,
-        config: RelayConfig,
-        connections: ConnectionPool[Session],
-        *,
-        patience: float = LIST_PATIENCE,
-        stop: threading.Event | None = None,
-        ignore_pool_timeout: bool = False,
-        connected: threading.Event | None = None,
-        fatal: dict[object, LettermintError] | None = None,
-    ) -> None:
-        self._config = config
-        self._connections = connections
-        self._patience = patience
-        self._stop = stop
-        self._ignore_pool_timeout = ignore_pool_timeout
-        self._connected = connected
-        self._fatal = {} if fatal is None else fatal
-        self._delivery = self._new_delivery(config, connections)
-
-    def deliver(self, messages: Sequence[list[Submission]]) -> None:
-        """Bring the submissions of all messages to their end, as Delivery does."""
-        others: dict[RelayConfig, list[list[Submission]]] = {}
-        usual: list[list[Submission]] = []
-        for each in messages:
-            config = each[0].config if each else self._config
-            if config is self._config or config == self._config:
-                usual.append(each)
-            else:
-                others.setdefault(config, []).append(each)
-        try:
-            self._deliver(self._config, self._connections, self._delivery, usual)
-            for config, group in others.items():
-                with open_pool(config) as connections:
-                    delivery = self._new_delivery(config, connections)
-                    self._deliver(config, connections, delivery, group)
-        except BaseException:
-            for submission in chain.from_iterable(messages):
-                if not submission.done:
-                    submission.fail(None)
-            raise
-
-    def _deliver(
-        self,
-        config: RelayConfig,
-        connections: ConnectionPool[Session],
-        delivery: Delivery,
-        messages: Sequence[list[Submission]],
-    ) -> None:
-        endpoint = config.endpoint
-        address = endpoint.host, endpoint.port, endpoint.security
-        delivery.fatal = self._fatal.get(endpoint)
-        away = self._fatal.get(address)
-        # Where new connections are refused, those that are open may still do.
-        if isinstance(away, ConnectFailed) and (
-            away.step in ("DNS", "TCP") or connections.empty
-        ):
-            delivery.fatal = delivery.fatal or away
-        delivery.deliver(messages)
-        error = delivery.fatal
-        if error:
-            self._fatal[endpoint] = error
-            # All other errors may be due to this login, or to its certificates.
-            if isinstance(error, ConnectFailed) and error.step != "AUTH":
-                self._fatal[address] = error
-
-    def _new_delivery(
-        self, config: RelayConfig, connections: ConnectionPool[Session]
-    ) -> Delivery:
-        return Delivery(
-            config,
-            connections,
-            patience=self._patience,
-            stop=self._stop,
-            ignore_pool_timeout=self._ignore_pool_timeout,
-            connected=self._connected,
-        )
+def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> None:
+    """Deliver messages by `delivery`, those of another configuration by one like it."""
+    usual: list[list[Submission]] = []
+    others: dict[RelayConfig, list[list[Submission]]] = {}
+    for each in messages:
+        config = each[0].config if each else delivery.config
+        if config is delivery.config or config == delivery.config:
+            usual.append(each)
+        else:
+            others.setdefault(config, []).append(each)
+    try:
+        delivery.deliver(usual)
+        for config, group in others.items():
+            with open_pool(config) as connections:
+                delivery.over(connections, config).deliver(group)
+    except BaseException:
+        for submission in chain.from_iterable(messages):
+            if not submission.done:
+                submission.fail(None)
+        raise
 
 
 class _HasSubmissions(Protocol):
@@ -174,16 +108,16 @@ class BatchSender(Generic[M]):
         self._on_finished = on_finished
         self._width = width
         self._executor: ThreadPoolExecutor | None = None
-        #: Batches that are not finished, oldest first. The latest is not yet submitted, as
-        #: it may be the only one, which takes no thread. A future that is cancelled has its
-        #: batch delivered in the caller's thread.
+        #: Batches that are not finished, oldest first. The latest is not yet submitted: it
+        #: may be the only one, which needs no thread. The batch of a cancelled future is
+        #: delivered in the caller's thread.
         self._pending: deque[tuple[Sequence[M], Future[None]]] = deque()
-        #: What any further message would meet as well: no TLS, no login, no connection.
+        #: Errors that further messages would meet as well; see Delivery.
         self._fatal: dict[object, LettermintError] = {}
-        #: Set by an interrupt: nothing new is begun.
+        #: Set by an interrupt: no further message is begun.
         self._stop = threading.Event()
-        #: Set once the first batch has a connection, or its end. Until then no other is
-        #: opened: one finds out that the token is wrong, or the relay gone.
+        #: Set once the first batch has a connection, or has ended. No other connection is
+        #: opened before, so that a wrong token costs one login.
         self._connected = threading.Event()
         self._first: Sequence[M] | None = None
 
@@ -214,7 +148,7 @@ class BatchSender(Generic[M]):
                 self._executor.shutdown()
 
     def send(self, batch: Sequence[M]) -> None:
-        """Take a batch, to be delivered by a thread."""
+        """Have a batch delivered by a thread."""
         self._first = self._first or batch
         self._pending.append((batch, Future()))
         if len(self._pending) > 1:
@@ -235,15 +169,15 @@ class BatchSender(Generic[M]):
             self._connected.wait()
         try:
             self._deliver(batch)
-        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+        except BaseException as error:  # noqa: BLE001 - raised by future.result()
             future.set_exception(error)
         else:
             future.set_result(None)
 
     def _deliver_here(self, batch: Sequence[M], future: Future[None]) -> None:
-        """Deliver a batch in this thread, unless another has begun to.
+        """Deliver a batch in this thread, unless another one has begun to.
 
-        An interrupt of `submit()` does not tell whether a thread has the batch.
+        After an interrupt of `submit()` it is unknown whether a thread has the batch.
         """
         if future.cancel():
             self._deliver(batch)
@@ -261,16 +195,16 @@ class BatchSender(Generic[M]):
                 future.result()
 
     def _deliver(self, batch: Sequence[M]) -> None:
-        deliveries = Deliveries(
+        delivery = Delivery(
             self._config,
             self._connections,
             stop=self._stop,
-            # Waiting for a connection is no failure while other threads have one.
+            # Other threads of this list may hold the connections of a full pool.
             ignore_pool_timeout=self._executor is not None,
             connected=self._connected,
             fatal=self._fatal,
         )
         try:
-            deliveries.deliver([each.submissions for each in batch])
+            deliver_all([each.submissions for each in batch], delivery)
         finally:
             self._connected.set()

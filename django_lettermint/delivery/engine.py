@@ -1,6 +1,6 @@
-"""From submissions to outcomes: connections, mail transactions, further tries.
+"""The delivery of submissions: it leases connections and carries out decisions.
 
-`policy` says what a failure means; this module carries it out.
+`policy` decides what comes after a failure.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from django_lettermint.exceptions import (
@@ -40,10 +41,11 @@ logger = logging.getLogger("django_lettermint")
 class Delivery:
     """Delivers messages, list after list, over the connections of one pool.
 
-    `stop`, once set by another thread, lets nothing more begin. With
-    `ignore_pool_timeout` a connection is awaited as long as the deadlines allow.
-    `sleep` waits so many seconds, or until `stop` is set. `connected` is set once there
-    is a connection.
+    Once another thread sets `stop`, nothing more begins. With `ignore_pool_timeout`, a
+    connection is awaited as long as the deadlines allow. `sleep` waits so many seconds,
+    or until `stop` is set. `connected` is set once there is a connection. `fatal` holds
+    the errors that any further message would meet as well, by the endpoint or by the
+    address that they concern; deliveries may share it.
     """
 
     def __init__(
@@ -56,29 +58,45 @@ class Delivery:
         ignore_pool_timeout: bool = False,
         sleep: Callable[[float], object] | None = None,
         connected: threading.Event | None = None,
+        fatal: dict[object, LettermintError] | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._connections = connections
         self._patience = patience
         self._stop = stop or threading.Event()
         self._ignore_pool_timeout = ignore_pool_timeout
         self._sleep = sleep or self._stop.wait
         self._connected = connected
-        #: What any further message would meet as well, if there is such an error.
-        self.fatal: LettermintError | None = None
+        self._fatal = {} if fatal is None else fatal
         self._messages: Sequence[list[Submission]] = ()
-        #: Connections not made, or lost when new, since a message was answered for.
+        #: Connections that could not be made or were lost when new, since the last
+        #: complete reply to a message.
         self._failures = 0
-        #: In `time.monotonic()`: the first of them.
+        #: When the first of them failed, in `time.monotonic()`.
         self._failing_since = 0.0
-        #: In `time.monotonic()`: no connection is asked for before.
+        #: No connection is leased before this time, in `time.monotonic()`.
         self._not_before = 0.0
-        #: Messages given up since then, each for losing every connection.
+        #: Messages given up since then, because they lost every connection.
         self._given_up = 0
         #: Why the latest connection could not be made.
         self._unreachable: LettermintError | None = None
-        #: A connection has just broken; idle ones of its age may be dead, too.
+        #: A connection has just been lost; idle ones of its age may be dead, too.
         self._force_new = False
+
+    def over(
+        self, connections: ConnectionPool[Session], config: RelayConfig
+    ) -> Delivery:
+        """Return a delivery like this one for another configuration."""
+        return Delivery(
+            config,
+            connections,
+            patience=self._patience,
+            stop=self._stop,
+            ignore_pool_timeout=self._ignore_pool_timeout,
+            sleep=self._sleep,
+            connected=self._connected,
+            fatal=self._fatal,
+        )
 
     def deliver(self, messages: Sequence[list[Submission]]) -> None:
         """Bring the submissions of all messages to their end.
@@ -88,10 +106,9 @@ class Delivery:
         """
         self._messages = messages
         try:
-            if self.fatal:
-                self._fail_all(self.fatal)
-            while todo := self._todo():
-                ready = self._ready(todo)
+            if self._fatal and (known := self._known_failure()):
+                self._fail_all(known)
+            while ready := self._ready():
                 try:
                     self._send(ready)
                 except (PoolTimeout, PoolClosed) as error:
@@ -105,26 +122,13 @@ class Delivery:
             self._end_all(None)
             raise
 
-    def _todo(self) -> list[Submission]:
-        todo = [
-            each
-            for submissions in self._messages
-            for each in submissions
-            if not each.done
-        ]
-        if not self._stop.is_set():
-            return todo
-        self._end_all(None)
-        return []
-
-    def _end_all(self, error: Exception | None) -> None:
-        for submissions in self._messages:
-            for submission in submissions:
-                if not submission.done:
-                    submission.fail(error)
-
-    def _ready(self, todo: Sequence[Submission]) -> list[Submission]:
-        """Return those that may go now; sleep until the first one may."""
+    def _ready(self) -> list[Submission]:
+        """Return the submissions that are due, none at the end; wait for the first."""
+        if self._stop.is_set():
+            self._end_all(None)
+        todo = [each for each in chain.from_iterable(self._messages) if not each.done]
+        if not todo:
+            return []
         first = min(each.not_before for each in todo)
         # Messages that were lost together are repeated together, on one connection.
         ready = [each for each in todo if each.not_before <= first + policy.PAUSE]
@@ -134,15 +138,20 @@ class Delivery:
             self._sleep(wait)
         return ready
 
+    def _end_all(self, error: Exception | None) -> None:
+        for submission in chain.from_iterable(self._messages):
+            if not submission.done:
+                submission.fail(error)
+
     def _send(self, ready: Sequence[Submission]) -> None:
-        """Send as many as one connection carries; the others stay to be done."""
+        """Send as many as one connection may carry; the others are left for the next."""
         seconds = ready[0].deadline.seconds_left()
         if seconds <= 0:
             self._expire(ready[0])
             return
         with self._connections.lease(
             seconds=seconds,
-            timeout=self._config.timeout,
+            timeout=self.config.timeout,
             force_new=self._force_new,
             ignore_pool_timeout=self._ignore_pool_timeout,
         ) as connection:
@@ -160,9 +169,9 @@ class Delivery:
                 raise
 
     def _expire(self, submission: Submission) -> None:
-        """Give up a message whose time has run out, and say what took so long."""
+        """Give up a message after its deadline; the error says what took so long."""
         late = ConnectionLost(
-            f"the deadline of {self._config.deadline:g} s has passed: the message was "
+            f"the deadline of {self.config.deadline:g} s has passed: the message was "
             "not sent; send it again"
         )
         lost = submission.last and not submission.last.refused
@@ -182,7 +191,7 @@ class Delivery:
             following = () if leaving else transactions[number:]
             now = time.monotonic()
             transaction.until = now + submission.deadline.seconds_left()
-            session.send(transaction, following, config=self._config)
+            session.send(transaction, following, config=self.config)
             closed = session.closed
             decision = self._record(
                 session, submission, transaction, used=used, closed=closed
@@ -191,15 +200,15 @@ class Delivery:
                 submission.waited_for_others = True
                 connection.discard(CloseReason.LIMITED)
             if closed or self._stop.is_set():
-                # Went out behind this one, in part or whole.
+                # Followers may have been written behind this one, in part or whole.
                 for follower, its_transaction in pairs[number:]:
                     if its_transaction.started:
                         self._record(
                             session, follower, its_transaction, used=True, closed=closed
                         )
                 return
-            # A repeat that is refused for now before its content may meet a limit of
-            # this session, too.
+            # A 4yz to a repeat before its content may be due to a limit of this session,
+            # too.
             early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
             fresh = decision is Decision.FRESH or (
                 decision is Decision.REPEAT and early
@@ -219,7 +228,7 @@ class Delivery:
         used: bool,
         closed: bool,
     ) -> Decision:
-        """Apply the end of a mail transaction, and prepare for what comes next."""
+        """Apply the end of a mail transaction, and prepare the next try."""
         if (
             transaction.pipelined
             or transaction.followed
@@ -228,8 +237,8 @@ class Delivery:
             _learn(session.relay, submission, transaction)
         lost = transaction.failure if closed else None
         may_retry = False
-        # With fewer connections the relay might have refused nothing: it may limit those
-        # of a login or of a sender, which it knows only then.
+        # The relay may limit connections by login or by sender, which it learns only
+        # after the greeting: with fewer connections it might have refused nothing.
         others_open = (
             self._ignore_pool_timeout
             and not (transaction.connection_carried or submission.waited_for_others)
@@ -241,7 +250,7 @@ class Delivery:
         if unused and not others_open:
             patience = self._patience
             if not isinstance(lost, ServerClosing):
-                # It may be the message that breaks connections.
+                # The message itself may break connections.
                 patience = min(patience, policy.PATIENCE)
             may_retry = self._count_failure(patience)
         decision = submission.record(
@@ -262,7 +271,7 @@ class Delivery:
         elif decision is Decision.GIVE_UP and lost and not used:
             self._give_up(lost)
         elif decision in (Decision.FINAL, Decision.UNKNOWN) and not used:
-            # A new connection that carried one message: do not log in at full speed.
+            # Each new connection may end like this one: do not log in at full speed.
             self._not_before = time.monotonic() + policy.PAUSE
         return decision
 
@@ -289,10 +298,10 @@ class Delivery:
             self._fail_all(error)
 
     def _may_wait_for_others(self, error: LettermintError) -> bool:
-        """Return whether an open connection would do after this error.
+        """Return whether to wait for an open connection after this error.
 
-        One of several threads of a list waits for another's in any case: with one
-        connection, none would have been refused.
+        The threads of a list always do: with a single connection, the relay would have
+        refused none.
         """
         if not isinstance(error, ConnectFailed):
             return False
@@ -306,10 +315,10 @@ class Delivery:
             self._failing_since = now
         self._failures += 1
         waited = now - self._failing_since
-        return policy.may_retry(self._failures, self._config.retries, waited, patience)
+        return policy.may_retry(self._failures, self.config.retries, waited, patience)
 
     def _plan_retry(self, submission: Submission) -> None:
-        """Have no connection opened for a while; the lease ends before the pause."""
+        """Set the time of the next try; the pause is made after the lease has ended."""
         now = time.monotonic()
         left = self._patience - (now - self._failing_since)
         most = submission.deadline.seconds_left()
@@ -318,7 +327,7 @@ class Delivery:
         self._not_before = now + policy.backoff(self._failures, most=most)
 
     def _give_up(self, lost: Exception) -> None:
-        """Fail the other messages as well, unless it may have been this message."""
+        """Fail the other messages as well, unless the message broke the connections."""
         self._failures = 0
         self._given_up += 1
         if isinstance(lost, ServerClosing):
@@ -333,13 +342,31 @@ class Delivery:
             )
 
     def _fail_all(self, error: LettermintError) -> None:
-        self.fatal = error
-        for submission in self._todo():
-            submission.fail_to_connect(error)
+        """Fail all messages, and those of later lists that would meet the same error."""
+        endpoint = self.config.endpoint
+        self._fatal[endpoint] = error
+        # All other errors may be due to this login, or to its certificates.
+        if isinstance(error, ConnectFailed) and error.step != "AUTH":
+            self._fatal[endpoint.host, endpoint.port, endpoint.security] = error
+        for submission in chain.from_iterable(self._messages):
+            if not submission.done:
+                submission.fail_to_connect(error)
+
+    def _known_failure(self) -> LettermintError | None:
+        """Return the error of an earlier list that this one would meet as well."""
+        endpoint = self.config.endpoint
+        known = self._fatal.get(endpoint)
+        away = self._fatal.get((endpoint.host, endpoint.port, endpoint.security))
+        # A relay that refuses new connections may still serve the open ones.
+        if isinstance(away, ConnectFailed) and (
+            away.step in ("DNS", "TCP") or self._connections.empty
+        ):
+            return known or away
+        return known
 
     def _log(self, decision: Decision, phase: Phase, lost: Exception | None) -> None:
-        endpoint = self._config.endpoint
-        # What the server says may quote addresses, which are for DEBUG only.
+        endpoint = self.config.endpoint
+        # Replies may quote addresses, which are logged at DEBUG only.
         reason = type(lost).__name__
         if isinstance(lost, ServerClosing):
             reason = str(lost.reply.code)
@@ -359,7 +386,7 @@ class Delivery:
 def _learn(
     relay: RelayState, submission: Submission, transaction: MailTransaction
 ) -> None:
-    """Remember what the relay has shown about pipelining behind the end of a message."""
+    """Remember whether the relay supports pipelining behind the end of a message."""
     if transaction.pipelined:
         replies = (transaction.reply, *transaction.replies.values())
         if any(reply and policy.proves_intolerance(reply) for reply in replies):

@@ -1,7 +1,7 @@
-"""What a failure speaks of, and so what comes next: the table of docs/delivery.md.
+"""The decision after a failure: the table of docs/delivery.md.
 
 Pure functions over plain data. A reply speaks of what it answers and no more, no mail
-fails for our own optimisation, and a fresh connection is tried where it can cure.
+fails because of our own optimisation, and a fresh connection is tried where it can help.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from django_lettermint.results import Phase
 if TYPE_CHECKING:
     from django_lettermint.smtp.replies import Reply
 
-#: Seconds before the first further try; doubled for each one more, up to the maximum.
+#: Seconds before the first retry; doubled for each further one, up to the maximum.
 PAUSE = 0.1
 MAX_PAUSE = 10.0
-#: Seconds for which a relay that cannot be reached is tried again: a mail sent by
-#: itself, by a web request perhaps, and the mails of a list.
+#: Seconds for which a relay that cannot be reached is tried again: for a single mail,
+#: which may be sent by a web request, and for the mails of a list.
 PATIENCE = 2.0
 LIST_PATIENCE = 10.0
-#: Further tries that are made however long each one takes.
+#: Retries that are made however long each one takes.
 QUICK_RETRIES = 2
 #: Repeats of one unconfirmed message.
 MAX_REPEATS = 10
@@ -40,9 +40,9 @@ class Decision(enum.Enum):
     """What comes next for a message."""
 
     FINAL = "final"  #: the reply decides
-    ALONE = "alone"  #: once more, with nothing in front of it unanswered
+    ALONE = "alone"  #: once more, not pipelined behind another message
     FRESH = "fresh"  #: once more, on a fresh connection; this one is not kept
-    REPLACE = "replace"  #: at once on a fresh connection, unnoticed
+    REPLACE = "replace"  #: at once on a fresh connection
     WAIT = "wait"  #: once more, on a connection that is open; this one is not kept
     RETRY = "retry"  #: after a growing pause, on a fresh connection
     REPEAT = "repeat"  #: byte for byte under its key, after a growing pause
@@ -52,7 +52,7 @@ class Decision(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A try that did not end with SENT: what happened, where, and what is left."""
+    """A try that did not end with SENT: its step, its connection, and what is left."""
 
     #: The step that failed.
     phase: Phase
@@ -70,8 +70,8 @@ class Failure:
     carried: bool = False
     #: It was tried on a fresh connection after a refusal of this kind.
     tried_fresh: bool = False
-    #: A list over several connections opened this one, and the pool has others: without
-    #: this one, they would carry the message. It has not waited for them yet.
+    #: A list over several connections opened this one, and the pool has others that could
+    #: carry the message. It has not waited for them yet.
     others_open: bool = False
     #: A repeat is safe, and there is time for it.
     repeatable: bool = False
@@ -83,8 +83,8 @@ def decide(failure: Failure) -> Decision:
     """Return what comes next after a failure."""
     reply = failure.reply
     if failure.unconfirmed:
-        # 5yz to a repeat, a conflict for example, proves that the key was used, not how
-        # it ended. 4yz may mean that the first try is still in progress.
+        # 5yz to a repeat (a conflict, for example) proves that the key was used, not what
+        # became of the first try. 4yz may mean that it is still in progress.
         final = failure.permanent or (reply is not None and reply.code >= 500)
         again = failure.repeatable and not final
         return Decision.REPEAT if again else Decision.UNKNOWN
@@ -132,10 +132,10 @@ def later_may_help(
 
 
 def speaks_of_session(failure: Failure) -> bool:
-    """Return whether a refusal may speak of the session, which a new one would cure.
+    """Return whether a refusal may speak of the session, so that a new one would help.
 
-    Only of a session that has carried a message: what a relay limits for each session
-    it does not refuse to the first.
+    Only if the session has carried a message: a relay that limits sessions does not
+    refuse the first message of each.
     """
     reply, phase = failure.reply, failure.phase
     if reply is None or not failure.carried:
@@ -167,7 +167,7 @@ def limits_recipients(reply: Reply) -> bool:
 
 
 def proves_intolerance(reply: Reply) -> bool:
-    """Return whether a refusal of what was pipelined blames the pipelining itself.
+    """Return whether the refusal of a pipelined command is due to the pipelining.
 
     503 says that a command came at the wrong time (RFC 5321 section 4.2.2).
     """
@@ -175,7 +175,7 @@ def proves_intolerance(reply: Reply) -> bool:
 
 
 def may_retry(failures: int, retries: int, waited: float, patience: float) -> bool:
-    """Return whether a relay is tried again after so many failures in a row.
+    """Return whether a relay is tried again after this number of failures in a row.
 
     `waited` are the seconds since the first one.
     """

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 
 #: Reply codes that speak of the address itself (RFC 5321 section 4.2.2).
 _INVALID_ADDRESS = (501, 553)
+#: The message ends with the first of these that one of its submissions has.
+_PRECEDENCE = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
 
 
 def build_result(submissions: Sequence[Submission]) -> SendResult:
-    """Sum up: UNKNOWN if any submission is, else SENT if any is."""
+    """Return the result of a message: UNKNOWN if any submission is, else SENT if any is."""
     first = submissions[0]
-    decisive = _decisive(submissions)
-    reply = _decisive_reply(decisive)
+    decisive = min(submissions, key=lambda each: _PRECEDENCE.index(each.outcome))
+    phase, reply = _last_step(decisive)
     starts = [each.deadline.started for each in submissions if each.deadline.started]
     ended = max(each.ended for each in submissions)
     return SendResult(
@@ -52,7 +54,7 @@ def build_result(submissions: Sequence[Submission]) -> SendResult:
         },
         code=reply.code if reply else None,
         text=reply.text if reply else "",
-        phase=_phase(decisive),
+        phase=phase,
         attempts=sum(each.attempts for each in submissions),
         elapsed=ended - min(starts) if starts else 0.0,
         connection_reused=decisive.reused,
@@ -63,13 +65,13 @@ def build_error(
     submissions: Sequence[Submission], *, has_caller_key: bool = False
 ) -> Exception | None:
     """Return the error that the message ends with, or None if it was sent."""
-    decisive = _decisive(submissions)
+    decisive = min(submissions, key=lambda each: _PRECEDENCE.index(each.outcome))
     if decisive.outcome is Outcome.SENT:
         return None
     if decisive.outcome is Outcome.UNKNOWN:
         return _unknown(submissions)
     if decisive.error:
-        # One connection error can end many messages; each gets a copy for its result.
+        # An error can end many messages: each gets a copy, with its own result.
         return copy.copy(decisive.error)
     last = decisive.last
     if last and last.reply:
@@ -77,38 +79,27 @@ def build_error(
     return _lost(decisive)
 
 
-def _decisive(submissions: Sequence[Submission]) -> Submission:
-    order = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
-    return min(submissions, key=lambda each: order.index(each.outcome))
-
-
-def _decisive_reply(submission: Submission) -> Reply | None:
-    if submission.outcome is Outcome.UNKNOWN:
-        return None  # whatever the answer to a repeat was
+def _last_step(submission: Submission) -> tuple[Phase, Reply | None]:
+    """Return how far a submission came, and the reply that decided its outcome."""
     error, last = submission.error, submission.last
-    if error is None and last:
-        if isinstance(last.failure, ServerClosing):
-            return last.failure.reply
-        return last.reply
-    # Refused before there was a mail transaction, at the greeting or the login.
-    if isinstance(error, LettermintError) and error.smtp_code:
-        return Reply(error.smtp_code, (error.smtp_error.decode(),))
-    return None
-
-
-def _phase(submission: Submission) -> Phase:
     if submission.outcome is Outcome.UNKNOWN:
-        return Phase.COMMIT
-    if submission.error:
-        return phase_of(submission.error)
-    if submission.last:
-        return submission.last.phase
-    # Interrupted: its time runs from the moment it looks for a connection.
-    return Phase.CONNECT if submission.deadline.started else Phase.POOL
+        return Phase.COMMIT, None  # whatever the answer to a repeat was
+    if error:
+        reply = None
+        # Refused before there was a mail transaction, at the greeting or the login.
+        if isinstance(error, LettermintError) and error.smtp_code:
+            reply = Reply(error.smtp_code, (error.smtp_error.decode(),))
+        return phase_of(error), reply
+    if last:
+        if isinstance(last.failure, ServerClosing):
+            return last.phase, last.failure.reply
+        return last.phase, last.reply
+    # It was interrupted; the time starts when a connection is asked for.
+    return (Phase.CONNECT if submission.deadline.started else Phase.POOL), None
 
 
 def phase_of(error: BaseException | None) -> Phase:
-    """Return the step at which an error ended a message without a mail transaction."""
+    """Return the step of an error that ended a message outside of a mail transaction."""
     if isinstance(error, ConnectFailed) and error.phase:
         return error.phase
     matches = (phase for kind, phase in _PHASES if isinstance(error, kind))
@@ -116,9 +107,8 @@ def phase_of(error: BaseException | None) -> Phase:
 
 
 def recipients_of(submission: Submission) -> tuple[str, ...]:
-    """Return all its recipients, those left out of a repeat included."""
-    first = submission.unconfirmed or submission.last
-    return (first or submission).envelope.recipients
+    """Return all recipients of a submission, including those left out of a repeat."""
+    return (submission.unconfirmed or submission).envelope.recipients
 
 
 def _recipient(submission: Submission, who: str) -> RecipientResult:
@@ -131,11 +121,11 @@ def _recipient(submission: Submission, who: str) -> RecipientResult:
             status="unknown", text="no reply to the end of the message"
         )
     if submission.outcome is Outcome.SENT:
-        if doubt := submission.refused_on_repeat.get(who):
-            return RecipientResult(status="unknown", text=str(doubt))
+        if refused := submission.refused_on_repeat.get(who):
+            return RecipientResult(status="unknown", text=str(refused))
         answer = last.replies.get(who) if last else None
         return _from_reply(answer) if answer else RecipientResult(status="queued")
-    reply = _decisive_reply(submission)
+    _, reply = _last_step(submission)
     if reply:
         return _from_reply(reply, about_address=False)
     return RecipientResult(status="failed", text="not sent")

@@ -1,4 +1,4 @@
-"""One envelope's way to its outcome, over as many mail transactions as that takes."""
+"""Submissions: one envelope each, over as many mail transactions as it needs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Deadline:
-    """The time for all recipients of an envelope; it runs from the first try on."""
+    """The time limit for all recipients of an envelope; it starts with the first try."""
 
     seconds: float
     #: In `time.monotonic()`; 0 until it runs.
     started: float = 0.0
 
     def seconds_left(self) -> float:
-        """Return what is left of it; it runs from now on."""
+        """Return the seconds that are left; the first call starts the time."""
         now = time.monotonic()
         self.started = self.started or now
         return self.started + self.seconds - now
@@ -36,12 +36,12 @@ class Deadline:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Submission:
-    """One envelope's way to its outcome, over as many mail transactions as that takes."""
+    """One envelope on its way to an outcome, and what its tries have met."""
 
     envelope: Envelope
     config: RelayConfig
     deadline: Deadline
-    #: All submissions of the same message, in order; who makes this one appends it.
+    #: All submissions of the same message, in order, this one included.
     message_submissions: list[Submission]
     #: The outcome is final.
     done: bool = False
@@ -49,23 +49,22 @@ class Submission:
     #: The latest mail transaction, and the first one that may have been delivered.
     last: MailTransaction | None = None
     unconfirmed: MailTransaction | None = None
-    #: The answer for each recipient is known of every repeat that may be delivered.
+    #: The answers to all recipients are known of each repeat that may be delivered.
     repeats_known: bool = True
-    #: Refusals by recipient on repeats of which others may have got the message: the try
-    #: before it may have been delivered.
+    #: Refusals on repeats, by recipient; the first try may have been delivered to them.
     refused_on_repeat: dict[str, Reply] = field(default_factory=dict)
     #: Why there was no transaction, or no further one.
     error: Exception | None = None
-    #: Tries, connections that could not be made included.
+    #: Tries, including connections that could not be made.
     attempts: int = 0
     repeats: int = 0
     #: The latest try was on a connection that had served before.
     reused: bool = False
     #: The relay refused it while it was pipelined behind another message.
     refused_pipelined: bool = False
-    #: A used connection refused it, so that it was tried on a fresh one.
+    #: It was tried on a fresh connection after a used one had refused it.
     tried_fresh: bool = False
-    #: A further connection of a list failed it, so that it waited for another one.
+    #: It waited for another connection after a further one of a list had failed.
     waited_for_others: bool = False
     #: In `time.monotonic()`; a repeat waits for `not_before`.
     ended: float = 0.0
@@ -73,10 +72,13 @@ class Submission:
 
     @property
     def repeatable(self) -> bool:
-        """Return whether the relay would recognise a repeat, and answer for all."""
+        """Return whether a repeat is safe: the relay knows it by its key.
+
+        A repeat is confirmed as a whole, whichever recipients were refused before, so
+        their answers must be known.
+        """
         if not self.config.idempotency or self.envelope.idempotency_key is None:
             return False
-        # A repeat is confirmed as a whole, whichever recipients were refused before.
         known = self.unconfirmed is None or self.unconfirmed.recipients_known
         return known and self.repeats_known
 
@@ -85,16 +87,16 @@ class Submission:
         return MailTransaction(
             envelope=self.envelope,
             frozen=self.unconfirmed is not None,
-            # The answers for several recipients may be lost, and then no repeat is safe.
+            # The answers to several recipients may be lost, and then no repeat is safe.
             repeatable=self.repeatable and len(self.envelope.recipients) == 1,
-            # What was tried before goes by itself.
+            # After a failure it is not pipelined behind another message.
             may_follow=self.last is None,
         )
 
     def resume(self) -> None:
-        """Continue with an envelope that was left unconfirmed, maybe by another process.
+        """Continue with an envelope that was left unconfirmed, maybe in another process.
 
-        Its recipients are those that were accepted then.
+        All its recipients were accepted then.
         """
         self.unconfirmed = self.begin()
         accepted = dict.fromkeys(self.envelope.recipients, Reply(250))
@@ -108,11 +110,11 @@ class Submission:
         may_retry: bool = False,
         others_open: bool = False,
     ) -> Decision:
-        """Apply the end of a mail transaction; if not done after it, try again.
+        """Apply the end of a mail transaction; return what comes next.
 
-        `used`: the connection had served before. `may_retry`: one more loss of a fresh
-        connection is within the limits. `others_open`: it is one of several that a list
-        has opened.
+        `used`: the connection had served before. `may_retry`: a retry after the loss of a
+        fresh connection is within the limits. `others_open`: the connection is one of
+        several that a list has opened.
         """
         self.attempts += 1
         self.last = transaction
@@ -152,15 +154,15 @@ class Submission:
         return decision
 
     def fail(self, error: Exception | None) -> None:
-        """Give up; what may have been delivered stays unknown."""
+        """Give up: UNKNOWN if it may have been delivered, else NOT_SENT with `error`."""
         if error is None and self.last and self.last.refused:
-            # It spoke of the session or of pipelining, or the message would be done.
+            # The refusal was not final: it spoke of the session or of pipelining.
             error = ConnectionLost("interrupted before the message was sent")
         self.error = error
         self._give_up()
 
     def fail_to_connect(self, error: Exception) -> None:
-        """Give up, unless a repeat may still settle what is unknown."""
+        """Give up, unless a later repeat may still settle an unknown outcome."""
         if not self.unconfirmed:
             self.fail(error)
         elif self._may_repeat():
@@ -169,7 +171,7 @@ class Submission:
             self._finish(Outcome.UNKNOWN)
 
     def interrupt(self, transaction: MailTransaction) -> None:
-        """End with what is certain at this moment, also within `record()`."""
+        """End with the outcome that is certain now, even if `record()` was interrupted."""
         recorded = self.last is transaction
         if not recorded:
             self.attempts += 1
@@ -244,11 +246,11 @@ class Submission:
     def _finish(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.ended = time.monotonic()
-        self.done = True  # last: an interrupt may come between
+        self.done = True  # last, as an interrupt may come before
 
 
 def submissions(envelopes: Iterable[Envelope], config: RelayConfig) -> list[Submission]:
-    """Return the submissions that one message takes, most often a single one."""
+    """Return the submissions of one message: most often a single one."""
     found: list[Submission] = []
     for envelope in envelopes:
         deadline = Deadline(config.deadline)

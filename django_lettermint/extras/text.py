@@ -105,7 +105,7 @@ def single_line(field: str, value: object) -> str:
     """Return the text of what stands in one field, however long that is."""
     if isinstance(value, bytes | bytearray | memoryview):
         raise invalid_value(field, value, "give it as text")
-    text = str(plain_str(value))
+    text = value[:] if isinstance(value, str) else str(value)
     if LINE_BREAK.search(text):
         raise invalid_value(field, text, "it has a line break, NUL or lone surrogate")
     return text

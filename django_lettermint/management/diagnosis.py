@@ -1,4 +1,4 @@
-"""One mail's way to the relay, step by step, each with its time."""
+"""Send one mail to the relay, step by step, with the time of each step."""
 
 from __future__ import annotations
 
@@ -54,29 +54,29 @@ class Step:
 
 
 class Diagnosis:
-    """Goes the way of a mail over a connection of its own and shows each step.
+    """Sends a mail over a connection outside of the pool and shows each step.
 
     The methods raise Failed.
     """
 
     def __init__(self, config: RelayConfig, show: Callable[[Step], None]) -> None:
-        # One command, one reply: so each has a time of its own.
+        # Without them, each command has a reply and a time.
         self._config = replace(config, pipelining=False, chunking=False)
         self._show = show
-        self._taken: list[Step] = []
+        self._steps: list[Step] = []
         self._since = time.monotonic()
 
     def check(self) -> None:
-        """Log in and ask for a sign of life, without a mail."""
+        """Log in and send NOOP, without a mail."""
         try:
             session = self._connect()
         except LettermintError as error:
-            raise Failed(error, self._taken[-1].name) from None
+            raise self._failed(error) from None
         try:
             alive = session.ping(self._config.timeout)
-            self._take("NOOP", "250" if alive else "no 250", ok=alive)
+            self._add_step("NOOP", "250" if alive else "no 250", ok=alive)
         finally:
-            self._leave(session)
+            self._quit(session)
         if not alive:
             raise Failed(ConnectionLost("NOOP was not answered by 250"), "NOOP")
 
@@ -89,9 +89,12 @@ class Diagnosis:
         finally:
             notify(type(backend), outgoing, self._config.endpoint)
         if outgoing.error:
-            step = self._taken[-1].name if self._taken else "message"
-            raise Failed(outgoing.error, step)
+            raise self._failed(outgoing.error)
         return _result(message)
+
+    def _failed(self, error: Exception) -> Failed:
+        step = self._steps[-1].name if self._steps else "message"
+        return Failed(error, step, tenant=self._config.endpoint.tenant)
 
     def _send(self, submissions: Iterable[Submission]) -> None:
         try:
@@ -105,7 +108,7 @@ class Diagnosis:
             for submission in submissions:
                 self._send_one(session, submission)
         finally:
-            self._leave(session)
+            self._quit(session)
 
     def _send_one(self, session: Session, submission: Submission) -> None:
         transaction = submission.begin()
@@ -113,10 +116,12 @@ class Diagnosis:
         try:
             session.send(transaction, config=self._config)
         finally:
-            # No second try: that would hide what is to be seen here.
+            # Never try again: that would hide the failure.
             submission.interrupt(transaction)
-        if transaction.failure and self._taken[-1].ok:
-            self._take(_PHASES[transaction.phase], str(transaction.failure), ok=False)
+        if transaction.failure and self._steps[-1].ok:
+            self._add_step(
+                _PHASES[transaction.phase], str(transaction.failure), ok=False
+            )
 
     def _connect(self) -> Session:
         self._since = time.monotonic()
@@ -130,30 +135,30 @@ class Diagnosis:
                 trace=self._trace,
             )
         except (ConnectFailed, TLSFailed, AuthenticationFailed) as error:
-            self._take(error.step, brief(error), ok=False)
+            self._add_step(error.step, brief(error), ok=False)
             raise
 
-    def _leave(self, session: Session) -> None:
+    def _quit(self, session: Session) -> None:
         session.send_quit()
         session.wait_closed(time.monotonic() + 1.0)
 
     def _trace(self, step: str, detail: str) -> None:
         verb, _, argument = step.partition(" ")
         if verb in ("MAIL", "RCPT"):
-            self._take(verb, f"{argument} → {detail}", ok=detail[0] not in "45")
+            self._add_step(verb, f"{argument} → {detail}", ok=detail[0] not in "45")
         elif verb in ("DATA", "."):
             name = "DATA" if verb == "DATA" else "reply"
-            self._take(name, detail, ok=detail[0] not in "45")
+            self._add_step(name, detail, ok=detail[0] not in "45")
         else:
-            self._take(step, detail)
+            self._add_step(step, detail)
 
-    def _take(self, name: str, detail: str, *, ok: bool = True) -> None:
+    def _add_step(self, name: str, detail: str, *, ok: bool = True) -> None:
         now = time.monotonic()
         step = Step(
             name=name, ok=ok, seconds=round(now - self._since, 6), detail=detail
         )
         self._since = now
-        self._taken.append(step)
+        self._steps.append(step)
         self._show(step)
 
 
@@ -161,14 +166,15 @@ def send_through_pool(
     backend: EmailBackend, messages: Iterable[EmailMessage]
 ) -> Iterator[SendResult]:
     """Send one message at a time as an application does; raise Failed at the first error."""
-    # The option hides errors from applications, not from those who look for them.
+    # The option is for applications: this command shows every error.
     backend.fail_silently = False
     for message in messages:
         try:
             backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - a receiver's, if not ours
             result: SendResult | None = getattr(error, "result", None)
-            raise Failed(error, result.phase if result else "message") from None
+            phase = result.phase if result else "message"
+            raise Failed(error, phase, tenant=backend.tenant) from None
         yield _result(message)
 
 
@@ -180,7 +186,7 @@ def _prepare(backend: EmailBackend, message: EmailMessage) -> OutgoingMessage:
 
 
 def _result(message: EmailMessage) -> SendResult:
-    """Return the result of a message; raise Failed if nothing was even tried."""
+    """Return the result of a message; raise Failed if it was not tried."""
     result: SendResult = message.anymail_status.esp_response  # type: ignore[attr-defined]
     reasons: dict[Phase, AnymailError] = {
         Phase.NO_RECIPIENTS: LettermintInvalidMessage("the mail has no recipient"),

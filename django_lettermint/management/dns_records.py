@@ -21,18 +21,18 @@ PATIENCE = 5.0
 
 
 class Status(StrEnum):
-    """What is in the place of a record."""
+    """Whether a record is as it should be."""
 
     OK = "ok"
     MISSING = "missing"
     WRONG = "wrong"
-    #: The resolver did not say.
+    #: The resolver did not answer.
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A record as it should be, and what was found in its place."""
+    """A record as it should be, and what was found instead."""
 
     purpose: str
     name: str
@@ -44,7 +44,7 @@ class Record:
 
     @property
     def ok(self) -> bool:
-        """Return whether there is nothing to do about it."""
+        """Return whether the record is as it should be."""
         return self.status is Status.OK
 
 
@@ -127,7 +127,7 @@ def _with_id(first: Record, second: Record) -> list[Record]:
 
 #: A status, and what to say after the record's name.
 _Finding = tuple[Status, str]
-#: Looks at a name below a domain; gets the value wanted and a moment (monotonic).
+#: Looks up a name below a domain; takes the value wanted and a time (monotonic).
 _Look = Callable[[str, str, str, float], _Finding]
 
 
@@ -183,22 +183,22 @@ def _policy(name: str, domain: str, value: str, until: float) -> _Finding:
     parents = range(max(1, len(labels) - 7), len(labels) - 1)
     for above in (domain, *(".".join(labels[count:]) for count in parents)):
         place = f"{name}.{above}"
-        whose = "" if above == domain else f"is inherited from {place}, which "
+        inherited = "" if above == domain else f"is inherited from {place}, which "
         found = [text for text in _values(place, "TXT", until) if _is_policy(text)]
         if len(found) > 1:
             return (
                 Status.WRONG,
-                f"{whose}has {len(found)} policies, so none of them applies",
+                f"{inherited}has {len(found)} policies, so none of them applies",
             )
         for text in found:
             if not re.match(r"v\s*=\s*DMARC1\s*(;|$)", text):
-                return Status.WRONG, f"{whose}does not begin with v=DMARC1: {text}"
+                return Status.WRONG, f"{inherited}does not begin with v=DMARC1: {text}"
             if _tags(text).get("p", "").lower() not in _POLICIES:
                 return (
                     Status.WRONG,
-                    f"{whose}lacks p=none, quarantine or reject: {text}",
+                    f"{inherited}lacks p=none, quarantine or reject: {text}",
                 )
-            return Status.OK, f"{whose}has {text}"
+            return Status.OK, f"{inherited}has {text}"
     return Status.MISSING, "is missing"
 
 
@@ -234,7 +234,7 @@ _RECORDS: tuple[tuple[str, str, str, str, _Look], ...] = (
 
 
 class _NoAnswer(Exception):
-    """The resolver did not say what there is."""
+    """The resolver did not answer the question."""
 
 
 def _exists(domain: str, until: float) -> bool:

@@ -1,4 +1,4 @@
-"""Which backend a project's mail goes through, and whether it is ours."""
+"""Find the backend that a project's mail goes through."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAILERS: Any = getattr(mail, "mailers", None)
 def find_backend(alias: str | None) -> EmailBackend:
     """Make the backend of a mailer or, without an alias, of the project's default.
 
-    Raises Failed if that is impossible or another package's.
+    Raises Failed if it cannot be made or is another package's.
     """
     if alias is not None and alias not in _mailers():
         raise _unknown(alias)

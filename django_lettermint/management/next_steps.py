@@ -26,10 +26,17 @@ _SCAN = "`manage.py test_lettermint --scan-ports` tries every port from here"
 class Failed(Exception):
     """A step did not succeed; `next_step` says what to do about it."""
 
-    def __init__(self, error: Exception, step: str, next_step: str = "") -> None:
+    def __init__(
+        self,
+        error: Exception,
+        step: str,
+        next_step: str = "",
+        *,
+        tenant: str | None = None,
+    ) -> None:
         self.error = error
         self.step = step
-        self.next_step = next_step or advise(error)
+        self.next_step = next_step or advise(error, tenant)
         foreign = self.next_step == _OTHERWISE
         super().__init__(f"{type(error).__name__}: {error}" if foreign else str(error))
 
@@ -45,16 +52,18 @@ class Failed(Exception):
 
 
 def brief(error: LettermintError) -> str:
-    """Return why there is no connection: what the relay said, or else what happened."""
+    """Return why there is no connection: the relay's reply, or else what happened."""
     if error.smtp_code:
         return f"{error.smtp_code} {error.smtp_error.decode()}"
     return error.summary
 
 
-def advise(error: Exception) -> str:
-    """Return what to do about an error."""
+def advise(error: Exception, tenant: str | None = None) -> str:
+    """Return what to do about an error, of a tenant's mail if there is one."""
     if isinstance(error, LettermintError) and error.smtp_code and error.transient:
         return _LATER
+    if isinstance(error, AuthenticationFailed):
+        return _login(error, tenant)
     for kind, advice in _ADVICE.items():
         if isinstance(error, kind):
             return advice(error) if callable(advice) else advice
@@ -85,16 +94,20 @@ def _tls(error: TLSFailed) -> str:
     return _BY_STEP["TLS"]
 
 
-def _login(error: AuthenticationFailed) -> str:
+def _login(error: AuthenticationFailed, tenant: str | None) -> str:
     if not error.smtp_code:
         return (
             "Is this Lettermint's relay? Check `host` and `port`, and remove "
             "`auth_mechanism` from the settings."
         )
+    project, place = "the project", "into LETTERMINT_API_TOKEN (`api_token`)"
+    if tenant is not None:
+        project = f"the project of tenant {tenant!r}"
+        place = "to where `tenants` looks up its `api_token`"
     return (
-        "In the Lettermint dashboard, open the project, check that SMTP is enabled, and "
-        "copy its sending token into LETTERMINT_API_TOKEN (`api_token`). A team token "
-        "(lm_team_…) cannot send; a token with an IP allowlist must list this machine."
+        f"In the Lettermint dashboard, open {project}, check that SMTP is enabled, and "
+        f"copy its sending token {place}. A team token (lm_team_…) cannot send; a token "
+        "with an IP allowlist must list this machine."
     )
 
 
@@ -121,7 +134,7 @@ _BY_STEP = {
 }
 _DATE = (
     "Check this machine's clock first. If it is right, the certificate is not valid now: "
-    "ask who runs the relay (for smtp.lettermint.co: Lettermint's support)."
+    "ask the relay's operator (for smtp.lettermint.co: Lettermint's support)."
 )
 _NAME = (
     "Set `host` to a name that is in the certificate: smtp.lettermint.co, not an alias "
@@ -149,7 +162,6 @@ _ADVICE: dict[
 ] = {
     ConnectFailed: _connect,
     TLSFailed: _tls,
-    AuthenticationFailed: _login,
     SenderRefused: "Verify the sender's domain in the Lettermint dashboard, or use a "
     "sender of a verified domain: --from, and DEFAULT_FROM_EMAIL in the settings.",
     RecipientsRefused: "Check the address and the project's suppression list; without "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from django_lettermint.conf import RelayConfig
 
-#: Best first. 25 is for servers among themselves, and most often blocked.
+#: Best first. 25 is for mail between servers, and most often blocked.
 PREFERENCE = (465, 587, 2587, 2525, 2465, 25)
 #: Seconds for all ports together.
 PATIENCE = 5.0
@@ -57,7 +57,7 @@ def scan(config: RelayConfig, ports: Mapping[int, str]) -> list[Port]:
 
 
 def require(configured: int, ports: Sequence[Port]) -> None:
-    """Raise Failed, naming the port to take instead, if the configured one is of no use."""
+    """Raise Failed, naming a port that works, if the configured one does not."""
     here = next(each for each in ports if each.port == configured)
     if here.ok:
         return
@@ -88,7 +88,7 @@ def _try(config: RelayConfig, until: float) -> Port:
             trace=details.__setitem__,
         )
     except LettermintError as error:
-        # What to do about it stands below the table, once.
+        # The next step is printed once, below the table.
         ok, detail = False, brief(error)
     else:
         ok, detail = True, details.get("TLS", "without TLS")

@@ -12,7 +12,7 @@ from email.headerregistry import Address
 from django.utils.functional import Promise
 
 from django_lettermint.exceptions import LettermintInvalidMessage, invalid_message
-from django_lettermint.extras import ATOMS, LINE_BREAK, decode, plain_str, short_repr
+from django_lettermint.extras import ATOMS, LINE_BREAK, decode, short_repr
 
 #: Octets of a path without its angle brackets (RFC 5321 section 4.5.3.1.3).
 MAX_LENGTH = 254
@@ -29,9 +29,10 @@ _PLAIN = re.compile(
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")')
 _COMMENT = r"\((?:[^()\\]|\\.|\((?:[^()\\]|\\.)*\))*\)"
 # What is not closed is found as well, or each of its characters would be tried in turn.
-_QUOTED_OR_COMMENT = re.compile(
-    rf'({_QUOTED.pattern[1:-1]}|{_COMMENT})|"(?:[^"\\]|\\.)*|\((?:[^()\\]|\\.)*'
-)
+_OPEN = r'"(?:[^"\\]|\\.)*|\((?:[^()\\]|\\.)*'
+_QUOTED_OR_COMMENT = re.compile(rf"({_QUOTED.pattern[1:-1]}|{_COMMENT})|{_OPEN}")
+#: One entry of a list that commas divide.
+_ENTRY = re.compile(rf"(?:{_QUOTED.pattern[1:-1]}|{_COMMENT}|{_OPEN}|[^,])+")
 # Servers that end a quoted part at the next angle bracket exist.
 _LOCAL_PART = re.compile(r'"((?:[^"\\<>]|\\[^<>])+)"|([^"(),:;<>@\[\\\] ]+)')
 
@@ -81,7 +82,7 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
     try:
         if not isinstance(value, str | Address | Promise):
             raise ValueError("give it as text")
-        text = str(plain_str(value))
+        text = value[:] if isinstance(value, str) else str(value)
         if _PLAIN.fullmatch(text) and len(text) <= MAX_LENGTH:
             return Mailbox(given=text, address=text)
         name, local_part, domain = _parsed(text)
@@ -103,19 +104,14 @@ def parse_list(field: str, text: str, idna: IdnaEncode) -> list[Mailbox]:
                 "the group in ASCII, or its addresses alone"
             )
         text = text[_masked(text).index(":") + 1 :].rstrip(" ").removesuffix(";")
-    commas = [found.start() for found in re.finditer(",", _masked(text))]
-    starts = [0, *(comma + 1 for comma in commas)]
-    entries = [
-        text[start:end] for start, end in zip(starts, [*commas, None], strict=True)
-    ]
+    entries = [each.strip(" \t") for each in _ENTRY.findall(text)]
     try:
-        return parse(field, filter(None, (each.strip(" \t") for each in entries)), idna)
+        return parse(field, entries, idna)
     except LettermintInvalidMessage as error:
-        if commas:
-            raise LettermintInvalidMessage(
-                f"{error}; {_QUOTES} if it has commas"
-            ) from error
-        raise
+        if len(entries) == 1:
+            raise
+        problem = f"{error}; {_QUOTES} if it has commas"
+        raise LettermintInvalidMessage(problem) from error
 
 
 def is_group(text: str) -> bool:

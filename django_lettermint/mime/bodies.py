@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import codecs
 import functools
 import re
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from .fields import parameters
 _MIME_TYPE = re.compile(
     "[!#-'*+.0-9A-Z^_`a-z{|}~-]+/[!#-'*+.0-9A-Z^_`a-z{|}~-]+(?: *;[ -~]*)?"
 )
+OCTET_STREAM = "application/octet-stream"
 #: A full line whose last blank was encoded, which made it too long.
 _BLANK_TOO_MANY = re.compile(rb"^(.{74,75})(=20|=09)$", re.MULTILINE)
 #: Characters of a base64 line (RFC 2045 section 6.8).
@@ -49,20 +51,14 @@ class Part(NamedTuple):
 
 
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
-#: Python's names that readers do not know. The table of `email` differs from one version
-#: of Python to another.
+#: By Python's name, which readers do not know. The table of `email` differs from one
+#: version of Python to another.
 _MAIL_NAMES = {
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
     "euc_jp": "euc-jp",
     "euc_kr": "euc-kr",
-    "utf8": "utf-8",
-    "utf_8": "utf-8",
-    **{
-        f"latin{separator}{number}": f"iso-8859-{part}"
-        for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)
-        for separator in "-_"
-    },
+    "utf-8": "utf-8",
 }
 
 
@@ -83,10 +79,8 @@ class ContentType(NamedTuple):
     charset: str = ""
 
 
-def text_encoding(given: str | charset.Charset) -> TextEncoding:
-    """Read what a message's `encoding` says."""
-    if not isinstance(given, charset.Charset):
-        return _named_encoding(str(given))
+def charset_encoding(given: charset.Charset) -> TextEncoding:
+    """Read the object that a message may have as its `encoding`."""
     name = given.get_output_charset() or "utf-8"
     wanted = {charset.QP: "quoted-printable", charset.BASE64: "base64"}
     codec = given.output_codec or name
@@ -94,9 +88,15 @@ def text_encoding(given: str | charset.Charset) -> TextEncoding:
 
 
 @functools.lru_cache(maxsize=64)
-def _named_encoding(name: str) -> TextEncoding:
-    known = name.lower()
-    return _encoding(_MAIL_NAMES.get(known, known), name)
+def text_encoding(name: str) -> TextEncoding:
+    """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
+    found = _encoding(name.lower(), name)
+    known = codecs.lookup(name).name
+    if known.startswith("iso8859-"):
+        shown = known.replace("iso8859", "iso-8859")
+    else:
+        shown = _MAIL_NAMES.get(known, found.charset)
+    return TextEncoding(shown, *found[1:])
 
 
 def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
@@ -132,7 +132,7 @@ def content_type(field: str, value: str) -> ContentType:
 
 def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) -> Part:
     """Write text; raise LettermintInvalidMessage naming the field if it does not fit."""
-    name, codec, wanted = _named_encoding(kind.charset) if kind.charset else encoding
+    name, codec, wanted = text_encoding(kind.charset) if kind.charset else encoding
     try:
         if wanted == "base64":
             content = re.sub("\r\n|\r|\n", "\r\n", content)

@@ -8,6 +8,7 @@ import mimetypes
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from email.charset import Charset
 from email.message import Message
 from email.utils import format_datetime, make_msgid
 from socket import gethostname
@@ -30,13 +31,11 @@ from django_lettermint.extras import invalid_value, short_repr
 
 from . import bodies, fields, foreign
 from .addresses import IdnaEncode, Mailbox, parse, parse_one
-from .bodies import ContentType, Part, TextEncoding
+from .bodies import OCTET_STREAM, Part, TextEncoding
 
 #: Name, content and MIME type of a file.
 Attachment: TypeAlias = tuple[str, str | bytes | Message | EmailMessage, str]
 
-_OCTET_STREAM = "application/octet-stream"
-_CONTENT_RULE = "give text or bytes; of a file, pass its .read()"
 #: Headers that Django looks up under exactly these names.
 _LOOKED_UP = {name.lower(): name for name in ("From", "To", "Cc", "Reply-To")}
 #: The methods that build a message, in any version of Django.
@@ -71,22 +70,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
         for name, value in message.extra_headers.items()
     }
     if not is_stock(message):
-        for name, text in headers.items():
-            fields.write(name, text, idna)  # Django may encode what must not be
-        message = copy.copy(message)
-        message.extra_headers = {
-            _LOOKED_UP.get(name.lower(), name): fields.domains_encoded(name, text, idna)
-            for name, text in headers.items()
-        }
-        alternatives = getattr(message, "alternatives", None) or ()
-        if alternatives:
-            checked = [EmailAlternative(*_alternative(each)) for each in alternatives]
-            message.alternatives = checked  # type: ignore[attr-defined]
-        message.attachments = [
-            EmailAttachment(*each) if isinstance(each, tuple) else each
-            for each in map(_attachment, message.attachments)
-        ]
-        return foreign.render(message, idna)
+        return foreign.render(_checked(message, headers, idna), idna)
     lists = {
         "From": [parse_one("from_email", message.from_email, idna)],
         "To": parse("to", message.to, idna),
@@ -94,8 +78,30 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
         "Reply-To": parse("reply_to", message.reply_to, idna),
     }
     subject = extras.single_line("subject", message.subject or "")
-    part = body(message, idna)
+    names = ("body", "alternatives", "attachments")
+    said = {name: getattr(message, name, None) for name in names}
+    part = body(message, said, idna)
     return Part(header(subject, lists, headers, idna) + part.head, part.body)
+
+
+def _checked(
+    message: EmailMessage, headers: Mapping[str, str], idna: IdnaEncode
+) -> EmailMessage:
+    """Return a copy that another class may build, without what Django would spoil."""
+    message = copy.copy(message)
+    message.extra_headers = {}
+    for name, text in headers.items():
+        fields.write(name, text, idna)  # Django may encode what must not be
+        key = _LOOKED_UP.get(name.lower(), name)
+        message.extra_headers[key] = fields.domains_encoded(name, text, idna)
+    if alternatives := getattr(message, "alternatives", ()):
+        checked = [EmailAlternative(*_alternative(each)) for each in alternatives]
+        message.alternatives = checked  # type: ignore[attr-defined]
+    message.attachments = [
+        EmailAttachment(*each) if isinstance(each, tuple) else each
+        for each in map(_attachment, message.attachments)
+    ]
+    return message
 
 
 def header(
@@ -142,24 +148,32 @@ def _domain(sender: Mailbox) -> str:
     return sender.address.rpartition("@")[2]
 
 
-def body(message: EmailMessage, idna: IdnaEncode) -> Part:
-    """Write the body, and the fields that describe it."""
-    encoding = bodies.text_encoding(message.encoding or settings.DEFAULT_CHARSET)
-    alternatives = getattr(message, "alternatives", None) or ()
+def body(message: EmailMessage, said: Mapping[str, Any], idna: IdnaEncode) -> Part:
+    """Write the body, and the fields that describe it.
+
+    `said` has its text, alternatives and attachments, the message the rest.
+    """
+    given: object = message.encoding or settings.DEFAULT_CHARSET
+    if isinstance(given, Charset):
+        encoding = bodies.charset_encoding(given)
+    else:
+        encoding = bodies.text_encoding(str(given))
+    text, alternatives = said.get("body") or "", said.get("alternatives") or ()
+    attachments = said.get("attachments") or ()
     parts: list[Part] = []
-    if message.body or not (alternatives or message.attachments):
-        kind = bodies.content_type("content_subtype", f"text/{message.content_subtype}")
-        text = _content("body", message.body or "")
+    if text or not (alternatives or attachments):
+        if not isinstance(text, str):
+            text = _content("body", text)
         if isinstance(text, bytes):
             text = text.decode(encoding.codec, "surrogateescape")
-        parts.append(bodies.text("body", text, kind, encoding))
+        kind = bodies.content_type("content_subtype", f"text/{message.content_subtype}")
+        parts = [bodies.text("body", text, kind, encoding)]
     if alternatives:
-        parts += [_write_alternative(each, encoding) for each in alternatives]
+        for content, value in map(_alternative, alternatives):
+            parts.append(_leaf("alternative", content, value, encoding))
         parts = [_multipart(message, "alternative", parts)]
-    if message.attachments:
-        parts += [
-            _write_attachment(each, encoding, idna) for each in message.attachments
-        ]
+    if attachments:
+        parts += [_attached(each, encoding, idna) for each in attachments]
         parts = [_multipart(message, "mixed", parts)]
     return bodies.as_message(parts[0])
 
@@ -169,7 +183,7 @@ def _multipart(message: EmailMessage, name: str, parts: Iterable[Part]) -> Part:
     field = f"{name}_subtype"
     kind = bodies.content_type(field, f"multipart/{getattr(message, field, name)}")
     # Nineteen random digits need no search through the parts.
-    boundary = f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311
+    boundary = f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311 - no secret
     head = fields.parameters("Content-Type", kind.value, {"boundary": boundary})
     return bodies.joined(head, boundary, parts)
 
@@ -178,19 +192,10 @@ def _alternative(each: object) -> tuple[str | bytes, str]:
     """Return content and MIME type of an alternative body, checked."""
     if not isinstance(each, tuple | list) or len(each) != 2:
         raise invalid_value("alternative", each, "give (content, MIME type)")
-    bodies.content_type("alternative's type", str(each[1]))
-    return _content("alternative", each[0]), str(each[1])
-
-
-def _write_alternative(each: object, encoding: TextEncoding) -> Part:
-    content, value = _alternative(each)
-    kind = bodies.content_type("alternative's type", value)
-    if kind.main != "text":
-        return bodies.octets(kind.value, _octets("alternative", content))
-    text = _decoded(content, kind)
-    if text is None:
+    content, value = _content("alternative", each[0]), _type("alternative", each[1])
+    if value.lower().startswith("text/") and _text(content, value) is None:
         raise invalid_value("alternative", content, "give it as text, or as UTF-8")
-    return bodies.text("alternative", text, kind, encoding)
+    return content, value
 
 
 def _attachment(each: object) -> Message | Attachment:
@@ -205,41 +210,57 @@ def _attachment(each: object) -> Message | Attachment:
     is_mail = isinstance(content, Message | EmailMessage)
     if not value:
         guessed = mimetypes.guess_type(name)[0] if name else None
-        value = "message/rfc822" if is_mail else guessed or _OCTET_STREAM
-    kind = bodies.content_type("attachment's type", str(value))
-    if is_mail and kind.main == "message":
-        return name, content, str(value)
-    if kind.main == "multipart":  # a file is none, and is never encoded under its type
-        value = _OCTET_STREAM
-    return name, _content(_label(name), content), str(value)
+        value = "message/rfc822" if is_mail else guessed or OCTET_STREAM
+    value = _type("attachment", value)
+    if not is_mail or not value.lower().startswith("message/"):
+        content = _content(_label(name), content)
+    return name, content, value
 
 
-def _write_attachment(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
+def _attached(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
+    """Write an attachment."""
     checked = _attachment(each)
     if isinstance(checked, Message):
         return foreign.part(checked, idna)
     name, content, value = checked
-    kind, field = bodies.content_type("attachment's type", value), _label(name)
-    given = {"filename": name} if name else {}
-    disposition = fields.parameters("Content-Disposition", "attachment", given)
+    field, given = _label(name), {"filename": name} if name else {}
     if isinstance(content, Message | EmailMessage):
-        content = _flattened(field, content, idna)
-    if kind.main == "message" and (
-        mail := bodies.attached_mail(_octets(field, content))
-    ):
-        part = Part(bodies.head(kind.value, "7bit" if mail.isascii() else "8bit"), mail)
-    elif kind.main == "text" and (text := _decoded(content, kind)) is not None:
-        part = bodies.text(field, text, kind, encoding)
-    else:
-        # RFC 2045 section 6.4: attached mail is never encoded; a file may be.
-        is_file = kind.main in {"message", "text"}
-        value = _OCTET_STREAM if is_file else kind.value
-        part = bodies.octets(value, _octets(field, content))
+        try:
+            if isinstance(content, EmailMessage):
+                content = render(content, idna).octets
+            else:
+                content = foreign.flatten(content, idna)
+        except Exception as error:  # its own code may raise any
+            raise LettermintInvalidMessage(f"{field}: {error}") from error
+    part = _leaf(field, content, value, encoding)
+    disposition = fields.parameters("Content-Disposition", "attachment", given)
     return Part(part.head + disposition, part.body)
+
+
+def _leaf(field: str, content: str | bytes, value: str, encoding: TextEncoding) -> Part:
+    """Write text as text, mail as mail, and anything else as octets."""
+    kind = bodies.content_type(field, value)
+    if kind.main == "text" and (text := _text(content, value)) is not None:
+        return bodies.text(field, text, kind, encoding)
+    try:
+        octets = content.encode() if isinstance(content, str) else content
+    except ValueError as error:
+        raise invalid_value(field, content, "it has lone surrogates") from error
+    if kind.main == "message" and (mail := bodies.attached_mail(octets)):
+        return Part(bodies.head(kind.value, "7bit" if mail.isascii() else "8bit"), mail)
+    # RFC 2045 section 6.4: attached mail is never encoded; a file may be.
+    is_file = kind.main in {"message", "text"}
+    return bodies.octets(OCTET_STREAM if is_file else kind.value, octets)
 
 
 def _label(name: str) -> str:
     return f"attachment {short_repr(name)}" if name else "attachment"
+
+
+def _type(field: str, value: object) -> str:
+    """Return a MIME type, checked; one file has no composite type (RFC 2045 6.4)."""
+    kind = bodies.content_type(f"{field}'s type", str(value))
+    return OCTET_STREAM if kind.main == "multipart" else str(value)
 
 
 def _content(field: str, content: object) -> str | bytes:
@@ -247,32 +268,16 @@ def _content(field: str, content: object) -> str | bytes:
         return str(extras.plain_str(content))
     if isinstance(content, bytes | bytearray | memoryview):
         return bytes(content)
-    raise invalid_value(field, content, _CONTENT_RULE)
+    raise invalid_value(
+        field, content, "give text or bytes; of a file, pass its .read()"
+    )
 
 
-def _octets(field: str, content: str | bytes) -> bytes:
-    try:
-        return content.encode() if isinstance(content, str) else content
-    except ValueError as error:
-        raise invalid_value(field, content, "it has lone surrogates") from error
-
-
-def _decoded(content: str | bytes, kind: ContentType) -> str | None:
+def _text(content: str | bytes, value: str) -> str | None:
     """Return the text of what has a type of text, or None if it is none."""
     try:
-        return (
-            content
-            if isinstance(content, str)
-            else content.decode(kind.charset or "utf-8")
-        )
+        if isinstance(content, str):
+            return content
+        return content.decode(bodies.content_type("text", value).charset or "utf-8")
     except (LookupError, ValueError):
         return None
-
-
-def _flattened(field: str, content: Message | EmailMessage, idna: IdnaEncode) -> bytes:
-    try:
-        if isinstance(content, EmailMessage):
-            return render(content, idna).octets
-        return foreign.flatten(content, idna)
-    except Exception as error:
-        raise LettermintInvalidMessage(f"{field}: {error}") from error

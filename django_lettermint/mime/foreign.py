@@ -47,20 +47,19 @@ class _AsSet(Compat32):
     idna: IdnaEncode = str
 
     def fold_binary(self, name: str, value: Any) -> bytes:
-        if hasattr(value, "params"):
+        has_octets = isinstance(value, str) and not isinstance(value, BaseHeader)
+        if has_octets and not re.search(r"[^\0-\x7f\udc80-\udcff]", value):
+            written = re.sub("\r\n|\r|\n", "\r\n", f"{name}: {value}\n")
+        elif hasattr(value, "params"):
             modern = EmailPolicy(linesep="\r\n", max_line_length=MAX_LINE)
-            folded: str = value.fold(policy=modern)
-            return folded.encode("ascii", "surrogateescape")
-        if not isinstance(value, str):
-            return super().fold_binary(name, value)
-        # Python would make encoded words of up to a whole line, or lose characters.
-        is_new = isinstance(value, BaseHeader)
-        if is_new and value.isascii() and name.lower() in fields.ADDRESS_FIELDS:
-            return extras.verbatim(name, value, fields.WIDTH)
-        if is_new or re.search(r"[^\0-\x7f\udc80-\udcff]", value):
-            return fields.write(name, re.sub("[\r\n]", "", value), self.idna)
-        lines = re.split("\r\n|\r|\n", f"{name}: {value}")
-        return "\r\n".join([*lines, ""]).encode("ascii", "surrogateescape")
+            written = value.fold(policy=modern)
+        else:
+            # Python would make encoded words of up to a whole line, or lose characters.
+            text = re.sub("[\r\n]", "", str(value))
+            if text.isascii() and name.lower() in fields.ADDRESS_FIELDS:
+                return extras.verbatim(name, text, fields.WIDTH)
+            return fields.write(name, text, self.idna)
+        return written.encode("ascii", "surrogateescape")
 
 
 def render(message: EmailMessage, idna: IdnaEncode) -> Part:
@@ -166,7 +165,11 @@ def seven_bit(content: bytes) -> bytes:
 
 def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
     """Encode the leaves of an entity that cannot travel as they are."""
-    _check_lines(head)
+    for found in _FIELD.finditer(head):
+        if not bodies.travels(found[0]):
+            name = found[1].decode()
+            rule = f"a line of it is over {MAX_LINE} octets or holds a NUL (RFC 5322)"
+            raise invalid_value(f"header {short_repr(name)}", found[0], rule)
     if bodies.travels(body, seven_bit=seven_bit):
         return Part(head, body)
     parsed = BytesHeaderParser().parsebytes(head)
@@ -209,7 +212,7 @@ def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
 
 def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:
     """Write attached mail that cannot travel as a file of the same name."""
-    made = bodies.octets("application/octet-stream", octets)
+    made = bodies.octets(bodies.OCTET_STREAM, octets)
     kept = _without(head, _ENCODING, _TYPE)
     if b"content-disposition:" not in kept.lower():
         given = {"filename": name} if name else {}
@@ -220,12 +223,3 @@ def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:
 def _without(head: bytes, *names: bytes) -> bytes:
     found = _FIELD.finditer(head)
     return b"".join(each[0] for each in found if each[1].lower() not in names)
-
-
-def _check_lines(head: bytes) -> None:
-    for found in _FIELD.finditer(head):
-        if not bodies.travels(found[0]):
-            rule = f"a line of it is over {MAX_LINE} octets or holds a NUL (RFC 5322)"
-            raise invalid_value(
-                f"header {short_repr(found[1].decode())}", found[0], rule
-            )

@@ -1,4 +1,4 @@
-"""The connections of a pool, who holds them and who waits, and how they are closed."""
+"""The connections of a pool, the requests that hold or await them, and how they close."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 #: Lifetimes are shortened by up to this share, so that they do not all end together.
 LIFETIME_JITTER = 0.1
-#: Seconds for which a relay's limit of connections is remembered, and for which it is
-#: assumed when the other connections were still being opened: they may be refused, too.
+#: Seconds for which the relay's limit of connections is remembered; fewer if the other
+#: connections were still being opened, as the relay may refuse those, too.
 RELAY_LIMIT_SECONDS = 180.0
 ASSUMED_LIMIT_SECONDS = 1.0
 #: Seconds that one lease waits for servers to answer QUIT, however many there are.
@@ -46,7 +45,7 @@ class CloseReason(StrEnum):
     ERROR = "error"
     #: The relay refused a message for this session.
     REFUSED = "refused"
-    #: The relay accepted it, but did not serve it while others were open.
+    #: The relay accepted the login but no message, while others were open.
     LIMITED = "limited"
     #: A new connection was asked for, and the pool was full.
     REPLACED = "replaced"
@@ -54,15 +53,15 @@ class CloseReason(StrEnum):
     SURPLUS = "surplus"
     #: The pool was closed.
     SHUTDOWN = "shutdown"
-    #: The option `pool` is False, and the call of `send_messages()` is over.
+    #: The option `pool` is False, and the call of `send_messages()` has ended.
     UNPOOLED = "unpooled"
     #: It belongs to the parent of a forked process.
     INHERITED = "inherited"
-    #: An interrupt had broken the pool's lock.
+    #: An interrupt left the pool's lock locked.
     BROKEN = "broken"
 
 
-#: Reasons after which nothing is said to the server.
+#: Reasons after which the pool sends no QUIT.
 _WITHOUT_QUIT = {
     CloseReason.STALE,
     CloseReason.ERROR,
@@ -71,8 +70,19 @@ _WITHOUT_QUIT = {
 }
 
 
+class RequestState(Enum):
+    """Whether a request waits for a slot, has one, or is over."""
+
+    #: It is in the queue.
+    WAITING = "waiting"
+    #: It has a slot: with a connection, or to open one.
+    BUSY = "busy"
+    #: It has neither.
+    ENDED = "ended"
+
+
 class Session(Protocol):
-    """What a pool asks of the connection it holds; `smtp.session.Session` is one."""
+    """An SMTP session as far as a pool uses it; `smtp.session.Session` is one."""
 
     @property
     def messages(self) -> int:
@@ -88,16 +98,16 @@ class Session(Protocol):
 
     @property
     def mail_max(self) -> int | None:
-        """Return the server's limit of transactions a connection; without I/O."""
+        """Return the server's limit of transactions per connection; without I/O."""
 
     def alive(self) -> bool:
-        """Return whether the server has neither spoken nor closed; without waiting."""
+        """Return whether the server has neither sent anything nor closed, at once."""
 
     def ping(self, seconds: float) -> bool:
         """Return whether the server answers NOOP within so many seconds."""
 
     def send_quit(self) -> None:
-        """Send QUIT; without waiting."""
+        """Send QUIT without waiting for the reply."""
 
     def wait_closed(self, until: float) -> None:
         """Wait for the reply to QUIT, at most until that `time.monotonic()`; close."""
@@ -111,32 +121,33 @@ C = TypeVar("C", bound=Session)
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class PooledConnection(Generic[C]):
-    """A session of a pool, and what the pool knows about it.
+    """A session and its limits in the pool.
 
     Used by one thread at a time: by the lease that holds it or, while it is idle, by
     the thread that holds the pool's lock.
     """
 
     session: C
-    #: The pool's clock from when on it is not leased again. Never changes.
+    #: End of its lifetime, by the pool's clock. Never changes.
     expires_at: float
     #: Messages after which it is not leased again. Never changes.
     max_messages: float
     #: Idle seconds after which it is not leased again. Never changes.
     max_idle: float
-    #: The pool's clock when it was opened or, later, came back. Never decreases.
+    #: When it was opened or last came back, by the pool's clock. Never decreases.
     idle_since: float
-    #: The pool's clock from when on it is not leased again, if it stays idle till then.
+    #: When it expires if it stays idle, by the pool's clock. Set with `idle_since`.
     idle_until: float = float("inf")
-    #: It was idle before this lease: the server may have closed it unnoticed.
+    #: It was idle before this lease, when the server may have closed it. False only
+    #: during the first lease.
     reused: bool = False
-    #: Why it is closed when it comes back, if it is. Set once by the lease.
+    #: Why it must be closed when it comes back. Set by the lease, never reset.
     discard_reason: CloseReason | None = None
 
     @classmethod
     def begin(cls, session: C, config: PoolConfig, now: float) -> Self:
-        """Wrap a new session, with the limits that hold for it."""
-        jitter = 1 - LIFETIME_JITTER * random.random()  # noqa: S311
+        """Return the connection of a session opened `now`."""
+        jitter = 1 - LIFETIME_JITTER * random.random()  # noqa: S311 - not a secret
         limits = filter(None, (config.max_messages, session.mail_max))
         return cls(
             session=session,
@@ -151,7 +162,7 @@ class PooledConnection(Generic[C]):
         self.discard_reason = reason
 
     def end_lease(self, now: float) -> CloseReason | None:
-        """Note that it came back; return why it is to be closed, or None."""
+        """Record that it came back; return why it must be closed, or None."""
         self.reused, self.idle_since = True, now
         self.idle_until = min(self.expires_at, now + self.max_idle)
         if self.discard_reason:
@@ -159,83 +170,83 @@ class PooledConnection(Generic[C]):
         return self.limit_reached(now) if self.session.reusable else CloseReason.ERROR
 
     def limit_reached(self, now: float) -> CloseReason | None:
-        """Return the limit after which it is not leased again, or None."""
+        """Return the limit that it has reached, or None."""
         if now >= self.expires_at:
             return CloseReason.LIFETIME
         if self.session.messages >= self.max_messages:
             return CloseReason.MESSAGES
-        if now - self.idle_since >= self.max_idle:
+        if now >= self.idle_until:
             return CloseReason.IDLE
         return None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class PoolRequest(Generic[C]):
-    """One caller's way to a connection and back; it holds a slot while it is busy.
+    """A caller's request for a connection, from the queue to the end of the lease.
 
-        waiting ──► busy ──► ended          busy: with a connection, or allowed to open
-           └───────────────►                one; waiting again if the relay refuses it
+        WAITING ──► BUSY ──► ENDED          WAITING again if the relay refuses another
+           └───────────────────►            connection
 
-    A connection that is to be closed has a request of its own, to hold its slot.
+    An idle connection that is to be closed gets a request, too, which holds its slot.
     """
 
     pool: ConnectionPool[C]
-    #: Waiting requests are served in the order of this number. Never changes.
+    #: Waiting requests are served in the order of their numbers. Never changes.
     number: int = 0
-    #: Only a connection that is opened now will do.
+    #: It needs a new connection. Set by an unanswered ping, reset if the relay refuses.
     force_new: bool = False
-    #: Neither the pool's timeout nor `max_waiting` applies. Never changes.
-    ignore_pool_timeout: bool = False
-    #: The pool's clock when it was made, and until which it may wait and test.
-    asked_at: float = 0.0
+    #: The request is refused if it makes more than so many wait; 0 is no limit. Never
+    #: changes.
+    max_waiting: int = 0
+    #: Seconds for waiting and testing, and their end by the pool's clock. Never change.
+    wait_seconds: float = 0.0
     wait_until: float = 0.0
     #: The connection in its slot. In no other request, and not idle.
     connection: PooledConnection[C] | None = None
-    #: Why that connection is to be closed; None if it may be kept.
+    #: Why `connection` must be closed; None while it may be kept.
     close_reason: CloseReason | None = None
-    #: The `time.monotonic()` until which answers to QUIT are awaited; 0 before the first.
+    #: Until when replies to QUIT are awaited, by `time.monotonic()`; 0 before the first.
     quit_until: float = 0.0
-    #: It has a slot, or has to look what became of the queue. Changes while locked.
-    ready: bool = False
-    #: Gets an item when `ready` becomes True. An Event would not do: an interrupted
-    #: wait() can leave its lock locked, and set() would then block.
+    #: An item ends the caller's wait. (An Event would not do: an interrupted wait() can
+    #: leave its lock locked, and set() would then block.)
     wake_ups: SimpleQueue[None] = field(default_factory=SimpleQueue)
 
-    def wake(self) -> None:
-        """End the caller's wait; without waiting."""
-        self.ready = True
-        self.wake_ups.put(None)
-
-    def wait(self, seconds: float) -> None:
-        """Wait until woken, but not much longer than so many seconds."""
-        with suppress(Empty):
+    def wait(self, seconds: float) -> bool:
+        """Wait for a wake-up, at most so many seconds; return whether one came."""
+        try:
             self.wake_ups.get(timeout=max(0.0, seconds))
+        except Empty:
+            return False
+        return True
 
     def quit_by(self) -> float:
-        """Return until when answers to QUIT are awaited; the first call begins the time."""
+        """Return the end of the time for replies to QUIT, which the first call starts."""
         self.quit_until = self.quit_until or time.monotonic() + QUIT_TIMEOUT
         return self.quit_until
 
 
-class Slots(Generic[C]):
-    """Who holds which connection and who waits for one; nothing here waits.
+_number = operator.attrgetter("number")
 
-    Idle connections and busy requests are the slots, never more than `max_size`.
-    Connections are leased newest first, so that a surplus grows old and is closed.
+
+class Slots(Generic[C]):
+    """The slots of a pool and the queue for them; no method waits.
+
+    Idle connections and busy requests fill the slots, never more than `max_size`.
+    Connections are leased newest first, so that those not needed reach `max_idle`.
     """
 
     def __init__(
         self, max_size: int, stats: PoolStats, clock: Callable[[], float]
     ) -> None:
-        #: Held by the thread that calls the methods; see `ConnectionPool._locked()`.
+        #: Held by the thread that calls a method; see `ConnectionPool._locked()`.
         self.lock = threading.RLock()
-        #: A method is being called. True only while the lock is held.
+        #: A method is running. True only while the lock is held.
         self.entered = False
         self.max_size = max_size
         self.clock = clock
-        #: Counters of the pool; what `report()` fills in is out of date.
+        #: Counters of the pool; `report()` computes the other fields.
         self.stats = stats
-        #: Connections that are not leased, the one kept last at the end.
+        #: Connections that are not leased, in the order in which they came back.
         self.idle: list[PooledConnection[C]] = []
         #: Requests that hold a slot.
         self.busy: set[PoolRequest[C]] = set()
@@ -243,7 +254,7 @@ class Slots(Generic[C]):
         self.waiting: list[PoolRequest[C]] = []
         #: How many connections were open when the relay refused another one; at least 1.
         self.relay_limit: int | None = None
-        #: The pool's clock from when on one more is tried. Set with `relay_limit`.
+        #: When one more is tried, by the pool's clock. Set with `relay_limit`.
         self.relay_limit_until = 0.0
 
     @property
@@ -255,64 +266,55 @@ class Slots(Generic[C]):
         """Return how many slots there are."""
         if self.relay_limit is None:
             return self.max_size
-        return min(
-            self.max_size, self.relay_limit + (self.clock() >= self.relay_limit_until)
-        )
+        one_more = self.clock() >= self.relay_limit_until
+        return min(self.max_size, self.relay_limit + one_more)
 
     # -- requests ------------------------------------------------------------------------
 
-    def enter(self, request: PoolRequest[C], max_waiting: int) -> bool:
-        """Give a new request a slot, or queue it; return False if too many wait."""
+    def enter(self, request: PoolRequest[C]) -> RequestState:
+        """Give a new request a slot or a place in the queue, or refuse it."""
         self.stats["requests"] += 1
-        if self.acquire(request):
-            return True
-        if max_waiting and len(self.waiting) > max_waiting:
+        bisect.insort(self.waiting, request, key=_number)
+        self._serve()
+        if request in self.busy:
+            return RequestState.BUSY
+        if request.max_waiting and len(self.waiting) > request.max_waiting:
             self.release(request)
             self.stats["timeouts"] += 1
-            return False
+            return RequestState.ENDED
         self.stats["waits"] += 1
-        return True
-
-    def acquire(self, request: PoolRequest[C]) -> bool:
-        """Queue a request, and return whether it has got a slot at once."""
-        if request not in self.waiting and request not in self.busy:
-            bisect.insort(self.waiting, request, key=operator.attrgetter("number"))
-        self._serve()
-        return request in self.busy
+        return RequestState.WAITING
 
     def recheck(
         self, request: PoolRequest[C], since: float, *, last: bool
-    ) -> bool | None:
-        """Return whether a request that has waited has a slot; None if it never will.
+    ) -> RequestState:
+        """Return where a request is that has waited `since` that moment.
 
-        One that was woken without a slot queues again, but not at `last`.
+        It ends if this was the `last` wait. Otherwise it queues again, which is needed
+        after a broken lock: these slots may be new.
         """
         self.stats["wait_seconds"] += self.clock() - since
-        if request in self.busy:
-            return True
-        if last:
-            # At once, so that nothing is handed to it any more.
+        if last and request not in self.busy:
+            # At once, so that no slot is given to it any more.
             self.release(request)
             self.stats["timeouts"] += 1
-            return None
-        request.ready = False
-        return self.acquire(request)
+            return RequestState.ENDED
+        return self._requeue(request)
 
-    def wait_for_others(self, request: PoolRequest[C]) -> bool:
+    def wait_for_others(self, request: PoolRequest[C]) -> RequestState:
         """Queue a request again that the relay refused, unless nothing else is open."""
         others = self.size - (request in self.busy)
         if not others:
             # The relay refuses every connection now, which tells no limit.
             self.relay_limit_until = self.clock()
-            return False
+            return RequestState.ENDED
         alive = self.idle or any(each.connection for each in self.busy)
         seconds = RELAY_LIMIT_SECONDS if alive else ASSUMED_LIMIT_SECONDS
         self.relay_limit, self.relay_limit_until = others, self.clock() + seconds
         self.stats["waits"] += 1
-        request.force_new = request.ready = False
+        request.force_new = False
         self.busy.discard(request)
-        self.acquire(request)
-        return True
+        return self._requeue(request)
 
     def limit_to_open(self) -> bool:
         """Have no further connection opened for now; return False if none is open."""
@@ -322,16 +324,26 @@ class Slots(Generic[C]):
             self.relay_limit_until = self.clock() + RELAY_LIMIT_SECONDS
         return bool(count)
 
-    def release(self, request: PoolRequest[C]) -> None:
-        """Take back a slot, or a place in the queue; what is in the slot is kept idle."""
-        if request in self.waiting:  # both at once, if acquire() was interrupted
+    def release(self, request: PoolRequest[C]) -> bool:
+        """End a request and keep its connection idle.
+
+        Return False, and change nothing, if the connection must be closed first.
+        """
+        connection = request.connection
+        if connection and request not in self.busy:  # of slots whose lock was broken
+            request.close_reason = request.close_reason or CloseReason.BROKEN
+        if connection and request.close_reason:
+            return False
+        if request in self.waiting:  # and busy as well, if _serve() was interrupted
             self.waiting.remove(request)
-        connection, request.connection = request.connection, None
+        request.connection = None
         if request in self.busy:
             self.busy.remove(request)
             if connection:
+                self.stats["resets"] += connection.session.needs_rset
                 self.idle.append(connection)
         self._serve()
+        return True
 
     # -- connections ---------------------------------------------------------------------
 
@@ -347,32 +359,21 @@ class Slots(Generic[C]):
             self._serve()
 
     def note_closed(self, request: PoolRequest[C]) -> bool:
-        """Empty the slot of a connection that was closed; return whether it was new."""
+        """Empty the slot of a connection that was closed; return False if it was empty."""
         connection, request.connection = request.connection, None
         if connection and request.close_reason:
             self.count_closed(request.close_reason, [connection])
         return bool(connection)
 
     def replace(self, request: PoolRequest[C]) -> None:
-        """Put an idle connection, or none, where one was closed unused."""
+        """Put another idle connection, if any, in the slot of one that was closed."""
         self.stats["reused"] -= self.note_closed(request)
         if not request.force_new:
             request.connection = self._take_newest()
             self.stats["reused"] += request.connection is not None
 
-    def give_back(self, request: PoolRequest[C], resets: int) -> bool:
-        """Note what a lease has done; return False if its connection is to be closed."""
-        if request.connection:
-            if request not in self.busy:  # of slots whose lock was broken
-                request.close_reason = request.close_reason or CloseReason.BROKEN
-            if request.close_reason:
-                return False
-        self.stats["resets"] += resets
-        self.release(request)
-        return True
-
     def free(self, request: PoolRequest[C]) -> bool:
-        """Take back the slot of a connection that was closed; return whether it was new."""
+        """End a request whose connection was closed; return False if it had ended."""
         noted = self.note_closed(request)
         if request.close_reason is CloseReason.LIMITED:
             # Those being opened count as well: each may meet the same, and lower it again.
@@ -386,14 +387,14 @@ class Slots(Generic[C]):
         pool: ConnectionPool[C],
         taken: list[PoolRequest[C]],
         kept_before: float,
-        reason_of_those: CloseReason,
+        age_reason: CloseReason,
     ) -> None:
-        """Take idle connections that are to be closed; they keep their slots till then."""
+        """Take idle connections out for closing; until then they keep their slots."""
         now = self.clock()
         for connection in tuple(self.idle):
             reason = connection.limit_reached(now)
             if connection.idle_since <= kept_before:
-                reason = reason_of_those
+                reason = age_reason
             if reason:
                 request = PoolRequest(
                     pool=pool, connection=connection, close_reason=reason
@@ -403,11 +404,11 @@ class Slots(Generic[C]):
                 self.idle.remove(connection)
 
     def clear(self, reason: CloseReason) -> list[PooledConnection[C]]:
-        """Wake all that wait; return what was idle, to be closed."""
+        """Empty the queue and wake the callers; return the idle connections."""
         idle, self.idle = self.idle, []
         waiting, self.waiting = self.waiting, []
         for request in waiting:
-            request.wake()
+            request.wake_ups.put(None)
         self.count_closed(reason, idle)
         return idle
 
@@ -427,7 +428,7 @@ class Slots(Generic[C]):
         self.stats["messages"] += sum(each.session.messages for each in connections)
 
     def report(self) -> PoolStats:
-        """Return the state and what has happened so far."""
+        """Return the state and the counters."""
         held = [each.connection for each in self.busy if each.connection]
         messages = sum(each.session.messages for each in (*self.idle, *held))
         return {
@@ -440,10 +441,16 @@ class Slots(Generic[C]):
             "closed": dict(self.stats["closed"]),
         }
 
-    # -- decisions -----------------------------------------------------------------------
+    # -- the queue -----------------------------------------------------------------------
+
+    def _requeue(self, request: PoolRequest[C]) -> RequestState:
+        if request not in self.waiting and request not in self.busy:
+            bisect.insort(self.waiting, request, key=_number)
+        self._serve()
+        return RequestState.BUSY if request in self.busy else RequestState.WAITING
 
     def _serve(self) -> None:
-        """Give the free slots to those who wait longest."""
+        """Give the free slots to those who have waited longest."""
         while self.waiting:
             request = self.waiting[0]
             if request not in self.busy:
@@ -451,13 +458,13 @@ class Slots(Generic[C]):
                 if connection is None and self.size >= self.capacity():
                     if not self.idle:
                         return
-                    # To be closed, to make room for a new one.
+                    # It is closed to make room for a new one.
                     connection = self.idle.pop(0)
                 self.stats["reused"] += connection is not None
                 request.connection = connection
                 self.busy.add(request)
-            # Now, and again after an interrupt: none with a slot may wait on.
-            request.wake()
+            # Again if interrupted before the next line: a wake-up too many is harmless.
+            request.wake_ups.put(None)
             self.waiting.remove(request)
 
     def _take_newest(self) -> PooledConnection[C] | None:
@@ -469,9 +476,9 @@ class Slots(Generic[C]):
 
 
 def close_gracefully(sessions: Sequence[Session], until: float) -> None:
-    """Close sessions, after QUIT where the server is there and in step.
+    """Close sessions, after QUIT on those that are alive and await no reply.
 
-    Waits for the replies to QUIT, altogether at most until that `time.monotonic()`.
+    Waits for all replies to QUIT together at most until that `time.monotonic()`.
     """
     try:
         leaving = [each for each in sessions if each.reusable and each.alive()]
@@ -485,9 +492,9 @@ def close_gracefully(sessions: Sequence[Session], until: float) -> None:
 
 
 def close_and_free(requests: Sequence[PoolRequest[C]], until: float) -> None:
-    """Close the connections of requests, of any pools, and give back their slots.
+    """Close the connections of requests, of any pools, and end the requests.
 
-    Waits for answers to QUIT at most until that `time.monotonic()`.
+    Waits for replies to QUIT at most until that `time.monotonic()`.
     """
     try:
         close_sessions(requests, until)
@@ -497,7 +504,7 @@ def close_and_free(requests: Sequence[PoolRequest[C]], until: float) -> None:
 
 
 def close_sessions(requests: Sequence[PoolRequest[C]], until: float) -> None:
-    """Close the sessions that requests hold, after QUIT where that is right."""
+    """Close the sessions that requests hold, after QUIT if the reason allows it."""
     own = os.getpid()
     held = [(each, each.connection.session) for each in requests if each.connection]
     try:

@@ -1,10 +1,11 @@
 """A pool of connections: opens, tests, leases and closes them.
 
-`Slots` decides who gets what, while it is locked; connecting, testing and closing happen
-outside of that. No thread is needed: what has expired is noticed at each return.
+`Slots` decides under a lock who gets which connection; connecting, testing and closing
+happen outside of it. The pool needs no thread: each lease closes at its end what has
+expired.
 
-A signal handler may raise between any two instructions (Ctrl-C, a task's time limit), so
-whatever ends a lease can be run twice: the same call then completes what it had begun.
+A signal handler may raise between any two instructions (Ctrl-C, a task's time limit). So
+a lease can be ended twice: the second time completes what the first left undone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
 
@@ -24,6 +25,7 @@ from .connection import (
     CloseReason,
     PooledConnection,
     PoolRequest,
+    RequestState,
     Slots,
     close_and_free,
     close_sessions,
@@ -33,13 +35,13 @@ from .stats import Event, PoolStats, add_stats, no_stats
 if TYPE_CHECKING:
     from django_lettermint.conf import PoolConfig
 
-#: Seconds for the answer of a connection that has idled longer than `ping_after`.
+#: Seconds for the reply to NOOP.
 PING_TIMEOUT = 5.0
-#: Seconds for the lock of the slots. Nothing waits while it is held, so a lock that cannot
-#: be had for so long is broken.
+#: Seconds for the lock of the slots. No thread waits while it holds the lock, so one that
+#: cannot be acquired for so long is broken.
 LOCK_TIMEOUT = 1.0
 
-#: Reasons that operators want to know of; the others are routine.
+#: Reasons logged at INFO; the others are routine.
 _UNUSUAL = {
     CloseReason.STALE,
     CloseReason.ERROR,
@@ -53,11 +55,12 @@ T = TypeVar("T")
 
 
 class ConnectionPool(Generic[C]):
-    """Leases connections, made by `connect`, to one caller at a time.
+    """Leases connections to one caller at a time.
 
-    `connect(until, timeout)` returns a session that is ready before `until`, a moment of
-    `clock`, taking at most `timeout` seconds for each step. At each return, `evict` adds
-    the connections that are to be closed; by default those of this pool.
+    `connect(until, timeout)` returns a session that is ready for mail. It takes until
+    `until`, by `clock`, and `timeout` seconds for each step, at most. At the end of each
+    lease, `evict` adds the connections to close to its argument; by default those of
+    this pool that have expired.
     """
 
     def __init__(
@@ -72,13 +75,14 @@ class ConnectionPool(Generic[C]):
         self.connect = connect
         self.config = config
         self.name = name
-        #: The clock when a connection was last asked for.
+        #: When a connection was last requested, by `clock`. Never decreases.
         self.used_at = clock()
-        #: The process that may write to the connections; reset_after_fork() changes it.
+        #: The process that may write to the connections. Set by reset_after_fork().
         self.pid = os.getpid()
-        #: Replaced as a whole when their lock is broken, and after a fork.
+        #: Replaced as a whole if their lock is broken, and after a fork.
         self.slots: Slots[C] = Slots(config.max_size, no_stats(), clock)
-        #: Why returned connections are not kept. Set once, by close() or after a fork.
+        #: Why returned connections are closed; None while the pool is open. Set by
+        #: close() and reset_after_fork(), never reset.
         self.closed: CloseReason | None = None
         self._clock = clock
         self._evict = evict or self.take_expired
@@ -91,7 +95,7 @@ class ConnectionPool(Generic[C]):
 
     @property
     def empty(self) -> bool:
-        """Return whether nothing would be lost with the pool."""
+        """Return whether no slot is in use and no caller waits."""
         return not self.slots.size and not self.slots.waiting
 
     def __repr__(self) -> str:
@@ -111,52 +115,59 @@ class ConnectionPool(Generic[C]):
         force_new: bool = False,
         ignore_pool_timeout: bool = False,
     ) -> Iterator[PooledConnection[C]]:
-        """Lease a live connection for the time of a `with` block.
+        """Lease a live connection for a `with` block.
 
-        Waiting and testing take at most the pool's timeout, all together at most
+        Waiting and testing take at most the pool's timeout, everything together at most
         `seconds`, each step of connecting at most `timeout`. With `ignore_pool_timeout`
-        the caller waits for `seconds` in a queue of any length; with `force_new` it gets
-        a connection that was opened now. Raises PoolTimeout, PoolClosed and what
-        `connect` raises.
+        the caller waits up to `seconds`, in a queue of any length. With `force_new` it
+        gets a new connection. Raises PoolTimeout, PoolClosed and what `connect` raises.
         """
+        now = self.used_at = self._clock()
+        wait_seconds, max_waiting = seconds, 0
+        if not ignore_pool_timeout:
+            wait_seconds = min(seconds, self.config.timeout)
+            max_waiting = self.config.max_waiting
         request = PoolRequest(
             pool=self,
             number=next(self._numbers),
             force_new=force_new,
-            ignore_pool_timeout=ignore_pool_timeout,
+            max_waiting=max_waiting,
+            wait_seconds=wait_seconds,
+            wait_until=now + wait_seconds,
         )
         try:
-            yield self._obtain(request, seconds, timeout)
+            yield self._obtain(request, now + seconds, timeout)
         finally:
             closing: list[PoolRequest[C]] = []
             try:
                 self._finish(request, closing)
-            except BaseException:
-                self._finish(request, closing)  # interrupted: complete it first
+            except BaseException:  # an interrupt: complete the end first
+                self._finish(request, closing)
                 raise
 
     def take_expired(
         self,
         taken: list[PoolRequest[C]],
         kept_before: float = float("-inf"),
-        reason: CloseReason = CloseReason.SURPLUS,
+        age_reason: CloseReason = CloseReason.SURPLUS,
     ) -> list[float]:
-        """Take idle connections to be closed: at a limit, or kept before that moment.
+        """Take idle connections out for closing, and add them to `taken`.
 
-        Return the pool's clock when each of the others came back.
+        Takes those that have reached a limit and, for `age_reason`, those that came back
+        at `kept_before` or earlier. Returns when each of the others came back.
         """
         now, idle = self._clock(), tuple(self.slots.idle)
         if any(
             each.idle_until <= now or each.idle_since <= kept_before for each in idle
         ):
             self._locked(
-                lambda slots: slots.take_idle(self, taken, kept_before, reason)
+                lambda slots: slots.take_idle(self, taken, kept_before, age_reason)
             )
             idle = tuple(self.slots.idle)
         return [each.idle_since for each in idle]
 
     def free(self, request: PoolRequest[C]) -> None:
-        """Give back the slot of a connection that was closed."""
+        """End a request whose connection was closed."""
         if self._locked(lambda slots: slots.free(request)):
             self._log(request.close_reason)
 
@@ -165,10 +176,10 @@ class ConnectionPool(Generic[C]):
         reason: CloseReason = CloseReason.SHUTDOWN,
         seconds: float = LOCK_TIMEOUT,
     ) -> list[C]:
-        """Fail all that wait and keep nothing more; return what was idle, to be closed.
+        """Keep no connection any more; return the idle ones, for the caller to close.
 
-        Connections in use are closed when they come back. The pool's lock is given up
-        after so many seconds.
+        Connections in use are closed when they come back. Callers that wait get
+        PoolClosed. A lock that is not to be had in `seconds` is broken.
         """
         self.closed = reason
         idle = self._locked(lambda slots: slots.clear(reason), seconds)
@@ -184,13 +195,13 @@ class ConnectionPool(Generic[C]):
             connection.session.close()
 
     def leave_broken(self, slots: Slots[C]) -> None:
-        """Begin anew, as the lock of these slots cannot be had.
+        """Replace slots whose lock is broken.
 
-        Idle connections are closed without QUIT, and connections in use when they come
-        back. Requests that wait queue again.
+        Idle connections are closed without QUIT, connections in use when they come back.
+        Waiting requests queue again.
         """
         if slots is not self.slots:
-            return  # another thread was faster
+            return  # another thread has replaced them
         dropped = self._replace_slots(slots.stats)
         self._locked(lambda new: new.count_closed(CloseReason.BROKEN, dropped))
         logger.warning(
@@ -200,34 +211,36 @@ class ConnectionPool(Generic[C]):
         )
 
     def count(self, event: Event) -> None:
-        """Add one to a statistic; `retries` are counted by the sender."""
+        """Add one to a counter of the statistics."""
         self._locked(lambda slots: slots.count(event))
 
     def limit_to_open(self) -> bool:
-        """Let senders wait for the connections that are open, for some minutes.
+        """Open no further connection for some minutes; return False if none is open.
 
-        For a relay that accepts no other one. Return False if none is open.
+        For a relay that accepts no other one: callers wait for those that are open.
         """
         return self._locked(lambda slots: slots.limit_to_open())
 
     def absorb(self, other: PoolStats) -> None:
-        """Add what has happened in a pool that ends to this one's statistics."""
+        """Add the counters of another pool to this one's."""
         self._locked(lambda slots: add_stats(slots.stats, other))
 
     def stats(self) -> PoolStats:
-        """Return the state and what has happened so far."""
+        """Return the state and the counters."""
         return self._locked(lambda slots: slots.report())
 
     # -- the slots -----------------------------------------------------------------------
 
     def _locked(self, act: Callable[[Slots[C]], T], seconds: float = LOCK_TIMEOUT) -> T:
-        """Return what `act` returns, called while the slots are locked.
+        """Lock the slots, call `act` with them, and return its result.
 
-        A lock that cannot be had is left, with its slots. So is one that this thread
-        holds, as when a signal handler sends mail. An interrupt leaves no lock behind:
-        after acquire() within `try`, an RLock knows whether this thread has it. (A `with`
-        block or a generator can be interrupted between its lock and its first line; and
-        CPython 3.12 to 3.15 lose the way to `finally` at the end of a loop within.)
+        Slots whose lock cannot be acquired are replaced. So are those that this thread
+        has locked already, which happens if a signal handler sends mail.
+
+        The lock is acquired within `try`, as its release tells whether this thread has
+        it. A `with` block can be interrupted between its lock and its first line, and
+        CPython 3.12 to 3.15 may skip a `finally` when interrupted at the end of a loop:
+        so the loops are in `act`, a call within.
         """
         slots = self.slots
         try:
@@ -240,96 +253,77 @@ class ConnectionPool(Generic[C]):
             finally:
                 slots.entered = False
         finally:
-            try:  # noqa: SIM105 - a `with` block would be one more to interrupt
+            try:  # noqa: SIM105 - suppress() could be interrupted as well
                 slots.lock.release()
             except RuntimeError:
                 pass  # not acquired
 
     def _replace_slots(self, stats: PoolStats) -> Sequence[PooledConnection[C]]:
-        """Put new slots in place of the old; return the connections that were idle."""
+        """Replace the slots, close what was idle, and return that."""
         slots = self.slots
         self.slots = Slots(slots.max_size, stats, slots.clock)
         idle = tuple(slots.idle)
         for connection in idle:
             connection.session.close()
         for request in tuple(slots.waiting):
-            request.wake()
+            request.wake_ups.put(None)
         return idle
 
     # -- to a connection -----------------------------------------------------------------
 
     def _obtain(
-        self, request: PoolRequest[C], seconds: float, timeout: float
+        self, request: PoolRequest[C], until: float, timeout: float
     ) -> PooledConnection[C]:
-        """Wait for a slot, and see to it that a live connection fills it."""
-        self.used_at = request.asked_at = now = self._clock()
-        request.wait_until = until = now + seconds
-        if not request.ignore_pool_timeout:
-            request.wait_until = min(until, now + self.config.timeout)
-        limit = 0 if request.ignore_pool_timeout else self.config.max_waiting
-        if not self._locked(lambda slots: slots.enter(request, limit)):
+        """Wait for a slot, and return its live connection or a new one."""
+        state = self._locked(lambda slots: slots.enter(request))
+        if state is RequestState.ENDED:
             raise PoolTimeout(
-                f"the queue for a connection to {self.name} is full, {limit} long (pool "
-                "max_waiting): nothing was sent; send less at once or raise max_size"
+                f"the queue for a connection to {self.name} is full, "
+                f"{request.max_waiting} long (pool max_waiting): nothing was sent; send "
+                "less at once or raise max_size"
             )
         while True:
-            if not request.ready:
-                self._wait(request)
-            if connection := self._usable(request):
-                return connection
+            while state is RequestState.WAITING:
+                state = self._wait(request)
+            while connection := request.connection:
+                reason = self._close_reason(request, connection)
+                if reason is None:
+                    return connection
+                self._replace(request, reason)
             try:
                 return self._open(request, until, timeout)
             except ConnectFailed as error:
-                if not error.limits_connections or not self._wait_for_others(request):
+                if not error.limits_connections:
+                    raise
+                state = self._wait_for_others(request)
+                if state is RequestState.ENDED:
                     raise
 
-    def _wait(self, request: PoolRequest[C]) -> None:
-        """Wait until the request has a slot; raise PoolTimeout, PoolClosed."""
-        served: bool | None = False
-        while served is False:
-            since = self._clock()
-            left = request.wait_until - since
-            # Not longer: an interrupt may have lost the wake-up.
-            request.wait(min(left, LOCK_TIMEOUT))
-            served = self._recheck(request, since, left)
-        if served is None:
-            self._raise_unserved(request)
-
-    def _recheck(
-        self, request: PoolRequest[C], since: float, left: float
-    ) -> bool | None:
-        last = bool(self.closed) or (left <= LOCK_TIMEOUT and not request.ready)
-        return self._locked(lambda slots: slots.recheck(request, since, last=last))
-
-    def _raise_unserved(self, request: PoolRequest[C]) -> NoReturn:
+    def _wait(self, request: PoolRequest[C]) -> RequestState:
+        """Wait for a slot, not much longer than a second; raise PoolTimeout, PoolClosed."""
+        since = self._clock()
+        left = request.wait_until - since
+        # Not longer, as an interrupt may have lost the wake-up.
+        woken = request.wait(min(left, LOCK_TIMEOUT))
+        last = bool(self.closed) or (left <= LOCK_TIMEOUT and not woken)
+        state = self._locked(lambda slots: slots.recheck(request, since, last=last))
+        if state is not RequestState.ENDED:
+            return state
         if self.closed:
             raise PoolClosed(
                 f"the pool of {self.name} was closed while this message waited for a "
                 "connection: nothing was sent; send it again"
             )
-        seconds = request.wait_until - request.asked_at
-        capacity = self.slots.capacity()
         raise PoolTimeout(
-            f"no connection to {self.name} became free in {seconds:.3g} s, all {capacity} "
-            "are in use (pool timeout, max_size): nothing was sent"
+            f"no connection to {self.name} became free in {request.wait_seconds:.3g} s, "
+            f"all {self.slots.capacity()} are in use (pool timeout, max_size): nothing "
+            "was sent"
         )
-
-    def _usable(self, request: PoolRequest[C]) -> PooledConnection[C] | None:
-        """Return a live connection from the request's slot, or None to open one."""
-        while connection := request.connection:
-            reason = self._close_reason(request, connection)
-            if reason is None:
-                return connection
-            request.close_reason = reason
-            close_sessions([request], request.quit_by())
-            self._locked(lambda slots: slots.replace(request))
-            self._log(reason)
-        return None
 
     def _close_reason(
         self, request: PoolRequest[C], connection: PooledConnection[C]
     ) -> CloseReason | None:
-        """Return why an idle connection cannot be leased, or None."""
+        """Test an idle connection; return why it cannot be leased, or None."""
         now = self._clock()
         session, ping_after = connection.session, self.config.ping_after
         if request.force_new:
@@ -344,10 +338,10 @@ class ConnectionPool(Generic[C]):
             self.count("pings")
             if session.ping(min(PING_TIMEOUT, request.wait_until - now)):
                 return None
-        except BaseException:
-            session.close()  # its answer may still come
+        except BaseException:  # an interrupt: the reply may still come
+            session.close()
             raise
-        # Those that idled longer share its path, and most likely its fate.
+        # Those that were idle for longer took the same path: most likely they are dead.
         request.force_new = True
         dropped: list[PoolRequest[C]] = []
         try:
@@ -356,55 +350,58 @@ class ConnectionPool(Generic[C]):
             close_and_free(dropped, until=0.0)
         return CloseReason.STALE
 
+    def _replace(self, request: PoolRequest[C], reason: CloseReason) -> None:
+        """Close the connection of a request, which gets another idle one if any."""
+        request.close_reason = reason
+        close_sessions([request], request.quit_by())
+        self._locked(lambda slots: slots.replace(request))
+        self._log(reason)
+
     def _open(
         self, request: PoolRequest[C], until: float, timeout: float
     ) -> PooledConnection[C]:
         try:
             session = self.connect(until, timeout)
-        except BaseException:
+        except BaseException:  # interrupts count as well
             self.count("open_errors")
             raise
         try:
             connection = PooledConnection.begin(session, self.config, self._clock())
             self._locked(lambda slots: slots.note_opened(request, connection))
-        except BaseException:
-            session.close()  # no request holds it yet
+        except BaseException:  # an interrupt: no request holds the session yet
+            session.close()
             raise
         return connection
 
-    def _wait_for_others(self, request: PoolRequest[C]) -> bool:
-        """Queue a request that the relay refused; return False if nothing is open."""
-        waits = self._locked(lambda slots: slots.wait_for_others(request))
-        if waits:
+    def _wait_for_others(self, request: PoolRequest[C]) -> RequestState:
+        """Queue a request again that the relay refused, unless nothing else is open."""
+        state = self._locked(lambda slots: slots.wait_for_others(request))
+        if state is not RequestState.ENDED:
             logger.info(
                 "%s: the relay refused another connection, %s at once are used for now",
                 self.name,
                 self.slots.relay_limit,
             )
-        return waits
+        return state
 
     # -- and back ------------------------------------------------------------------------
 
     def _finish(self, request: PoolRequest[C], closing: list[PoolRequest[C]]) -> None:
-        """End a lease; close its connection, if need be, and those of `evict`."""
+        """Keep or hand over the connection of a lease, or close it.
+
+        Closes what `evict` finds as well. If interrupted, it is called once more, with
+        the same list.
+        """
         try:
-            self._give_back(request, closing)
+            if connection := request.connection:
+                reason = connection.end_lease(self._clock())
+                request.close_reason = reason or self.closed
+            if not self._locked(lambda slots: slots.release(request)):
+                closing.append(request)
             self._evict(closing)
         finally:
             if closing:
                 close_and_free(closing, request.quit_by())
-
-    def _give_back(
-        self, request: PoolRequest[C], closing: list[PoolRequest[C]]
-    ) -> None:
-        """Keep or hand over the connection of a request, or add it to `closing`."""
-        resets = 0
-        if connection := request.connection:
-            reason = connection.end_lease(self._clock())
-            request.close_reason = reason or self.closed
-            resets = connection.session.needs_rset
-        if not self._locked(lambda slots: slots.give_back(request, resets)):
-            closing.append(request)
 
     def _log(self, reason: CloseReason | None) -> None:
         level = logging.INFO if reason in _UNUSUAL else logging.DEBUG

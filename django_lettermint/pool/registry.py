@@ -1,7 +1,8 @@
-"""The process's pools, found by what shapes a connection, for every backend object.
+"""The process's pools, one for each endpoint.
 
-Django makes a new backend for nearly every mail, so the pools live here. Workers that
-end without running `atexit` (Celery's, multiprocessing's) may call `close_pools()`.
+Django makes a new backend for nearly every mail, so the pools cannot belong to it.
+Workers that end without running `atexit` (Celery's, multiprocessing's) may call
+`close_pools()`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 #: Idle connections of all pools together; beyond it the oldest are closed.
 MAX_IDLE = 64
-#: Pools beyond this many are forgotten, with their statistics, once they hold nothing.
+#: Beyond so many pools, those unused for longest are forgotten, with their statistics,
+#: unless they hold connections.
 MAX_POOLS = 64
 
 
@@ -53,36 +55,37 @@ class RelayPool(ConnectionPool[Session]):
 
         name = f"{endpoint.host}:{endpoint.port} ({_digest(endpoint)})"
         super().__init__(connect_to_relay, limits, name=name, evict=evict)
-        #: What its connections have learnt.
+        #: What earlier connections have shown of the relay.
         self.relay = relay
 
 
 class _Registry:
     """The pools of one process.
 
-    There is no lock that an interrupt could leave locked: each access is one operation
-    of a dict, which other threads cannot divide.
+    It needs no lock, which an interrupt could leave locked: each access is one atomic
+    operation of a dict.
     """
 
     def __init__(self) -> None:
-        #: The process whose pools these are; reset_after_fork() changes it.
+        #: The process that made the pools. Set by reset_after_fork().
         self.pid = os.getpid()
+        #: Each pool has connections of this process only.
         self.pools: dict[Endpoint, RelayPool] = {}
 
     def add(self, endpoint: Endpoint) -> RelayPool:
-        """Return the pool of an endpoint, made now unless another thread was faster."""
+        """Return the pool of an endpoint, made now unless another thread has made it."""
         new = RelayPool(endpoint, endpoint.pool, RelayState(), evict=self.evict)
         pool = self.pools.setdefault(endpoint, new)
         pools = sorted(self.pools.copy().items(), key=lambda item: item[1].used_at)
         for forgotten, unused in pools[:-MAX_POOLS]:
             if unused.empty:
                 self.pools.pop(forgotten, None)
-                # Who got hold of it just before is served, but it keeps nothing.
+                # A thread that has just got it is served, but it keeps no connection.
                 close_gracefully(unused.close(), time.monotonic())
         return pool
 
     def evict(self, closing: list[PoolRequest[Session]]) -> None:
-        """Take what has expired in any pool, and the oldest of too many idle connections."""
+        """Take out what has expired in any pool, and what is idle beyond MAX_IDLE."""
         pools = self.pools.copy().values()
         idle_since = sorted(
             moment for pool in pools for moment in pool.take_expired(closing)
@@ -92,11 +95,11 @@ class _Registry:
                 pool.take_expired(closing, kept_before=moment)
 
     def reset_after_fork(self) -> None:
-        """Begin without connections; the parent process goes on using its own."""
+        """Drop the parent process's pools, without writing to their connections."""
         pools, self.pools, self.pid = self.pools, {}, os.getpid()
         for pool in pools.copy().values():
             pool.reset_after_fork()
-        # Those being opened or closed are in no pool.
+        # Connections being opened or closed belong to no pool.
         close_inherited()
 
 
@@ -104,17 +107,18 @@ _registry = _Registry()
 
 
 def get_pool(endpoint: Endpoint) -> RelayPool:
-    """Return the pool of an endpoint, made if need be; it opens no connection."""
-    pools = _own_registry().pools
-    return pools.get(endpoint) or _registry.add(endpoint)
+    """Return the pool of an endpoint; a new one has no connections yet."""
+    pool = _registry.pools.get(endpoint)
+    if pool and pool.pid == os.getpid():
+        return pool
+    return _own_registry().add(endpoint)
 
 
 @contextmanager
 def open_pool(config: RelayConfig) -> Iterator[RelayPool]:
-    """Give the pool that one call of `send_messages()` uses.
+    """Give the pool for one call of `send_messages()`.
 
-    It is the process's pool or, with the option `pool=False`, one of this call alone,
-    which is closed at its end.
+    With the option `pool=False`, it is a new one, closed at the end of the block.
     """
     pool = get_pool(config.endpoint)
     if config.endpoint.pooled:
@@ -138,7 +142,7 @@ def lease(
     force_new: bool = False,
     ignore_pool_timeout: bool = False,
 ) -> Iterator[PooledConnection[Session]]:
-    """Lease a session for the time of a `with` block, as `ConnectionPool.lease()` does."""
+    """Lease a connection for a `with` block; see `ConnectionPool.lease()`."""
     with (
         open_pool(config) as pool,
         pool.lease(
@@ -152,7 +156,7 @@ def lease(
 
 
 def get_stats() -> list[PoolReport]:
-    """Return what each pool has and did, and whose it is."""
+    """Return the statistics of each pool of this process."""
     return [
         {
             "host": endpoint.host,
@@ -167,10 +171,10 @@ def get_stats() -> list[PoolReport]:
 
 
 def close_pools(timeout: float = 2.0) -> None:
-    """Say QUIT to all idle connections and close them, within `timeout` seconds.
+    """Send QUIT on all idle connections and close them, within `timeout` seconds.
 
-    Waiting senders get PoolClosed; connections in use close when they come back; a
-    later send opens a new pool.
+    Connections in use are closed when they come back. Callers that wait for one get
+    PoolClosed. The next mail opens a new pool.
     """
     until = time.monotonic() + timeout
     pools = _own_registry().pools
@@ -192,7 +196,7 @@ def _digest(endpoint: Endpoint) -> str:
 
 
 def _own_registry() -> _Registry:
-    """Return the registry, begun anew if this process was forked without Python's hooks."""
+    """Return the registry, reset if C code has forked, which runs no hooks of Python."""
     if _registry.pid != os.getpid():
         _registry.reset_after_fork()
     return _registry
@@ -200,5 +204,5 @@ def _own_registry() -> _Registry:
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_registry.reset_after_fork)
-# Early, so that what runs at exit and was registered later can still send.
+# Handlers registered later run earlier, and can still send.
 atexit.register(close_pools)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict, get_args
 
-#: What the pool counts one by one.
+#: Counters that a pool increments by one.
 Event = Literal[
     "requests", "waits", "timeouts", "opened", "open_errors", "reused", "messages",
     "retries", "resets", "pings",
@@ -12,7 +12,7 @@ Event = Literal[
 
 
 class PoolStats(TypedDict):
-    """The state of one pool, and what has happened since it was made."""
+    """The state of a pool, and its counters since it was made."""
 
     #: `idle` and `in_use` together; at most max_size.
     size: int
@@ -22,21 +22,21 @@ class PoolStats(TypedDict):
     in_use: int
     #: Callers that wait for a connection.
     waiting: int
-    #: Connections asked for.
+    #: How often a connection was requested.
     requests: int
     #: Requests that had to wait.
     waits: int
-    #: Seconds they waited, all together.
+    #: Seconds that requests have waited, in all.
     wait_seconds: float
     #: Requests that ended with PoolTimeout.
     timeouts: int
     #: Connections that were opened and logged in.
     opened: int
-    #: Attempts at that which failed.
+    #: Attempts to open one that failed.
     open_errors: int
     #: Requests that got an idle connection.
     reused: int
-    #: Messages begun.
+    #: Messages that were begun.
     messages: int
     #: Messages tried again after their connection was lost.
     retries: int
@@ -49,13 +49,13 @@ class PoolStats(TypedDict):
 
 
 class PoolReport(PoolStats):
-    """The statistics of one pool, and whose they are."""
+    """The statistics of a pool, and its endpoint."""
 
     host: str
     port: int
     username: str
     tenant: str | None
-    #: Tells configurations apart, tokens included, without telling the token.
+    #: Differs between configurations, tokens included; does not reveal the token.
     digest: str
 
 
@@ -82,7 +82,7 @@ def no_stats() -> PoolStats:
 
 
 def add_stats(stats: PoolStats, other: PoolStats) -> None:
-    """Add what another pool has counted."""
+    """Add the counters of another pool."""
     event: Event
     for event in get_args(Event):
         stats[event] += other[event]

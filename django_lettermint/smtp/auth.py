@@ -93,8 +93,8 @@ def _cram_md5(handshake: Handshake) -> Reply:
 def _ask_secret(
     handshake: Handshake, command: str, respond: Callable[[], Secret]
 ) -> Reply:
-    # Made where it is written, inside `Steps.run()`: no frame that an error carries
-    # along has ever held it.
+    # Called inside `Steps.run()`, which drops the traceback: no frame of an error holds
+    # the secret.
     def line() -> str:
         response = respond()
         handshake.stream.redact(response)
@@ -103,8 +103,8 @@ def _ask_secret(
     return handshake.command("AUTH", line)
 
 
-#: In the order of preference. CRAM-MD5 comes last: it costs a round trip more, and a
-#: relay whose users all share one name can hardly look up one secret for it.
+#: In the order of preference. CRAM-MD5 comes last: it takes another round trip, and the
+#: relay must find the secret by the user name, which is the same for all projects.
 MECHANISMS: Mapping[str, Callable[[Handshake], Reply]] = {
     "PLAIN": _plain,
     "LOGIN": _login,

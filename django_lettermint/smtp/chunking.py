@@ -1,4 +1,4 @@
-"""BDAT (RFC 3030): a message in one write, but for the octets that complete it.
+"""BDAT (RFC 3030): a message in one write, except for the octets that complete it.
 
 Messages that are safe to repeat follow each other unconfirmed.
 """
@@ -15,12 +15,12 @@ from .transaction import Command, MailTransaction
 if TYPE_CHECKING:
     from .session import Session
 
-#: This much may be on the wire unconfirmed.
+#: The most that may be unconfirmed at a time.
 WINDOW_MESSAGES = 50
 WINDOW_OCTETS = 1024 * 1024
 
-#: Octets at the end of a chunk that are written by themselves: without them the chunk
-#: is incomplete, so they are what the dot is to DATA.
+#: Octets at the end of a chunk that are written separately: they complete the chunk, as
+#: the terminator completes the content after DATA.
 FINAL_OCTETS = 2
 
 
@@ -36,7 +36,7 @@ def send(
     for later in following[: WINDOW_MESSAGES - 1]:
         octets += later.envelope.size
         if not later.pipelined:
-            # Without a key to repeat it, one message at most may end as UNKNOWN.
+            # Of messages without a key, at most one may end as UNKNOWN.
             safe = transaction.repeatable and later.repeatable
             if not (safe and octets <= WINDOW_OCTETS and session.may_follow(later)):
                 break
@@ -49,14 +49,14 @@ def send(
 
 
 def _start_chunk(session: Session, transaction: MailTransaction) -> bool:
-    """Write a whole message, its end included; return whether its reply is pending."""
+    """Write a whole message; return whether its final reply is pending."""
     if not session.begin(transaction):
         return False
     if session.pending:
-        # Should the message before it be refused, its transaction may still be open.
+        # If the message before it is refused, its transaction may still be open.
         session.needs_rset = True
     bdat = Command(Phase.COMMIT, b"BDAT %d LAST\r\n" % transaction.envelope.size)
-    # After a pause the connection may be dead without a sign. A message that cannot be
+    # After idling the connection may be lost unnoticed. A message that cannot be
     # repeated waits for the replies to MAIL and RCPT before its end goes out. They share
     # no write with BDAT, as Exim then answers nothing until the chunk is complete.
     if transaction.after_idle and not transaction.repeatable:
@@ -83,5 +83,5 @@ def _write_chunk(
     session.read_available_replies()
     if not transaction.refused:
         session.commit(transaction)
-    # Also of a refused chunk: the server waits for all its octets.
+    # Even if the message is refused: the server waits for all octets of the chunk.
     session.write(transaction, content=data[-FINAL_OCTETS:])

@@ -1,8 +1,8 @@
 """From a host name to a session that may send: DNS, TCP, TLS, EHLO, AUTH.
 
 A host's addresses are tried in turn until one gives a session (RFC 5321 section 5.1):
-what fails before the login is done speaks of the address, not of the mail. A refused
-login and a certificate that cannot be verified end the attempt at once.
+a failure before the login is done concerns the address, not the mail. A refused login
+and a certificate that cannot be verified end the attempt at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 #: Returns the addresses of a host and port before a moment (monotonic).
 Resolve = Callable[[str, int, float], list[dns.AddressInfo]]
 
-#: Steps that are more than connecting.
+#: The phase of a step; of all others it is CONNECT.
 _PHASES = {"TLS": Phase.TLS, "STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}
 
 
@@ -54,9 +54,9 @@ def connect(
 ) -> Session:
     """Open an authenticated session before `until` (monotonic).
 
-    Each step takes at most `timeout` seconds. `resolve` looks the host up. Raises ConnectFailed if no address gives
-    a session, TLSFailed (nothing was said in clear but EHLO and STARTTLS) and
-    AuthenticationFailed (one login was tried).
+    Each step takes at most `timeout` seconds. `resolve` looks the host up. Raises
+    ConnectFailed if no address gives a session, TLSFailed (only EHLO and STARTTLS were
+    sent in clear) and AuthenticationFailed (one login was tried).
     """
 
     def log_in(handshake: Handshake) -> Session:
@@ -100,7 +100,7 @@ def _at_first_address(
         "check the option `host` and this machine's DNS",
     )
     steps.trace("DNS", ", ".join(str(info[4][0]) for info in found))
-    # A dead address leaves time for the others.
+    # An address that does not answer leaves time for the others.
     share = steps.timeout / len(found)
     failures: list[ConnectFailed] = []
     for info in relay.in_order(found):
@@ -110,13 +110,13 @@ def _at_first_address(
         except ConnectFailed as error:
             relay.note_failure(info)
             failures.append(error)
-            refused_for_good = sum(each.smtp_code >= 500 for each in failures)
-            if refused_for_good == 2 or time.monotonic() >= steps.until:
+            permanent = sum(each.smtp_code >= 500 for each in failures)
+            if permanent == 2 or time.monotonic() >= steps.until:
                 break
         else:
             relay.note_success(info)
             return result
-    # What a relay replied says more than a connection that was not made.
+    # A reply says more than a connection that was not made.
     raise max(failures, key=lambda failure: failure.smtp_code > 0)
 
 
@@ -133,7 +133,7 @@ def _connected(
     )
     stream = SMTPStream(sock)
     try:
-        # Not asked of the socket: the relay may have reset it already.
+        # The socket could not tell, if the relay has reset it already.
         steps.trace("TCP", f"{info[4][0]}:{info[4][1]}")
         yield Handshake(steps, stream)
     except BaseException:
@@ -195,7 +195,7 @@ class Steps:
     def refused(self, step: str, reply: Reply) -> ConnectFailed:
         """Return the error of a step that the relay refused."""
         error = self._error(step, f"was refused: {reply}")
-        # A site's refusal may heal, if not within a second.
+        # The refusal of a whole site may end: a queue keeps the mail until then.
         error.with_reply(reply.code, reply.text).transient = True
         return error
 
@@ -329,7 +329,7 @@ class Handshake:
                 "STARTTLS)",
             ) from None
         except ssl.SSLCertVerificationError as error:
-            # OpenSSL ends some of these with a full stop, and our sentence goes on.
+            # OpenSSL ends some of these messages with a full stop.
             reason = error.verify_message.rstrip(".")
             failed = steps.no_tls(
                 "TLS",
@@ -360,7 +360,7 @@ def _features(reply: Reply) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _tls_context(ca_file: str | None, _stamps: object) -> ssl.SSLContext:
-    """Return the one context of a configuration: parsing CA bundles takes 30 ms."""
+    """Return a context that all connections share: parsing CA bundles takes 30 ms."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_file:

@@ -1,4 +1,4 @@
-"""What the connections of one pool have learnt about their relay."""
+"""What the connections of one pool know about their relay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAUTION_SECONDS = 300.0
 
 
 class RelayState:
-    """Which addresses work, and what the relay has shown not to tolerate.
+    """Which addresses work, and whether the relay tolerates pipelined messages.
 
     All connections of a pool share it. Each change is a single assignment, so that no
     lock is needed; a lost update costs one needless attempt.
@@ -25,7 +25,7 @@ class RelayState:
         self._clock = clock
         #: The address of the latest session.
         self._good: object = None
-        #: When an address failed last; a session on it takes it out.
+        #: When an address failed last; the next session there removes it.
         self._failed: dict[object, float] = {}
         #: Until then nothing is pipelined behind the end of a message.
         self._cautious_until = 0.0
@@ -48,7 +48,7 @@ class RelayState:
     def in_order(self, addresses: Iterable[AddressInfo]) -> list[AddressInfo]:
         """Return the address that worked last, then those that have not failed.
 
-        The others follow, the one that failed first in front.
+        The others follow, in the order in which they failed.
         """
 
         def rank(info: AddressInfo) -> tuple[bool, float]:
@@ -69,6 +69,6 @@ class RelayState:
             self._good = None
 
     def note_loss(self) -> None:
-        """Try other addresses before the latest session's: one was lost unused."""
+        """Try other addresses before that of the latest session, which was lost unused."""
         self._failed[self._good] = self._clock()
         self._good = None

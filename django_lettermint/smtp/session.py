@@ -1,6 +1,6 @@
 """One SMTP session after login: a state machine that sends message after message.
 
-    READY ──send()──► BUSY ──all replies read──► READY        any error: CLOSED, for good
+    READY ──send()──► BUSY ──all replies read──► READY        any error: CLOSED
 
 BUSY remains when the next message's commands were pipelined behind the end of this one:
 that message must be sent next. The phase of each message becomes COMMIT in `commit()`
@@ -24,13 +24,11 @@ from .replies import ProtocolError, Reply, ServerClosing
 from .transaction import (
     DATA,
     DOT,
-    GROUP_COMMANDS,
     RSET,
     Command,
     MailTransaction,
     adapt_to,
     mail_commands,
-    pipelining_groups,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +44,11 @@ Trace = Callable[[str, str], None]
 #: may look up each of them before it replies to that end.
 MAX_PIPELINED_RECIPIENTS = 3
 
+#: Commands are written in groups of at most this size before their replies are read:
+#: small enough that neither side can block on a full buffer (RFC 2920 section 3.1).
+GROUP_COMMANDS = 100
+GROUP_OCTETS = 4096
+
 _MAIL_MAX = re.compile(r"(?i:\bMAILMAX=)([0-9]{1,9})(?!\S)")
 
 
@@ -58,7 +61,7 @@ class State(enum.Enum):
 
     READY = "ready"  #: between two messages
     BUSY = "busy"  #: a reply is pending
-    CLOSED = "closed"  #: for good
+    CLOSED = "closed"  #: never changes again
 
 
 class _Pending(NamedTuple):
@@ -88,7 +91,6 @@ class Session:
         self.features = features
         self.relay = relay
         self.stream = stream
-        #: CLOSED never changes again.
         self.state = State.READY
         #: Transactions begun.
         self.messages = 0
@@ -96,7 +98,7 @@ class Session:
         self.carried = False
         #: A refusal may have left a transaction open: RSET precedes the next one.
         self.needs_rset = False
-        #: Commands without a reply, in the order of both; empty in state READY.
+        #: Commands without a reply, in the order in which they were written.
         self.pending: deque[_Pending] = deque()
         self._trace = trace
         #: The options of the message that is being sent, and when it must end (monotonic).
@@ -111,7 +113,7 @@ class Session:
 
     @property
     def reusable(self) -> bool:
-        """Return whether client and server are in step, between two messages."""
+        """Return whether it is between two messages, with no reply pending."""
         return self.state is State.READY
 
     @property
@@ -132,8 +134,8 @@ class Session:
         """Send a message and fill in the transaction.
 
         To save round trips, parts of the `following` ones may go out behind it; they
-        must then be sent next, in this order. A broken connection ends up in the
-        `failure` of each message that waits for a reply; interrupts propagate. Both
+        must then be sent next, in this order. An error of the connection is kept in
+        the `failure` of each message that waits for a reply; interrupts propagate. Both
         close the session.
         """
         self._config = config
@@ -168,7 +170,7 @@ class Session:
                     self.write(transaction, group)
                     self.read_replies(transaction)
         if transaction.refused:
-            self._leave_refused(transaction)
+            self._end_refused(transaction)
             return
         transaction.phase = Phase.CONTENT
         self._write_content(transaction)
@@ -188,7 +190,7 @@ class Session:
         except LettermintInvalidMessage as error:
             transaction.phase, transaction.failure = Phase.MESSAGE, error
             return False
-        # After idling, the pool has just looked.
+        # After idling, the pool has just checked this.
         if not (behind or transaction.after_idle) and self.stream.has_input():
             raise ConnectionResetError("the server closed the connection while idle")
         transaction.started = time.monotonic()
@@ -197,9 +199,9 @@ class Session:
         return True
 
     def commit(self, transaction: MailTransaction) -> None:
-        """Pass the point from which on the relay may have the message.
+        """Enter phase COMMIT: from here on the relay may have the message.
 
-        The caller's very next act is the write that completes the message.
+        The caller must complete the message by its next write.
         """
         if time.monotonic() >= self._until:
             raise TimeoutError("timed out")
@@ -221,7 +223,15 @@ class Session:
         first = [RSET] if self.needs_rset else []
         commands = mail_commands(transaction.envelope, self.features)
         most = GROUP_COMMANDS if self._pipelining else 1
-        return pipelining_groups([*first, *commands, *last], most=most)
+        groups: list[list[Command]] = [[]]
+        octets = 0
+        for command in (*first, *commands, *last):
+            octets += len(command.line)
+            if octets > GROUP_OCTETS or len(groups[-1]) >= most:
+                groups.append([])
+                octets = len(command.line)
+            groups[-1].append(command)
+        return groups
 
     def _follower(
         self, transaction: MailTransaction
@@ -233,20 +243,20 @@ class Session:
         # So few recipients make a single group.
         return transaction, self.groups(transaction, DATA)[0]
 
-    def _leave_refused(self, transaction: MailTransaction) -> None:
-        """Leave a refused message so that the next one can follow."""
+    def _end_refused(self, transaction: MailTransaction) -> None:
+        """End a refused message so that the next one can be sent."""
         self.needs_rset = True
         if not transaction.data_accepted:
             return
         if transaction.accepted:
-            # Only MAIL was refused, and whatever ends the content might be delivered.
+            # Only MAIL was refused: whatever ends the content might be delivered.
             raise ProtocolError("the server awaits a message that it has refused")
         # A lone dot ends the empty message, which has no recipients (RFC 2920 section 3.1).
         self.write(transaction, [DOT])
         self.read_replies(transaction)
 
     def _write_content(self, transaction: MailTransaction) -> None:
-        """Write all but the terminator; a refusal that comes meanwhile counts."""
+        """Write the content without its terminator; raise if a reply comes meanwhile."""
         data = transaction.envelope.data.replace(b"\r\n.", b"\r\n..")
         if data.startswith(b"."):
             data = b"." + data
@@ -292,7 +302,7 @@ class Session:
                 stop_on_reply=stop_on_reply,
             )
         except OSError:
-            # What the server said before it left tells more than the loss.
+            # A reply that came before the loss says more than the error.
             self.read_available_replies()
             raise
 
@@ -338,7 +348,7 @@ class Session:
         first_after_idle, transaction.after_idle = transaction.after_idle, False
         if reply.closing or (first_after_idle and reply.bad_connection):
             if transaction.phase is Phase.COMMIT and not transaction.accepted:
-                # With BDAT all of it is on the wire, but nothing of it is taken.
+                # All of the chunk was written, but the server has accepted nothing.
                 transaction.phase = command.phase
             raise ServerClosing(reply)
         positive = reply.code == 354 if command is DATA else reply.positive
@@ -348,11 +358,11 @@ class Session:
         if command is RSET:
             self.needs_rset = False
         elif command.phase is Phase.RCPT:
-            # After a refused MAIL, the 503 to what follows does not speak of recipients.
+            # After a refused MAIL, the reply to RCPT (503) is not about the recipient.
             if reply.positive or not transaction.refused:
                 transaction.replies[command.recipient] = reply
             if reply.negative:
-                # Now: the server may hang up instead of answering what follows.
+                # Decided now: the server may close instead of replying to DATA.
                 transaction.refuse_without_recipients()
         elif reply.negative:
             transaction.refuse(command.phase, reply)
@@ -389,7 +399,7 @@ class Session:
 
     def alive(self) -> bool:
         """Return, without a round trip, whether the connection is open and silent."""
-        return self.state is not State.CLOSED and not self.stream.has_input()
+        return not self.stream.has_input()
 
     def ping(self, seconds: float) -> bool:
         """Send NOOP and require 250, with no 421 queued behind it."""
@@ -413,11 +423,11 @@ class Session:
             if not self.closed:
                 self.stream.read_reply(until)
         except OSError:
-            pass  # many servers hang up without a reply
+            pass  # many servers close without a reply
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close without a further octet."""
+        """Close without sending anything."""
         self.state = State.CLOSED
         self.stream.close()

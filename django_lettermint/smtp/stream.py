@@ -19,13 +19,13 @@ from .replies import ProtocolError, Reply
 if TYPE_CHECKING:
     from django_lettermint.conf import Secret
 
-#: Octets written between two looks for an early refusal.
+#: Octets written between two checks for an early refusal.
 _STRIDE = 64 * 1024
 _RECEIVE = 64 * 1024
 #: The largest TLS record (RFC 8446 section 5.1).
 _RECORD = 16 * 1024
 _KNOWN_REPLIES = 100
-#: Seconds; more than any option makes sense for, and less than `poll()` can take.
+#: Seconds; longer than any sensible timeout, and within the range of `poll()`.
 _DAY = 86400.0
 
 #: Waits at most so many seconds; the result is true once the socket is ready.
@@ -44,7 +44,7 @@ class ClearTextReply(OSError):
 
 
 class SMTPStream:
-    """A stream on which the other side answers in lines.
+    """A stream of octets to a server that replies in lines.
 
     The socket never blocks; each wait is a `poll()`. TLS runs on memory buffers: the
     first octets can be read before OpenSSL gets them, and no failed system call leaves
@@ -67,9 +67,9 @@ class SMTPStream:
         self._received = bytearray()
         #: The server has closed its side: nothing follows what is in `_received`.
         self._ended = False
-        #: What a reply must not show, should the relay echo it.
+        #: Texts that no reply may show.
         self._secrets: list[Secret] = []
-        #: Replaces that. (A method, as the repr of a pattern shows what it looks for.)
+        #: Replaces them. A bound method, as the repr of a pattern shows the pattern.
         self._redact = re.compile(b"(?!)").sub
         #: Replies by their lines, which hold no secret.
         self._known: dict[tuple[bytes, ...], Reply] = {}
@@ -102,12 +102,14 @@ class SMTPStream:
             try:
                 tls.do_handshake()
             except ssl.SSLWantReadError:
-                # Even if the server has closed, its refusal may be there to be read.
+                # If the server has closed, its refusal may still be received.
                 with contextlib.suppress(ConnectionError):
                     self._send(self._tls_out.read(), until)
             else:
-                self._decrypt(tls)
                 self._send(self._tls_out.read(), until)
+                # The server's first reply may come with the end of its handshake.
+                if behind := self._tls_in.read():
+                    self._take(behind)
                 return
             data = self._receive(until)
             if not data:
@@ -122,7 +124,7 @@ class SMTPStream:
     def redact(self, *secrets: Secret) -> None:
         """Replace these texts by *** wherever the relay echoes them."""
         self._secrets += secrets
-        self._redact = re.compile(  # in no variable, which a debug page would show
+        self._redact = re.compile(  # in no variable: a debug page would show it
             b"|".join([re.escape(each.reveal().encode()) for each in self._secrets])
         ).sub
         self._known.clear()
@@ -158,19 +160,23 @@ class SMTPStream:
         """Read one complete reply."""
         lines: list[bytes] = []
         size = 0
-        while True:
-            line = self._read_line(until)
-            size += len(line)
-            lines.append(line)
+        while not lines or lines[-1][3:4] == b"-":  # another line follows
+            lines.append(self._read_line(until))
+            size += len(lines[-1])
             if size > replies.MAX_REPLY or len(lines) > replies.MAX_LINES:
                 raise ProtocolError(
                     f"a reply of more than {replies.MAX_REPLY} octets or "
                     f"{replies.MAX_LINES} lines"
                 )
-            if line[3:4] != b"-":  # not followed by another one
-                # A server sends few different replies, over and over again.
-                key = tuple(lines)
-                return self._known.get(key) or self._parse(key)
+        # A server sends few different replies, over and over again.
+        received = tuple(lines)
+        reply = self._known.get(received)
+        if reply is None:
+            redacted = tuple([self._redact(b"***", line) for line in lines])
+            reply = replies.parse(redacted)
+            if redacted == received and len(self._known) < _KNOWN_REPLIES:
+                self._known[received] = reply
+        return reply
 
     def has_input(self) -> bool:
         """Return, without waiting, whether the server has sent something or closed."""
@@ -184,7 +190,7 @@ class SMTPStream:
         return bool(self._received) or self._ended
 
     def close(self) -> None:
-        """Close the descriptor without a further octet, TLS's close_notify included.
+        """Close the socket without sending anything, not even TLS's close_notify.
 
         Safe on a socket that a parent process still uses.
         """
@@ -215,6 +221,7 @@ class SMTPStream:
                 return self.socket.recv(_RECEIVE)
 
     def _take(self, data: bytes) -> None:
+        """Keep what came, decrypted as far as its TLS records are complete."""
         if not data:
             self._ended = True
         elif self.tls is None:
@@ -222,16 +229,12 @@ class SMTPStream:
         else:
             _clear_openssl_errors(self.tls)
             self._tls_in.write(data)
-            self._decrypt(self.tls)
-
-    def _decrypt(self, tls: ssl.SSLObject) -> None:
-        """Decrypt what came, as far as its TLS records are complete."""
-        # A record may also hold no text, but a session ticket.
-        with contextlib.suppress(ssl.SSLWantReadError):
-            while not self._ended and (self._tls_in.pending or tls.pending()):
-                text = tls.read(_RECORD)
-                self._received += text
-                self._ended = not text
+            # A record may also hold no text, but a session ticket.
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while not self._ended and (self._tls_in.pending or self.tls.pending()):
+                    text = self.tls.read(_RECORD)
+                    self._received += text
+                    self._ended = not text
 
     def _send(
         self,
@@ -240,7 +243,7 @@ class SMTPStream:
         *,
         stop_on_reply: bool = False,
     ) -> None:
-        # A reply that is not read would end each wait for both at once.
+        # A reply that is not to be read yet would end each wait for input at once.
         ready = self._readable_or_writable if stop_on_reply else self._writable
         while octets:
             try:
@@ -255,22 +258,15 @@ class SMTPStream:
         if seconds <= 0 or not ready(seconds):
             raise TimeoutError("timed out")
 
-    def _parse(self, lines: tuple[bytes, ...]) -> Reply:
-        redacted = tuple([self._redact(b"***", line) for line in lines])
-        reply = replies.parse(redacted)
-        if redacted == lines and len(self._known) < _KNOWN_REPLIES:
-            self._known[lines] = reply
-        return reply
-
 
 def _clear_openssl_errors(tls: ssl.SSLObject) -> None:
-    """Clear the thread's OpenSSL error queue, before `tls` is given what came.
+    """Clear the thread's OpenSSL error queue, before `tls` is given new input.
 
     Any library, or another connection, may have left an error there: `tls.read()` would
-    report it in place of SSLWantReadError. Without input there is nothing that can fail
-    by itself, and what Python reports it also removes, but for errors of the system:
-    those stay from Python 3.12.9 and 3.13.2 on. Handshakes clear the queue, as does
-    creating an SSL object, which takes longer.
+    report it in place of SSLWantReadError. Without input nothing else can fail, and
+    Python removes what it reports, except for errors of the system: those stay from
+    Python 3.12.9 and 3.13.2 on. Creating an SSL object clears the queue as well, as
+    handshakes do, but takes longer.
     """
     try:
         tls.read(1)
@@ -295,6 +291,6 @@ def _waiter(
 
 
 def close_inherited() -> None:
-    """Close what a forked process has from its parent, without a further octet."""
+    """Close the streams that a forked process inherited, without sending anything."""
     for stream in tuple(_open_streams):
         stream.close()

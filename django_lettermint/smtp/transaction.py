@@ -1,9 +1,9 @@
-"""One mail transaction (RFC 5321 section 3.3): its commands, and what came back."""
+"""One mail transaction (RFC 5321 section 3.3): its commands and replies."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 #: RFC 1870 section 4; Python refuses to read numbers of thousands of digits.
 _NUMBER = re.compile(r"[0-9]{1,20}")
 
-#: Commands are written in groups of at most this size before their replies are read:
-#: small enough that neither side can block on a full buffer (RFC 2920 section 3.1).
-GROUP_COMMANDS = 100
-GROUP_OCTETS = 4096
-
 
 @dataclass(slots=True, kw_only=True)
 class MailTransaction:
@@ -30,7 +25,7 @@ class MailTransaction:
 
     #: In the form that is sent: 7-bit when the relay does not offer 8BITMIME.
     envelope: Envelope
-    #: In `time.monotonic()`, set when its turn comes: all of it must end by then.
+    #: All of it must end by then (`time.monotonic()`); set just before it is sent.
     until: float = 0.0
     #: These bytes may have reached the relay before, so their form must not change.
     frozen: bool = False
@@ -60,32 +55,32 @@ class MailTransaction:
     reply: Reply | None = None
     #: The relay has refused the message, by that reply.
     refused: bool = False
-    #: What broke the connection before a reply decided, or what the relay cannot take.
+    #: What broke the connection before a reply decided, or why the relay cannot take it.
     failure: OSError | LettermintInvalidMessage | None = None
 
     @property
     def accepted(self) -> tuple[str, ...]:
         """Return the recipients that the relay accepted."""
-        return tuple(who for who, reply in self.replies.items() if reply.positive)
+        return tuple(to for to, reply in self.replies.items() if reply.positive)
 
     @property
     def not_refused(self) -> tuple[str, ...]:
         """Return the recipients that were accepted or not yet answered for."""
         return tuple(
-            who
-            for who in self.envelope.recipients
-            if who not in self.replies or self.replies[who].positive
+            to
+            for to in self.envelope.recipients
+            if to not in self.replies or self.replies[to].positive
         )
 
     @property
     def recipients_known(self) -> bool:
         """Return whether the relay's reply for each recipient is known.
 
-        BDAT may be lost together with them; one recipient alone has the same end as the
-        message.
+        A chunk may be lost together with these replies. A single recipient shares the
+        outcome of the message.
         """
         left = self.not_refused
-        return len(left) < 2 or all(who in self.replies for who in left)
+        return len(left) < 2 or all(to in self.replies for to in left)
 
     @property
     def permanent_failure(self) -> bool:
@@ -109,9 +104,9 @@ class MailTransaction:
             self.phase, self.reply, self.refused = phase, reply, True
 
     def refuse_without_recipients(self) -> None:
-        """Take the message as refused if every recipient is.
+        """Refuse the message if every recipient is refused.
 
-        One refusal for now (4yz) decides for all: trying again may help.
+        A temporary refusal (4yz) decides for all: another attempt may help.
         """
         replies = self.replies.values()
         if len(replies) == len(self.envelope.recipients) and not self.accepted:
@@ -120,15 +115,15 @@ class MailTransaction:
     def lose(self, error: OSError) -> None:
         """Note that the connection broke, unless a reply decided before.
 
-        Refusals by X.4.2 before the end of the message announced the loss: they are
-        forgotten.
+        Refusals by X.4.2 before the end of the message announced the loss, and are
+        removed.
         """
         if self.phase not in (Phase.COMMIT, Phase.DONE):
             if self.reply and self.reply.bad_connection:
                 self.reply, self.refused = None, False
             self.replies = {
-                who: reply
-                for who, reply in self.replies.items()
+                to: reply
+                for to, reply in self.replies.items()
                 if not reply.bad_connection
             }
         if self.reply is None:
@@ -187,23 +182,7 @@ def mail_commands(envelope: Envelope, features: Mapping[str, str]) -> list[Comma
         parameters += " SMTPUTF8"
     mail = f"MAIL FROM:<{envelope.mail_from}>{parameters}\r\n"
     commands = [Command(Phase.MAIL, mail.encode(encoding))]
-    for who in envelope.recipients:
-        line = f"RCPT TO:<{who}>\r\n".encode(encoding)
-        commands.append(Command(Phase.RCPT, line, who))
+    for to in envelope.recipients:
+        line = f"RCPT TO:<{to}>\r\n".encode(encoding)
+        commands.append(Command(Phase.RCPT, line, to))
     return commands
-
-
-def pipelining_groups(commands: Sequence[Command], *, most: int) -> list[list[Command]]:
-    """Divide commands into groups that may be written before a reply is read.
-
-    A group holds at most `most` commands, and no more octets than buffers do.
-    """
-    groups: list[list[Command]] = [[]]
-    octets = 0
-    for command in commands:
-        octets += len(command.line)
-        if octets > GROUP_OCTETS or len(groups[-1]) >= most:
-            groups.append([])
-            octets = len(command.line)
-        groups[-1].append(command)
-    return groups

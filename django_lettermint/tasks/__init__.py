@@ -1,7 +1,7 @@
-"""The queue: messages in, tasks out, and the worker's side of them.
+"""The queue: a backend that makes tasks of messages, and the worker that sends them.
 
-The task itself is in `task`, which is not imported here: Celery imports `tasks` of every
-app, and Django validates a task against the setting TASKS when it is imported.
+The task itself is in `task`, which is not imported here: Celery imports `tasks` of
+every app, and Django validates a task against the setting TASKS when it is imported.
 """
 
 from __future__ import annotations

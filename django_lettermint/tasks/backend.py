@@ -1,6 +1,6 @@
-"""The queueing backend: messages in, tasks out.
+"""The queueing backend: it makes tasks of messages.
 
-We keep no queue: each rendered, frozen message is one task of Django's task framework,
+There is no queue here: each rendered message is a task of Django's task framework,
 whose backends store and run it.
 """
 
@@ -21,7 +21,7 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 
 from django_lettermint.backend import EmailBackend as SendingBackend
-from django_lettermint.backend import attributes_since, refuse_unused_hooks
+from django_lettermint.backend import refuse_unused_hooks
 from django_lettermint.conf import IDEMPOTENCY_KEY_TTL, looked_up, queue_config
 from django_lettermint.exceptions import EnqueueFailed, LettermintInvalidMessage
 from django_lettermint.outgoing import OutgoingMessage, notify
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class EmailBackend(BaseEmailBackend):
-    """Renders messages at once, and has workers send them."""
+    """Renders messages and queues them for workers to send."""
 
     def __init__(self, **kwargs: Any) -> None:
         before = vars(self).copy()
@@ -48,31 +48,33 @@ class EmailBackend(BaseEmailBackend):
         self.fail_silently = self._config.fail_silently
         self._check_using()
         self._sender = sending_backend(self._config.using)
-        self._give_up_after = self._safe_give_up_after()
+        self._check_deadline()
         self._task = self._configured_task()
-        self._configured = attributes_since(self, before)
+        self._configured = {
+            name: value for name, value in vars(self).items() if name not in before
+        }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_unused_hooks(cls, EmailBackend)
 
-    # Django <= 6.0 leaves this backend, too, on each message.
+    # Copies and pickles: Django <= 6.0 leaves this backend on each message, too.
     __reduce__ = SendingBackend.__reduce__
     __copy__ = SendingBackend.__copy__
     __deepcopy__ = SendingBackend.__deepcopy__
 
     def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
-        """Queue each message, whatever becomes of the others; return how many it took.
+        """Queue each message on its own; return the number of messages queued.
 
-        What cannot be queued ends here, by `message_failed`; all else ends in a worker.
-        Raises the first error, with one SendResult per message in its `results`, unless
-        the option `fail_silently` is set.
+        A message that cannot be queued ends here with `message_failed`, every other one
+        in a worker. Raises the first error, with one SendResult per message in its
+        `results`, unless the option `fail_silently` is set.
         """
         messages = email_messages or ()
         count = begun = 0
         results: list[SendResult] = []
         error: Exception | None = None
-        call = looked_up.set({})
+        call = looked_up.set({})  # each tenant is looked up once in a call
         try:
             for message in messages:
                 outgoing = self._prepare(message)
@@ -80,9 +82,9 @@ class EmailBackend(BaseEmailBackend):
                 count += self._queue(outgoing)
                 results.append(outgoing.result)
                 error = error or outgoing.error
-        except Exception:  # a pre_send receiver's
+        except Exception:  # from a pre_send receiver: the rest is not begun
             raise
-        except BaseException:
+        except BaseException:  # an interrupt: every message of a list gets its signal
             if isinstance(messages, list | tuple):
                 for message in messages[begun:]:
                     outgoing = OutgoingMessage(message)
@@ -97,10 +99,11 @@ class EmailBackend(BaseEmailBackend):
         return count
 
     def enqueue(self, form: dict[str, Any]) -> None:
-        """Hand the JSON form of a message to the queue; override it for another queue."""
+        """Add the JSON form of a message to the queue; override it for another queue."""
         self._task.enqueue(form)
 
     def _prepare(self, message: EmailMessage) -> OutgoingMessage:
+        """Render the message, and refuse it if a task cannot hold it."""
         outgoing = self._sender.prepare(message)
         size = max((each.envelope.size for each in outgoing.submissions), default=0)
         if size > self._config.max_bytes:
@@ -113,55 +116,57 @@ class EmailBackend(BaseEmailBackend):
         return outgoing
 
     def _queue(self, outgoing: OutgoingMessage) -> bool:
-        """Make a task of each envelope; return whether one is taken, or end the message."""
+        """Queue the message's tasks, or end it; return whether a task was queued."""
         tasks = self._tasks(outgoing)
         outgoing.submissions = []
         if not tasks:
             notify(type(self._sender), outgoing)
             return False
         if self._config.on_commit and not transaction.get_autocommit():
-            after = partial(self._hand_over, outgoing, tasks)
+            after = partial(self._enqueue_all, outgoing, tasks)
             transaction.on_commit(after, robust=True)
             _record(outgoing, tasks, ["queued"] * len(tasks))
             return True
-        return self._hand_over(outgoing, tasks)
+        return self._enqueue_all(outgoing, tasks)
 
     def _tasks(self, outgoing: OutgoingMessage) -> list[QueuedMessage]:
-        # An envelope's parts share its content.
+        """Return a task for each group of submissions that share their content."""
         groups = groupby(outgoing.submissions, key=lambda each: each.envelope.content)
-        deadlines = (
-            each.config.deadline for each in outgoing.submissions
-        )  # a tenant's
-        left = IDEMPOTENCY_KEY_TTL - max(deadlines, default=0.0)
+        # The last attempt, too, must end before the relay forgets the key. The deadline
+        # may be the tenant's.
+        deadlines = (each.config.deadline for each in outgoing.submissions)
+        latest = IDEMPOTENCY_KEY_TTL - max(deadlines, default=0.0)
         return [
             QueuedMessage(
                 submissions=list(submissions),
                 using=self._config.using,
-                give_up_at=time.time() + min(self._give_up_after, left),
+                give_up_at=time.time() + min(self._config.give_up_after, latest),
                 has_caller_key=outgoing.has_caller_key,
             )
             for _, submissions in groups
         ]
 
-    def _hand_over(
+    def _enqueue_all(
         self, outgoing: OutgoingMessage, tasks: Sequence[QueuedMessage]
     ) -> bool:
-        """Enqueue the tasks up to the first that fails; then the message ends here."""
+        """Enqueue the tasks; at the first that fails, end the message.
+
+        Returns whether a task was queued.
+        """
         statuses = ["failed"] * len(tasks)
         try:
             for number, task in enumerate(tasks):
-                # Whatever it raises, its store may have the task.
+                # The task may be stored although enqueue() raises.
                 statuses[number] = "unknown"
                 self.enqueue(task.to_json())
                 statuses[number] = "queued"
-        except BaseException as error:
+        except BaseException as error:  # an interrupt ends the message as well
             outgoing.error = self._failure(error)
             if not isinstance(error, Exception):
                 raise
         finally:
             _record(outgoing, tasks, statuses)
-            # Else the worker tells how it ends.
-            if outgoing.error:
+            if outgoing.error:  # otherwise the worker sends the signal
                 notify(type(self._sender), outgoing)
         return "queued" in statuses
 
@@ -175,15 +180,13 @@ class EmailBackend(BaseEmailBackend):
         failure.__cause__ = error
         return failure
 
-    def _safe_give_up_after(self) -> float:
-        # The last attempt, too, has to be over before the relay forgets the key.
+    def _check_deadline(self) -> None:
         deadline = self._sender.config.deadline
         if deadline >= IDEMPOTENCY_KEY_TTL:
             raise self._wrong(
                 f"the mailer that sends has a `deadline` of {deadline:g} s: it must be "
                 "less than a day, for which the relay remembers an idempotency key."
             )
-        return min(self._config.give_up_after, IDEMPOTENCY_KEY_TTL - deadline)
 
     def _check_using(self) -> None:
         using = self._config.using
@@ -207,7 +210,7 @@ class EmailBackend(BaseEmailBackend):
     def _configured_task(self) -> Task[..., Any]:
         config = self._config
         try:
-            # Late: Django judges it by TASKS as it is imported.
+            # Imported late: Django then validates it against TASKS.
             from .task import send
 
             return send.using(
@@ -220,11 +223,11 @@ class EmailBackend(BaseEmailBackend):
                 "Django has tasks since 6.0 only: "
                 'pip install "django-lettermint-smtp[tasks]"'
             ) from error
-        except Exception as error:
+        except Exception as error:  # task backends raise errors of any class
             raise self._wrong(
                 "`task_backend`, `queue_name` and `priority` do not fit the setting "
-                "TASKS, or that has no backend 'default' with a queue 'default', which "
-                f"must exist in any case: {error}"
+                "TASKS, or TASKS has no backend 'default' with a queue 'default', which "
+                f"must always exist: {error}"
             ) from error
 
     def _wrong(self, problem: str) -> AnymailConfigurationError:
@@ -236,22 +239,25 @@ class EmailBackend(BaseEmailBackend):
 def _record(
     outgoing: OutgoingMessage, tasks: Sequence[QueuedMessage], statuses: Sequence[str]
 ) -> None:
-    """Set result and status of a message by what became of its tasks."""
+    """Set result and status of a message from the statuses of its tasks."""
     first = tasks[0].submissions[0].envelope
     by_address: dict[str, RecipientResult] = {}
     found: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
-    # In the order of the alphabet: for who is in several, `failed` counts least, and
-    # `unknown` most.
+    # Alphabetically: for an address in several tasks, `unknown` overrides `queued`, and
+    # both override `failed`.
     for status, task in sorted(zip(statuses, tasks, strict=True), key=itemgetter(0)):
         envelopes = [each.envelope for each in task.submissions]
-        addresses = [who for each in envelopes for who in each.recipients]
+        addresses = [address for each in envelopes for address in each.recipients]
         by_address |= dict.fromkeys(addresses, RecipientResult(status=status))
         anymail = AnymailRecipientStatus(envelopes[0].message_id, status)
         found.set_recipient_status(
-            {outgoing.original_addresses.get(who, who): anymail for who in addresses}
+            {
+                outgoing.original_addresses.get(address, address): anymail
+                for address in addresses
+            }
         )
     outgoing.result = SendResult(
-        # Only the worker will know, and to send it again would duplicate it.
+        # Only the worker will know; sending it again would duplicate it.
         outcome=Outcome.UNKNOWN,
         message_id=first.message_id,
         idempotency_key=first.idempotency_key,

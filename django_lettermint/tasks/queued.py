@@ -1,7 +1,6 @@
-"""A message in a queue: submissions into JSON and back.
+"""A message in a queue: its submissions, to JSON and back.
 
-The JSON form has a version of its own and, like the envelopes in it, no secrets: the
-worker reads the relay's settings anew.
+The JSON form has a version and holds no secrets: the worker reads the relay's settings.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def check_version(form: object) -> None:
 
 
 def tenant_in(form: Mapping[str, Any]) -> str | None:
-    """Return whose message a form holds, unchecked; raise ValueError if it holds none."""
+    """Return the tenant of a form, unchecked; raise ValueError if it is no message."""
     tenant: str | None
     try:
         envelopes = [each["envelope"] for each in form["transactions"]]
@@ -52,21 +51,21 @@ def tenant_in(form: Mapping[str, Any]) -> str | None:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class QueuedMessage:
-    """One message with all its submissions, those that have ended included."""
+    """A message with all its submissions, including those that have ended."""
 
     submissions: list[Submission]
     #: The alias of the mailer that sends; None: the backend made from the settings.
     using: str | None
-    #: In Unix time; no attempt begins later.
+    #: Unix time after which no attempt begins.
     give_up_at: float
-    #: How often it was put back into the queue.
+    #: How many times it was put back into the queue.
     tries: int = 0
-    #: The idempotency key is the caller's.
+    #: Whether the caller chose the idempotency key.
     has_caller_key: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types."""
-        # Most often all submissions share one content, which may be large.
+        # Usually all submissions share one content, which may be large.
         content = self.submissions[0].envelope.to_json()["content"]
         return {
             "version": VERSION,
@@ -110,11 +109,11 @@ class QueuedMessage:
 
     @property
     def may_change(self) -> bool:
-        """Return whether another try may change what became of the message."""
+        """Return whether another try may change the outcome."""
         return any(map(self._may_change, self.submissions))
 
     def next_try(self) -> Self:
-        """Return what to send next time: nothing but what is undone."""
+        """Return the message for the next try, which sends only what is not done."""
         submissions: list[Submission] = []
         copies = [
             replace(each, message_submissions=submissions) for each in self.submissions
@@ -139,9 +138,10 @@ class QueuedMessage:
         return replace(self, submissions=submissions, tries=self.tries + 1)
 
     def expire(self, *, started: bool) -> None:
-        """End what is undone because its time is over.
+        """End all submissions that are not done, because their time is over.
 
-        What was `started`, by a worker that did not come to its end, may be out.
+        If a worker has `started` the message and never finished, the outcome of those
+        that have no result is unknown.
         """
         late = "the message was in the queue for longer than `give_up_after`"
         for each in self.submissions:
@@ -151,9 +151,12 @@ class QueuedMessage:
                 each.unconfirmed = MailTransaction(
                     envelope=each.envelope,
                     phase=Phase.COMMIT,
-                    failure=OSError(f"a worker did not come back from it, and {late}"),
+                    failure=OSError(
+                        f"a worker began it and never finished, and {late}"
+                    ),
                 )
-            # The relay may have forgotten the key: what is unknown is not to be repeated.
+            # The relay may have forgotten the key, so that a repeat would be a
+            # duplicate.
             each.config = replace(each.config, idempotency=False)
             each.fail(ConnectionLost(f"{late}: it was not sent; see the workers"))
 
@@ -168,10 +171,11 @@ class QueuedMessage:
         )
 
     def _undone(self, submission: Submission) -> tuple[str, ...]:
-        """Return the recipients who have not got it, and are not refused for good."""
+        """Return the recipients that neither got the message nor were rejected."""
         answers = build_result([submission]).recipients
         failed = {who for who, answer in answers.items() if answer.status == "failed"}
-        # The relay found some too many, or they were tried again: they stand further on.
+        # Those beyond the relay's limit, and those tried again, are in a later
+        # submission.
         position = self.submissions.index(submission) + 1
         for later in self.submissions[position:]:
             failed.difference_update(later.envelope.recipients)
@@ -203,7 +207,7 @@ def _envelope(
     form: Mapping[str, Any], content: str, others: list[Submission]
 ) -> Envelope:
     envelope = Envelope.from_json({"content": content, **form["envelope"]})
-    # The parts of a message share its octets.
+    # The parts of a message share its octets, which may be large.
     for shared in (each.envelope for each in others[:1]):
         if (shared.header, shared.body) == (envelope.header, envelope.body):
             return replace(envelope, header=shared.header, body=shared.body)

@@ -1,4 +1,4 @@
-"""A message made of its rendered form, for receivers of signals in a worker."""
+"""Rebuild a message from its bytes, for receivers of signals in a worker."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.extras import extract_extras
 from django_lettermint.message import LettermintMessage
 
-#: Headers that EmailMessage has attributes for, or makes itself.
+#: Headers that EmailMessage has attributes for, or writes itself.
 _NOT_EXTRA = ("from", "to", "cc", "reply-to", "subject", "mime-version")
 
 
 def message_from_bytes(content: bytes, recipients: Iterable[str]) -> LettermintMessage:
-    """Return the message as far as its bytes tell it.
+    """Return a message with the content of these bytes, without attachments.
 
-    Addresses are bare. Recipients whom no header names stand in `bcc`; attachments are
-    left out.
+    Addresses are bare. Recipients that no header names are in `bcc`.
     """
     parsed = email.message_from_bytes(content, policy=email.policy.compat32)
     extras, others = _split({name: _line(raw) for name, raw in parsed.raw_items()})
@@ -60,7 +59,8 @@ def _split(raw: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         return extract_extras(raw)
     except LettermintInvalidMessage:
-        # A message class of the user's wrote them. The mail is out: the signal must be.
+        # Written by a message class of the user's. The mail is sent, so the signal must
+        # be sent as well.
         return {}, raw
 
 
@@ -79,7 +79,7 @@ def _decoded(text: str) -> str:
 
 
 def _sender(text: str) -> str:
-    """Decode the names, and quote those that need it, as a `from_email` wants them."""
+    """Decode the names, and quote those that need it, as in `from_email`."""
     try:
         return ", ".join(
             str(EmailAddress(_decoded(name), address))
@@ -90,7 +90,7 @@ def _sender(text: str) -> str:
 
 
 def _text(parsed: Message, subtype: str) -> str | None:
-    """Return the first body of this kind, lines ending in LF."""
+    """Return the first body of this subtype, with lines ending in LF."""
     for part in _leaves(parsed):
         if (
             part.get_content_type() == f"text/{subtype}"
@@ -100,14 +100,14 @@ def _text(parsed: Message, subtype: str) -> str | None:
             assert isinstance(octets, bytes)  # noqa: S101 - a leaf's payload, decoded
             try:
                 text = octets.decode(part.get_content_charset("utf-8"), "replace")
-            except (LookupError, ValueError):  # no charset, or one that cannot replace
+            except (LookupError, ValueError):  # no such charset, or no text encoding
                 text = octets.decode("utf-8", "replace")
             return text.replace("\r\n", "\n")
     return None
 
 
 def _leaves(part: Message) -> Iterator[Message]:
-    """Find the parts that hold content, but none of an attached message."""
+    """Yield the parts that hold content, except those of attached messages."""
     if not part.is_multipart():
         yield part
     elif part.get_content_maintype() == "multipart":

@@ -1,7 +1,7 @@
 """The task that sends what the queueing backend has queued.
 
-Imported late: Django validates a task against the setting TASKS when it is imported, and
-projects that never queue need no TASKS.
+Imported late: Django validates a task against the setting TASKS when it is imported,
+and projects that do not queue need no TASKS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @task(takes_context=True)
 def send(context: TaskContext[..., Any], form: dict[str, Any]) -> dict[str, str | None]:
-    """Send what the backend has queued; put it back if another try may help."""
+    """Send a queued message; put it back if another try may help."""
     own = context.task_result.task
 
     def later(form: dict[str, Any], seconds: float) -> None:
@@ -35,5 +35,5 @@ def send(context: TaskContext[..., Any], form: dict[str, Any]) -> dict[str, str 
     return run(form, later if defers else None, again=context.attempt > 1)
 
 
-# The path that queues store, so that every release finds the tasks of every other.
+# The path that queues store: it must be the same in every release.
 send.func.__module__ = "django_lettermint.send_task"

@@ -1,4 +1,4 @@
-"""The worker's side of a queue, whichever queue it is."""
+"""What a worker does with a queued message, whatever the queue is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .rebuild import message_from_bytes
 
 logger = logging.getLogger("django_lettermint")
 
-#: Seconds before the first further try; doubled for each one more, up to the maximum.
+#: Seconds before the second try; doubled before each further one, up to the maximum.
 PAUSE = 5.0
 MAX_PAUSE = 60 * 60.0
 
@@ -34,12 +34,13 @@ def run(
     *,
     again: bool = False,
 ) -> dict[str, str | None]:
-    """Send what `tasks.EmailBackend` has queued, and tell how it ended by one signal.
+    """Send what `tasks.EmailBackend` has queued, and send one signal with the outcome.
 
-    If another try may help, there is no signal, and `later(form, seconds)` is to run the
-    new form after a pause; with None there is no other try. `again` tells that a worker
-    has begun this very form before. Raises only if it could not decide on the message, so
-    that any failed or abandoned run may be repeated.
+    If another try may help, no signal is sent, and `later(form, seconds)` is called,
+    which must run the new form after that time; with None, there is no other try.
+    `again` says that a worker has begun this form before. Returns the message id and
+    the outcome. Raises an error only if the outcome is still open, so any failed or
+    abandoned run can be repeated.
     """
     check_version(form)
     sender = sending_backend(form.get("using"))
@@ -67,7 +68,8 @@ def run(
             return {"message_id": first.message_id, "outcome": "put back"}
     recipients = [who for each in submissions for who in recipients_of(each)]
     message = message_from_bytes(first.content, recipients)
-    # A receiver may send it again: no option or block is to name another one then.
+    # Set even if it is None: a receiver may send the message again, where an option or
+    # a block may name another tenant.
     message.tenant = tenant
     outgoing = OutgoingMessage(
         message,
@@ -80,7 +82,7 @@ def run(
 
 
 def sending_backend(using: str | None) -> EmailBackend:
-    """Return the backend that sends: a mailer, or what the settings make."""
+    """Return the backend that sends: the mailer `using`, or that of the settings."""
     if using is None:
         return EmailBackend()
     mailers: Any = getattr(mail, "mailers", {})  # Django 6.1
@@ -96,7 +98,7 @@ def sending_backend(using: str | None) -> EmailBackend:
 def _put_back(
     queued: QueuedMessage, later: Callable[[dict[str, Any], float], object] | None
 ) -> bool:
-    """Have what is undone tried once more, if that makes sense."""
+    """Queue the message for another try if that may help; return whether it did."""
     if not queued.may_change:
         return False
     message_id = queued.submissions[0].envelope.message_id
@@ -110,11 +112,11 @@ def _put_back(
         return False
     try:
         later(queued.next_try().to_json(), pause)
-    except Exception as error:
+    except Exception as error:  # the error of a queue may be of any class
         if all(each.outcome is Outcome.NOT_SENT for each in queued.submissions):
             raise
-        # The old form must not run again: the relay would answer its key as if it had
-        # taken the message for all recipients.
+        # The task must not run again: the relay would answer its key as if it had taken
+        # the message for all recipients.
         logger.error(
             "Message %s: not tried again, as its queue did not take it back (%s)",
             message_id,

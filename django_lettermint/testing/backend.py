@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 
 from django_lettermint import backend
+from django_lettermint.conf import looked_up
 from django_lettermint.outgoing import OutgoingMessage, notify
 from django_lettermint.results import Outcome, Phase, SendResult
 from django_lettermint.smtp import Reply
@@ -53,13 +53,17 @@ class EmailBackend(backend.EmailBackend):
         """Take each message that Lettermint would; return how many."""
         results: list[SendResult] = []
         first_error: Exception | None = None
-        for message in email_messages or ():
-            outgoing = self.prepare(message)
-            if outgoing.submissions:
-                self._take(outgoing)
-            notify(type(self), outgoing)
-            results.append(outgoing.result)
-            first_error = first_error or outgoing.error
+        call = looked_up.set({})
+        try:
+            for message in email_messages or ():
+                outgoing = self.prepare(message)
+                if outgoing.submissions:
+                    self._take(outgoing)
+                notify(type(self), outgoing)
+                results.append(outgoing.result)
+                first_error = first_error or outgoing.error
+        finally:
+            looked_up.reset(call)
         if first_error and not self.fail_silently:
             first_error.results = tuple(results)  # type: ignore[attr-defined]
             raise first_error
@@ -82,16 +86,11 @@ def _received(submission: Submission) -> ReceivedMessage:
     transaction.phase, transaction.reply = Phase.DONE, _TAKEN
     transaction.replies = dict.fromkeys(envelope.recipients, _TAKEN)
     submission.record(transaction)
-    headers = parse_headers(envelope.data)
     return ReceivedMessage(
-        id=str(uuid.uuid4()),
         mail_from=envelope.mail_from,
         recipients=envelope.recipients,
         content=envelope.data,
-        route=headers.route,
-        tag=headers.tag,
-        metadata=headers.metadata,
-        idempotency_key=headers.idempotency_key,
+        **asdict(parse_headers(envelope.data)),
         smtputf8=envelope.smtputf8,
         body_8bit=not envelope.content.isascii(),
         chunked=False,
@@ -99,5 +98,4 @@ def _received(submission: Submission) -> ReceivedMessage:
         security=submission.config.endpoint.security,
         tls="",
         token="",
-        received_at=time.time(),
     )

@@ -13,8 +13,8 @@ import trustme
 class Certificates:
     """The relay's TLS context, and the folder with the files behind it.
 
-    Without `folder`, they are in a temporary one and gone after `remove()`. With it, they
-    stay: who trusts its `ca.pem` once need not do so again.
+    Without `folder`, they are in a temporary folder, which `remove()` deletes. With it, they
+    are kept, so that clients still trust its `ca.pem` after a restart.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:

@@ -189,7 +189,7 @@ def _until_interrupted(records: queue.SimpleQueue[_Record]) -> Iterator[None]:
 
 @contextmanager
 def _explained(option: str, port: int) -> Iterator[None]:
-    """Say which option helps when a server does not start."""
+    """Turn OSError into CannotServe, which names the option to change."""
     try:
         yield
     except OSError as error:
@@ -226,7 +226,7 @@ def settings_text(options: Mapping[str, object], *, signed: bool = False) -> str
 
 
 def describe(record: ReceivedMessage | Refusal | WebhookDelivery) -> Iterator[str]:
-    """Yield the lines that say what happened."""
+    """Yield the lines that describe a record."""
     if isinstance(record, WebhookDelivery):
         data = record.event.data
         about = data.get("recipient", "all recipients")

@@ -43,7 +43,7 @@ class IdempotencyKeys:
         return first.reply if first.digest == use.digest else _CONFLICT
 
     def finish(self, key: Hashable | None, reply: Reply) -> None:
-        """Answer repetitions by the reply to the message that was taken."""
+        """Answer repetitions with the reply to the message that was taken."""
         if key is not None:
             self._uses[key].reply = reply
 

@@ -1,9 +1,11 @@
-"""What the relay remembers: plain, frozen data."""
+"""Messages, refusals and counters of the relay."""
 
 from __future__ import annotations
 
 import email.parser
 import email.policy
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.message import EmailMessage
@@ -59,12 +61,16 @@ class _Content:
         return cast("EmailMessage", message)
 
 
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedMessage(_Content):
-    """One message as it came over the wire, and what the relay read from it."""
+    """A message as it was received, and what the relay read from it."""
 
     #: The relay's own id, named in its reply and in webhooks; not the RFC 5322 Message-ID.
-    id: str
+    id: str = field(default_factory=_new_id)
     mail_from: str
     #: The accepted recipients, in the order of their RCPT commands.
     recipients: tuple[str, ...]
@@ -89,14 +95,14 @@ class ReceivedMessage(_Content):
     #: The project token of the login.
     token: str = field(repr=False)
     #: Seconds since the epoch.
-    received_at: float
+    received_at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal(_Content):
     """A login, sender, recipient or message that the relay refused, and why."""
 
-    id: str
+    id: str = field(default_factory=_new_id)
     #: "AUTH", "MAIL", "RCPT" or, for a complete message, "DATA" (by BDAT as well).
     command: str
     #: The sender or recipient that was refused; empty for the other commands.
@@ -113,7 +119,7 @@ class Refusal(_Content):
     connection: int
     security: str
     tls: str
-    received_at: float
+    received_at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

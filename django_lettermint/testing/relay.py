@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -56,19 +55,18 @@ class Relay:
     documentation is silent, the relay chooses:
 
     - Replies: 535 5.7.8 for a wrong token, 530 5.7.0 for anything before TLS or AUTH,
-      452 4.5.3 for the 51st recipient, 552 5.3.4 above 25 MB (26,214,400 octets, told by
-      SIZE or found in the content), 550 5.6.0 after the content for a header that breaks
-      a rule, 250 2.0.0 with an id of the relay's own for a message that is accepted.
+      452 4.5.3 for the 51st recipient, 552 5.3.4 above 25 MB (26,214,400 octets, in SIZE
+      or in the content), 550 5.6.0 after the content for a header that breaks
+      a rule, 250 2.0.0 with an id of the relay for a message that is accepted.
     - Any route slug is taken: letters, digits, `_` and `-`, at most 255.
     - A header that occurs twice is refused, as is a metadata header without a key. One
       whose key has a blank in it is no header line, and is ignored. X-Tag next to
       X-LM-Tag is not looked at. Empty metadata values are taken.
     - Header values are unfolded and RFC 2047 words decoded.
-    - All its tokens are of one project, and idempotency keys are the project's: kept for
-      the life of the relay, with a hash of the content as received; recipients do not
-      count. Same key and content: the first
-      reply again, nothing delivered. Other content: 554 5.5.0. First one still in
-      progress: 451 4.5.0. A refused message uses up no key.
+    - All its tokens are of one project, which idempotency keys belong to. They are kept
+      for the life of the relay, with a hash of the content; recipients do not count. Same
+      key and content: the first reply again, nothing delivered. Other content: 554 5.5.0.
+      First one still in progress: 451 4.5.0. A refused message uses up no key.
     - A complete message is worked on to the end, even if its client goes away meanwhile.
     - EHLO offers PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES and AUTH, not
       CHUNKING. BDAT LAST ends its transaction even when it is refused.
@@ -151,7 +149,7 @@ class Relay:
         )
         return RelaySession(stream, security, number, self._config, state)
 
-    # Life
+    # Start and stop
 
     def __enter__(self) -> Self:
         self.start()
@@ -163,10 +161,11 @@ class Relay:
     def start(self) -> None:
         """Listen; after a stop() on the same ports as before.
 
-        Raises RuntimeError if it runs, OSError if a port is taken or `ca_folder` is no use.
+        Raises RuntimeError if it is running, OSError for a port or `ca_folder` that cannot be
+        used.
         """
         if self._running:
-            raise RuntimeError("The relay runs already.")
+            raise RuntimeError("The relay is running already.")
         self._state.stopping.clear()
         self._certificates.write()
         try:
@@ -207,7 +206,7 @@ class Relay:
         if not self._running:
             raise RuntimeError("The relay is not running: call start() or use `with`.")
 
-    # How to reach it
+    # Options of the backend
 
     def port(self, security: str) -> int:
         """Return the port for "tls", "starttls" or "plaintext"."""
@@ -235,7 +234,7 @@ class Relay:
         options = self.options(security, **overrides)
         return {f"LETTERMINT_{name.upper()}": value for name, value in options.items()}
 
-    # What it saw
+    # Records
 
     @property
     def messages(self) -> list[ReceivedMessage]:
@@ -262,7 +261,7 @@ class Relay:
     def remove_listener(
         self, listener: Callable[[ReceivedMessage | Refusal], None]
     ) -> None:
-        """Call `listener` no more."""
+        """Stop calling `listener`."""
         self._state.listeners.remove(listener)
 
     @property
@@ -289,15 +288,15 @@ class Relay:
     ) -> Statistics:
         """Wait until the statistics satisfy `true`; raises TimeoutError.
 
-        Looked at whenever a connection, a message or its answer comes or goes.
+        They are checked at each change.
         """
         changed = self._state.changed
         with changed:
             if not changed.wait_for(lambda: true(self.statistics), timeout):
-                raise TimeoutError(f"Not so within {timeout} s: {self.statistics}")
+                raise TimeoutError(f"Not reached within {timeout} s: {self.statistics}")
             return self.statistics
 
-    # What it is to do
+    # Behaviour
 
     @property
     def reply_delay(self) -> float:
@@ -319,7 +318,7 @@ class Relay:
         self._state.refused_addresses[verb, address.casefold()] = (code, text)
 
     def accept(self, address: str, verb: str = "RCPT") -> None:
-        """Take a refusal back."""
+        """Accept an address that was refused."""
         self._state.refused_addresses.pop((verb, address.casefold()), None)
 
     def drop_final_replies(self, count: int = 1) -> None:
@@ -342,7 +341,7 @@ class RelaySession(ServerSession):
         self.state = state
         #: The message that is being judged.
         self._submitted: SubmittedMessage | None = None
-        #: It is one of the open connections in the statistics.
+        #: Whether the statistics count it as open.
         self._counted = True
         state.add(connections=1, open=1)
 
@@ -352,10 +351,10 @@ class RelaySession(ServerSession):
 
     def respond(self, step: str, argument: bytes, reply: Reply) -> int:
         if step in _REFUSALS and reply.code >= 400:
-            # Before the reply: who has read it finds the refusal.
+            # Before the reply: a client that has read it must find the refusal.
             refusal = self._refusal(step, argument, reply)
             self.state.refused(refusal)
-            self.state.tell(refusal)
+            self.state.call_listeners(refusal)
         return super().respond(step, argument, reply)
 
     def _refusal(self, step: str, argument: bytes, reply: Reply) -> Refusal:
@@ -364,7 +363,6 @@ class RelaySession(ServerSession):
             argument.decode("utf-8", "replace").partition(":")[2].partition(">")[0]
         )
         return Refusal(
-            id=str(uuid.uuid4()),
             command=_REFUSALS[step],
             address=address.strip(" <") if step in ("mail", "rcpt") else "",
             code=reply.code,
@@ -375,11 +373,10 @@ class RelaySession(ServerSession):
             connection=self.number,
             security=self.security,
             tls=self.stream.tls,
-            received_at=time.time(),
         )
 
     def quit(self, argument: bytes) -> None:
-        # Before the reply: who has read it may open the next connection at once.
+        # Before the reply: a client that has read it may connect again at once.
         if not argument:
             self.ended()
         super().quit(argument)
@@ -435,14 +432,10 @@ class RelaySession(ServerSession):
             keys.release(key)
             raise ConnectionEnded
         received = ReceivedMessage(
-            id=str(uuid.uuid4()),
             mail_from=message.sender,
             recipients=message.recipients,
             content=message.content,
-            route=headers.route,
-            tag=headers.tag,
-            metadata=headers.metadata,
-            idempotency_key=headers.idempotency_key,
+            **asdict(headers),
             smtputf8=b"SMTPUTF8" in message.parameters,
             body_8bit=message.parameters.get(b"BODY", b"").upper() == b"8BITMIME",
             chunked=message.chunked,
@@ -450,14 +443,13 @@ class RelaySession(ServerSession):
             security=self.security,
             tls=self.stream.tls,
             token=self.token or "",
-            received_at=time.time(),
         )
         reply = Reply(250, f"2.0.0 Queued as {received.id}")
-        # Together: who has seen the message may repeat it.
+        # Under one lock: a test that finds the message may repeat it at once.
         with self.state.changed:
             keys.finish(key, reply)
             self.state.deliver(received)
-        self.state.tell(received)
+        self.state.call_listeners(received)
         return reply
 
     def _delay(self) -> bool:

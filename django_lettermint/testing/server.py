@@ -18,7 +18,7 @@ NewSession = Callable[[socket.socket, str, int], "ServerSession"]
 
 
 class SMTPServer:
-    """An SMTP server; what it says and does is up to its sessions.
+    """An SMTP server; its sessions speak the protocol.
 
     `ports` has the port for each security it serves: "tls", "starttls" or "plaintext". A
     port that is 0 is chosen by the first start() and kept.
@@ -42,7 +42,7 @@ class SMTPServer:
         self._name = name
         self._listeners: dict[str, socket.socket] = {}
         self._acceptor: threading.Thread
-        #: What is closed to end the acceptor, and what it notices that by.
+        #: Closing the first socket ends the acceptor, which watches the second.
         self._waker: socket.socket
         self._woken: socket.socket
         self._lock = threading.Lock()
@@ -65,8 +65,7 @@ class SMTPServer:
         self._acceptor.start()
 
     def _listener(self, port: int) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.create_server((self.host, port), family=family, backlog=128)
+        listener = socket.create_server((self.host, port), backlog=128)
         if self._receive_buffer is not None:
             listener.setsockopt(
                 socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer
@@ -107,7 +106,7 @@ class SMTPServer:
             for security, listener in self._listeners.items():
                 selector.register(listener, selectors.EVENT_READ, security)
             ready: list[str | None] = []
-            # Who has connected before the door closed is served, or cut, like others.
+            # Clients that connected before close_door() are served, or cut, like others.
             while None not in ready:
                 ready = [key.data for key, _ in selector.select()]
                 for security in filter(None, ready):

@@ -23,7 +23,7 @@ _COMMANDS = {
 }
 _AFTER_AUTH = frozenset({b"MAIL", b"RCPT", b"DATA", b"BDAT", b"VRFY"})
 _AFTER_TLS = _AFTER_AUTH | {b"AUTH"}
-#: The keyword that offers a parameter of MAIL, and what the parameter may look like.
+#: The EHLO keyword of each parameter of MAIL, and the form of its value.
 _PARAMETERS = {
     b"SIZE": ("SIZE", re.compile(rb"\d{1,20}")),
     b"BODY": ("8BITMIME", re.compile(rb"7BIT|8BITMIME", re.IGNORECASE)),
@@ -35,7 +35,7 @@ _PATH = re.compile(
 )
 _CHUNK = re.compile(rb"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
 _UNKNOWN = "5.5.2 Command not recognized"
-_TOO_BIG = "5.3.4 The message is too big"
+_TOO_BIG = "5.3.4 The message is too large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class ServerSession:
             self.start_tls()
 
     def start_tls(self) -> None:
-        """Do the handshake; what was said before does not count (RFC 3207 section 4.2)."""
+        """Do the handshake, and forget EHLO and MAIL (RFC 3207 section 4.2)."""
         self.announced = self.transaction = None
         self.stream.start_tls(self.config.context)
 
@@ -272,7 +272,7 @@ class ServerSession:
             raise Refused(503, "5.5.1 MAIL comes first")
         recipient, parameters = _path(argument, b"TO")
         if not recipient:
-            raise Refused(501, "5.1.3 RCPT wants an address")
+            raise Refused(501, "5.1.3 RCPT needs an address")
         if parameters:
             raise Refused(555, "5.5.4 RCPT takes no parameters here")
         self.check_recipient(
@@ -313,7 +313,7 @@ class ServerSession:
         size, last = int(parts[1]), parts[2] is not None
         taken = self.transaction.chunks if self.transaction else []
         room = self.config.max_size - sum(map(len, taken))
-        # The octets come whatever the reply will be (RFC 3030 section 2).
+        # The octets follow, whatever the reply is (RFC 3030 section 2).
         chunk = self.stream.read_chunk(size, room, self.content_progress)
         self.content_read(chunk or b"", stuffed=False)
         try:
@@ -396,7 +396,7 @@ class ServerSession:
         return f"<{secrets.token_hex(8)}@{self.config.hostname}>".encode()
 
     def login_tried(self, mechanism: str, username: str, *, success: bool) -> None:
-        """Take note of an AUTH command that is about to be answered."""
+        """Called before an AUTH command is answered."""
 
     def check_sender(self, address: str) -> None:
         """Raise Refused for the address of a MAIL command that is right otherwise."""
@@ -405,17 +405,17 @@ class ServerSession:
         """Raise Refused for the address of a RCPT command, behind `accepted` others."""
 
     def content_progress(self, received: int) -> None:
-        """Take note of the octets of content or chunk that have come so far."""
+        """Called with the octets of content or chunk that have come so far."""
 
     def content_read(self, wire: bytes, *, stuffed: bool) -> None:
-        """Take note of complete content as it came, or of a chunk; empty if too big."""
+        """Called with complete content as it came, or a chunk; empty if it is too large."""
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
         """Take or refuse a message and answer at the step "dot"."""
         self.respond("dot", argument, Reply(250, "2.0.0 Queued"))
 
     def ended(self) -> None:
-        """Take note that the connection is about to be closed."""
+        """Called before the connection is closed."""
 
 
 def _decode(line: bytes) -> bytes:

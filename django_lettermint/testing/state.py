@@ -14,9 +14,9 @@ _COUNTERS = {each.name for each in fields(Statistics)} - {"commands"}
 
 
 class RelayState:
-    """Shared by all sessions of a relay, each of which has a thread of its own.
+    """Shared by the sessions of a relay, which run in threads.
 
-    `changed` guards what is not a single value, and wakes those who wait.
+    `changed` is the lock of everything but single values, and notifies waiting threads.
     """
 
     def __init__(self, *, reply_delay: float, keep_messages: bool) -> None:
@@ -44,7 +44,7 @@ class RelayState:
             return Statistics(commands=dict(self._commands), **counts)
 
     def add(self, **counts: int) -> None:
-        """Change counters of the statistics, and wake those who wait."""
+        """Add to counters of the statistics, and notify waiting threads."""
         with self.changed:
             self._counts.update(counts)
             self._counts["peak"] = max(self._counts["peak"], self._counts["open"])
@@ -78,8 +78,8 @@ class RelayState:
             self.refusals.append(refusal)
             self.changed.notify_all()
 
-    def tell(self, record: ReceivedMessage | Refusal) -> None:
-        """Call the listeners; not under the lock, since they may have locks as well."""
+    def call_listeners(self, record: ReceivedMessage | Refusal) -> None:
+        """Call the listeners; not under the lock, since they may take locks themselves."""
         for listener in tuple(self.listeners):
             listener(record)
 

@@ -70,7 +70,7 @@ class ServerStream:
         return self.sock.recv(65536)
 
     def fill(self, *, awaited: bool = True) -> None:
-        """Add what comes to the buffer; `awaited` is what the client sends after a reply."""
+        """Add to the buffer; `awaited`: the client sends it only after a reply."""
         self.flush()
         data = self.receive()
         if not data:

@@ -32,34 +32,8 @@ _OUTCOMES = {
     "spamcomplaint": ["message.delivered", "message.spam_complaint"],
     "dsn": ["message.hard_bounced"],
 }
-_RESPONSES = {
-    "message.delivered": (250, "2.0.0", "OK"),
-    "message.soft_bounced": (452, "4.2.2", "Mailbox full"),
-    "message.hard_bounced": (550, "5.1.1", "No such user"),
-    "message.failed": (554, "5.3.0", "Cannot relay"),
-}
-_REASONS = {
-    "message.suppressed": "hard_bounce",
-    "message.policy_rejected": "spam content",
-    "message.failed": "Internal processing error",
-}
-#: The event -> the field with its time.
-_TIMES = {
-    "message.opened": "opened_at",
-    "message.clicked": "clicked_at",
-    "message.unsubscribed": "unsubscribed_at",
-}
-_DETAILS: dict[str, dict[str, object]] = {
-    "message.opened": {"first_open": True},
-    "message.clicked": {
-        "destination_url": "https://example.com/",
-        "link_index": 0,
-        "anchor_text": "Example",
-        "first_click": True,
-    },
-    "message.policy_rejected": {"score": 15.2, "spam_symbols": []},
-}
-_CLIENT = {
+#: Of a browser that opens or clicks.
+_CLIENT: dict[str, object] = {
     "device_type": "desktop",
     "client_type": "browser",
     "client_name": "Firefox",
@@ -104,7 +78,7 @@ class WebhookEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookDelivery:
-    """One attempt to post an event, and what came of it."""
+    """An attempt to post an event, and its answer."""
 
     url: str
     event: WebhookEvent
@@ -144,11 +118,10 @@ def make_event(
 
     `recipient` is the first one by default. The keywords replace fields of its `data`.
     """
-    headers = message.headers
     now = _iso(time.time())
     fields: dict[str, object] = {
         "message_id": message.id,
-        "subject": str(headers.get("Subject", "")),
+        "subject": str(message.headers.get("Subject", "")),
         # Lettermint's PHP writes an empty mapping as a list.
         "metadata": message.metadata or [],
         "tag": message.tag,
@@ -160,21 +133,50 @@ def make_event(
         fields |= _addresses(message)
     if event not in _OF_THE_MESSAGE:
         fields["recipient"] = recipient or message.recipients[0]
-    if event in _RESPONSES:
-        keys = ("status_code", "enhanced_status_code", "content")
-        fields["response"] = dict(zip(keys, _RESPONSES[event], strict=True))
-    if event in _REASONS:
-        fields["reason"] = _REASONS[event]
-    if event in _TIMES:
-        fields[_TIMES[event]] = now
-    if event in ("message.opened", "message.clicked"):
-        fields |= _CLIENT
     return WebhookEvent(
         id=str(uuid.uuid4()),
         event=event,
         timestamp=now,
-        data=fields | _DETAILS.get(event, {}) | data,
+        data=fields | _details(event, now) | data,
     )
+
+
+def _details(event: str, now: str) -> dict[str, object]:
+    """Return the fields that only this event has."""
+    details: dict[str, dict[str, object]] = {
+        "message.delivered": {"response": _response(250, "2.0.0", "OK")},
+        "message.soft_bounced": {"response": _response(452, "4.2.2", "Mailbox full")},
+        "message.hard_bounced": {"response": _response(550, "5.1.1", "No such user")},
+        "message.failed": {
+            "reason": "Internal processing error",
+            "response": _response(554, "5.3.0", "Cannot relay"),
+        },
+        "message.suppressed": {"reason": "hard_bounce"},
+        "message.policy_rejected": {
+            "reason": "spam content",
+            "score": 15.2,
+            "spam_symbols": [],
+        },
+        "message.unsubscribed": {"unsubscribed_at": now},
+        "message.opened": {"opened_at": now, "first_open": True, **_CLIENT},
+        "message.clicked": {
+            "clicked_at": now,
+            "destination_url": "https://example.com/",
+            "link_index": 0,
+            "anchor_text": "Example",
+            "first_click": True,
+            **_CLIENT,
+        },
+    }
+    return details.get(event, {})
+
+
+def _response(code: int, enhanced_code: str, text: str) -> dict[str, object]:
+    return {
+        "status_code": code,
+        "enhanced_status_code": enhanced_code,
+        "content": text,
+    }
 
 
 def _addresses(message: ReceivedMessage) -> dict[str, object]:
@@ -210,7 +212,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect is an answer like any other: urllib would turn the POST into a GET."""
 
     def redirect_request(self, *args: object) -> None:
-        """Follow nowhere."""
+        """Do not follow it."""
 
 
 #: Without the proxies of the environment: the receiver is on this machine.
@@ -227,7 +229,7 @@ def post_event(
     wrong_signature: bool = False,
     timeout: float = 5.0,
 ) -> WebhookDelivery:
-    """Post an event once; failures are told in the result, never raised.
+    """Post an event once; a failure is in the result, not raised.
 
     `timestamp` is the time of signing in Unix seconds, by default now. Raises ValueError
     for a URL that is not http:// or https://.
@@ -345,7 +347,7 @@ class Webhooks:
     ) -> None:
         """Post the events of each message from now on, until the relay stops.
 
-        `on_delivery` is called with each attempt, by a thread of the subscription's own.
+        `on_delivery` is called with each attempt, in the subscription's thread.
         """
         check_url(url)
         waiting: queue.SimpleQueue[object] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""What Lettermint's webhook payloads mean in Anymail's terms: sent mail."""
+"""Lettermint's webhook events about sent mail, as Anymail's tracking events."""
 
 from __future__ import annotations
 
@@ -36,19 +36,17 @@ TRACKING_EVENTS: Mapping[str, tuple[str, str | None]] = {
     "suppression.removed": (EventType.UNKNOWN, None),
 }
 
-#: The name of the tag of X-LM-Tag among the named ones.
+#: The name under which `tags` has the tag of X-LM-Tag.
 SINGLE_TAG = "__lettermint_tag"
 
-_UNKNOWN = (EventType.UNKNOWN, None)
-
-#: What a suppressed recipient did earlier, where `reason` tells.
+#: The `reason` of a suppression -> why the recipient was suppressed.
 SUPPRESSION_REASONS: Mapping[str | None, str] = {
     "hard_bounce": RejectReason.BOUNCED,
     "spam_complaint": RejectReason.SPAM,
     "unsubscribe": RejectReason.UNSUBSCRIBED,
 }
 
-# The id becomes part of a cache key, where memcached allows no blanks and 250 bytes.
+# The id becomes part of a cache key: memcached allows 250 bytes, and no blanks.
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -65,7 +63,7 @@ class WebhookEvent:
 
 
 def read_event(payload: Mapping[str, Any]) -> WebhookEvent:
-    """Return the event in a verified payload; ValueError names the field that is wrong."""
+    """Return the event in a payload; raise ValueError with the name of a wrong field."""
     event_id, event_type = payload.get("id"), payload.get("event")
     if not isinstance(event_id, str) or not _ID.fullmatch(event_id):
         raise ValueError("id_invalid")
@@ -86,9 +84,11 @@ def read_event(payload: Mapping[str, Any]) -> WebhookEvent:
 def tracking_event(
     event: WebhookEvent, *, correlation_key: str | None
 ) -> AnymailTrackingEvent:
-    """Return Anymail's event for one about sent mail."""
+    """Return Anymail's event for an event about sent mail."""
     data = event.data
-    event_type, reject_reason = TRACKING_EVENTS.get(event.type, _UNKNOWN)
+    event_type, reject_reason = TRACKING_EVENTS.get(
+        event.type, (EventType.UNKNOWN, None)
+    )
     if event.type == "message.suppressed":
         reject_reason = SUPPRESSION_REASONS.get(text(data.get("reason")), reject_reason)
     metadata = dict(mapping(data.get("metadata")))
@@ -111,22 +111,22 @@ def tracking_event(
 
 
 def text(value: object) -> str | None:
-    """Return a text that says something; every field of `data` may be missing or null."""
+    """Return a non-empty string, else None: any field may be missing or null."""
     return value if isinstance(value, str) and value else None
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return a JSON object; PHP renders an empty one as a list."""
+    """Return a JSON object, else an empty one, which PHP renders as a list."""
     return value if isinstance(value, dict) else {}
 
 
 def items(value: object) -> list[Any]:
-    """Return a JSON array."""
+    """Return a JSON array, else an empty one."""
     return value if isinstance(value, list) else []
 
 
 def moment(value: object) -> datetime:
-    """Return an ISO 8601 time in UTC, which it is in if it does not say."""
+    """Return an ISO 8601 time in UTC; without an offset, it is taken for UTC."""
     try:
         stamp = datetime.fromisoformat(value if isinstance(value, str) else "")
         aware = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
@@ -136,7 +136,7 @@ def moment(value: object) -> datetime:
 
 
 def _tags(data: Mapping[str, Any]) -> list[str]:
-    # `tag` is the older field, for the one tag that a mail can carry over SMTP.
+    # `tag` is the older field, for the single tag that a mail has over SMTP.
     tags = [data.get("tag"), *map(_tag, items(data.get("tags")))]
     return list(dict.fromkeys(tag for tag in map(text, tags) if tag))
 
@@ -144,7 +144,7 @@ def _tags(data: Mapping[str, Any]) -> list[str]:
 def _tag(tag: object) -> object:
     """Return an entry of `tags` as a string: "campaign=spring" for a named tag."""
     if not isinstance(tag, dict):
-        return tag  # as older payloads have it
+        return tag  # a string, in older payloads
     name, value = text(tag.get("name")), text(tag.get("value"))
     if name == SINGLE_TAG or not (name and value):
         return value

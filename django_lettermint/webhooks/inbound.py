@@ -1,7 +1,7 @@
-"""What Lettermint's webhook payloads mean in Anymail's terms: received mail.
+"""Lettermint's webhook events about received mail, as Anymail's inbound events.
 
-Everything here was written by strangers: whatever stands in a mail, it must not make
-the webhook fail, or one odd mail would be delivered again for hours and then be lost.
+The content was written by strangers. It must never make the webhook fail: Lettermint
+would deliver the event again for hours, and then drop the mail.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .received import ADDRESS_FIELDS, LENIENT, ReceivedMessage
 if TYPE_CHECKING:
     from anymail.inbound import AnymailInboundMessage
 
-# RFC 5322 section 3.6.8, and a bound: longer names are no headers.
+# RFC 5322 section 3.6.8, with a limit on the length.
 _HEADER_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")
-# What ends a line for any of Python's parsers, and what no header may hold.
+# Line ends for any of Python's parsers, and characters that no header may hold.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def _words(bounds: str) -> re.Pattern[str]:
-    # A match begins with a word and gives nothing back: long values take their time once.
+    # Possessive, and a match begins at a word: the time is linear in the length.
     word = rf"[^{bounds}\x80-\U0010ffff]*+[^\x00-\x7f][^{bounds}]*+"
     return re.compile(rf"(?<![^{bounds}]){word}(?: ++{word})*+", re.ASCII)
 
 
-# Words outside of ASCII, as many as stand together. Addresses' punctuation stays out; in
-# a text it would make many short words, which the email package is slow to read.
+# Runs of words that are not ASCII. In addresses, punctuation ends a word. In a text it
+# does not, since the email package is slow to read many short words.
 _IN_TEXT = _words(r"\s")
 _IN_ADDRESSES = _words(r'\s"<>(),;:@')
 _MEDIA_TYPE = re.compile(r"(?!multipart/)[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
@@ -41,14 +41,17 @@ _CHARSET = re.compile(
     r';\s*charset\s*=\s*"?([\w.:+-]{1,64})"?\s*(?:;|$)', re.ASCII | re.IGNORECASE
 )
 _CONTENT_ID = re.compile(r"<?([\x21\x23-\x3b\x3d\x3f-\x7e]{1,255})>?")
-# They describe the structure of the original, which is not what gets built here.
+# They describe the structure of the original mail, not of the message built here.
 _STRUCTURE = frozenset(
     {"mime-version", "content-type", "content-transfer-encoding", "content-disposition"}
 )
 
 
 def inbound_event(event: WebhookEvent) -> AnymailInboundEvent:
-    """Return Anymail's event for a received mail; ValueError if an attachment is broken."""
+    """Return Anymail's event for a received mail.
+
+    Raises ValueError if an attachment is not base64.
+    """
     data = event.data
     body = mapping(data.get("body"))
     attachments = [mapping(each) for each in items(data.get("attachments"))]
@@ -83,8 +86,8 @@ def _annotate(message: AnymailInboundMessage, data: Mapping[str, Any]) -> None:
 
 
 def _headers(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    # As raw lines: the email package then parses a value when it is asked for it, not
-    # now, where one of its parser's errors would cost the whole event.
+    # As raw lines: the email package parses a value when it is read. Now, an error of
+    # its parser would lose the whole event.
     seen = set(_STRUCTURE)
     for header in map(mapping, items(data.get("headers"))):
         name, value = text(header.get("name")) or "", text(header.get("value")) or ""
@@ -109,13 +112,13 @@ def _line(value: str) -> str:
 
 
 def _encoded(name: str, value: str) -> str:
-    # Python 3.11's email package reads raw text, but cannot write it again.
+    # Python 3.11's email package reads raw text, but cannot write it.
     words = _IN_ADDRESSES if name.lower() in ADDRESS_FIELDS else _IN_TEXT
     return words.sub(_encoded_word, value)
 
 
 def _encoded_word(words: re.Match[str]) -> str:
-    # RFC 2047, but of any length: email.header takes ever longer to make short ones.
+    # RFC 2047, but of any length: email.header needs quadratic time to make short ones.
     return f"=?utf-8?b?{b64encode(words[0].encode()).decode()}?="
 
 
@@ -149,17 +152,17 @@ def _content_type(value: str, content: bytes) -> str:
     media_type = value.partition(";")[0].strip().lower()
     if not _MEDIA_TYPE.fullmatch(media_type):
         return "application/octet-stream"
-    if media_type.startswith("message/") and not _is_text(content, "utf-8", "strict"):
-        # Anymail parses it as text, and would fail.
+    if media_type.startswith("message/") and not _decodes(content, "utf-8", "strict"):
+        # Anymail would fail to parse it as text.
         return "application/octet-stream"
     charset = _CHARSET.search(value)
-    # One that Python cannot read would fail the receivers.
-    if charset and _is_text(b"-", charset[1], "replace"):
+    # With a charset that Python does not know, reading the attachment would fail.
+    if charset and _decodes(b"-", charset[1], "replace"):
         return f'{media_type}; charset="{charset[1]}"'
     return media_type
 
 
-def _is_text(content: bytes, charset: str, errors: str) -> bool:
+def _decodes(content: bytes, charset: str, errors: str) -> bool:
     try:
         content.decode(charset, errors)
     except (LookupError, UnicodeError):

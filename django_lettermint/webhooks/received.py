@@ -1,7 +1,7 @@
 """Received mail whose headers can be read, whatever a stranger wrote into them.
 
-Python's email package raises for some fields, Anymail for others, and some senders'
-addresses get lost. A receiver that only logs the sender must not fail for that.
+Python's email package raises errors for some fields, Anymail for others, and both lose
+the addresses of some senders. A receiver that only logs the sender must not fail.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ ADDRESS_FIELDS = frozenset(
 )
 _as_text = HeaderRegistry(use_default_map=False)
 
-# A match begins with a word and gives nothing back: long values take their time once.
+# Possessive, and a match begins at a word: the time is linear in the length.
 _WORD = r"""[^\s<>()\[\]\\,;:"'@]"""
 _ADDRESS = re.compile(rf"(?<!{_WORD})(?<!@){_WORD}++@{_WORD}++(?!@)")
 _BEFORE_ADDRESS = re.compile(r"<\s*+(?:mailto:)?\Z", re.IGNORECASE)
 
 
 class _Lenient(EmailPolicy):
-    """Reads each field, as text where it cannot be parsed, and writes it as it came."""
+    """Reads a field as text if it cannot be parsed; writes each field as it came."""
 
     def header_fetch_parse(self, name: str, value: str) -> Any:
-        """Return a header object; its type is that of a text if nothing else fits."""
+        """Return a header object, as unstructured text if it cannot be parsed."""
         for form in _forms(name, value):
-            with suppress(Exception):  # the email package's own mistakes
+            with suppress(Exception):  # the email package's bugs raise many classes
                 header = super().header_fetch_parse(name, form)
-                # Of `[Shop] News <n@example.com>`, the email package leaves `<>`.
+                # The email package reads `[Shop] News <n@example.com>` as `<>`.
                 if "@" in header or "@" not in value:
                     return header
         return _as_text(name, value)
 
 
 def _forms(name: str, value: str) -> Iterator[str]:
-    """Yield a field as it came, then what can be found in it."""
+    """Yield a field as it came, then the addresses that are found in it."""
     yield value
     if name.lower() in ADDRESS_FIELDS:
         yield ", ".join(map(str, addresses(value)))
@@ -58,16 +58,14 @@ LENIENT = _Lenient(refold_source="none")
 
 
 class ReceivedMessage(AnymailInboundMessage):
-    """Anymail's message; its addresses are what can be found in odd fields, too."""
+    """Anymail's message, which also finds the addresses of malformed fields."""
 
     def get_address_header(self, header: str) -> list[EmailAddress]:
-        """Return the addresses of a field, none if there is nothing like one."""
+        """Return the addresses of a field; an empty list if there are none."""
         try:
             found: list[EmailAddress] = super().get_address_header(header)
-        except (
-            AnymailInvalidAddress,
-            ValueError,
-        ):  # the latter: a line break in a name
+        # ValueError: a line break in a name.
+        except (AnymailInvalidAddress, ValueError):
             name = header.lower()
             values = [raw for key, raw in self.raw_items() if key.lower() == name]
             found = [each for raw in values for each in addresses(raw)]
@@ -75,7 +73,7 @@ class ReceivedMessage(AnymailInboundMessage):
 
 
 def addresses(text: str) -> Iterator[EmailAddress]:
-    """Find what looks like an address; the name is what stands before its bracket."""
+    """Yield what looks like an address; the text before its bracket is the name."""
     end = 0
     for match in _ADDRESS.finditer(text):
         before, end = text[end : match.start()], match.end()

@@ -1,6 +1,7 @@
-"""Whether a webhook request is Lettermint's, and its JSON one that can be worked with.
+"""Verify the signature of a webhook request, and that its JSON is valid.
 
-Needs the official SDK (extra `[webhooks]`), so it is imported by the views only.
+Needs the official SDK (extra `[webhooks]`), so only the views import it, when a URL is
+made.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from lettermint.webhook import Webhook
 if TYPE_CHECKING:
     from django_lettermint.conf import Secret
 
-#: Objects and arrays inside of each other; Lettermint's events have five.
+#: Levels of nested objects and arrays; Lettermint's events have five.
 MAX_DEPTH = 64
 
 
 def verify(
     body: bytes, headers: Mapping[str, str], secrets: Iterable[Secret]
 ) -> dict[str, Any]:
-    """Return the payload that one of `secrets` signed, at most 300 seconds from now.
+    """Return the payload if it was signed with one of `secrets` within 300 seconds.
 
-    Raises ValueError with a reason that holds nothing of the request or the secrets.
+    Raises ValueError with a reason that contains nothing of the request or the secrets.
     """
     for secret in secrets:
         try:
@@ -33,7 +34,7 @@ def verify(
         except WebhookVerificationError as error:
             if error.reason != "signature_mismatch":
                 raise ValueError(error.reason) from None
-        except RecursionError:  # which the SDK lets pass: deeply nested JSON
+        except RecursionError:  # deeply nested JSON, which the SDK does not handle
             raise ValueError("payload_invalid") from None
         else:
             return _strict(dict(payload))
@@ -41,8 +42,8 @@ def verify(
 
 
 def _strict(payload: dict[str, Any]) -> dict[str, Any]:
-    # json.loads() lets NaN, infinities (also as 1e999) and lone surrogates through. None
-    # of them is JSON or UTF-8, and each would break receivers that store the event.
+    # json.loads() accepts NaN, infinities (also as 1e999) and lone surrogates, which
+    # are neither JSON nor UTF-8: receivers could not store the event.
     try:
         _refuse_depth(payload)
         json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
@@ -52,7 +53,7 @@ def _strict(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_depth(payload: dict[str, Any]) -> None:
-    # How deep json goes differs among Python's versions; receivers go less deep.
+    # The depth that json can read and write differs among Python's versions.
     level: list[Any] = [payload]
     for _ in range(MAX_DEPTH):
         inner = (each.values() if isinstance(each, dict) else each for each in level)

@@ -45,59 +45,61 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("django_lettermint.webhooks")
 
-#: Seconds after which a copy of an event that is being worked on may come again.
+#: Seconds after which Lettermint may deliver an event again that is being handled.
 RETRY_AFTER = 60
 
 
 class LettermintWebhookView(AnymailBaseWebhookView):
-    """Let signed events through to a signal, each once."""
+    """Verifies signed events and sends each of them to a signal once."""
 
     esp_name = "Lettermint"
     http_method_names = ["post"]  # noqa: RUF012 -- Django's own annotation has no ClassVar
-    # The signature protects more than basic auth does; both may be used together.
+    # The signature protects more than basic authentication; both can be used together.
     warn_if_no_basic_auth = False
 
-    #: The secret of this URL's webhook, or a list of several: as a keyword of `as_view()`,
-    #: an attribute of a subclass, a property, or set in `setup()`. None takes it from the
-    #: settings if it is the class's; else there is none, and no event is accepted.
+    #: The secret of this URL's webhook, or a list of several: a keyword of `as_view()`,
+    #: an attribute or a property of a subclass, or set in `setup()`. If the class
+    #: attribute is None, the settings have it; any other None means that no event is
+    #: accepted.
     signing_secret: object = None
-    #: Bytes. Django's DATA_UPLOAD_MAX_MEMORY_SIZE is too small for mails.
+    #: In bytes. Django's DATA_UPLOAD_MAX_MEMORY_SIZE is too small for mails.
     max_body_size: int = 0
 
     signal: Signal  # type: ignore[assignment]  # Anymail declares None
-    #: The tenant that the URL names; events bring it as `event.tenant`.
+    #: The tenant that the URL names; receivers find it in `event.tenant`.
     tenant: str | None = None
     config: WebhookConfig
     payload: Mapping[str, Any]
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-        """Return the view; a missing SDK shows here, not at the first lost event."""
+        """Return the view; raise AnymailConfigurationError if the SDK is missing."""
         if "signing_secret" in initkwargs:
-            # Wrapped at once: debug pages show the keywords of a view.
+            # Hidden: debug pages show the keywords of a view.
             initkwargs["signing_secret"] = hide(initkwargs["signing_secret"])
             initkwargs["signing_secret"] = webhook_config(initkwargs).signing_secrets
         _load_verify()
         return super().as_view(**initkwargs)
 
     def __setattr__(self, name: str, value: object) -> None:
-        # Error trackers show the attributes of a view.
+        # Hidden: error trackers show the attributes of a view.
         super().__setattr__(name, hide(value) if name == "signing_secret" else value)
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Answer 200 when the receivers have run, 4xx to what is not a genuine event.
+        """Answer 200 when the receivers have run, and 4xx if the event is not genuine.
 
-        A receiver's exception goes on, as in Anymail: Django answers 500 and Lettermint
-        comes again. 503 asks for the same while a copy is being worked on.
+        An exception of a receiver propagates, as in Anymail: Django answers 500, and
+        Lettermint delivers the event again. The answer is 503 while another process
+        handles the same event.
         """
         if kwargs.get("tenant") is not None:
-            self.tenant = str(kwargs["tenant"])  # of any path converter
+            self.tenant = str(kwargs["tenant"])  # path converters give any class
         try:
             self.config = self._look_up_config()
             self.run_validators(request)
             events = self.parse_events(request)
         except AnymailWebhookValidationFailure as error:
-            # Answered here, not by Django, whose debug page would tell details.
+            # Not left to Django, whose debug page would show details.
             logger.warning("Lettermint webhook refused: %s", error.args[0])
             return HttpResponse(status=error.status_code or 400)
         if all(map(self._deliver, events)):
@@ -105,10 +107,11 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         return HttpResponse(status=503, headers={"Retry-After": str(RETRY_AFTER)})
 
     def validate_request(self, request: HttpRequest) -> None:
-        """Check size, signature, age and JSON; Anymail adds basic auth, if it is set."""
+        """Check size, signature, age and JSON; Anymail checks basic authentication."""
         secrets = self.config.signing_secrets
         if not secrets and self.tenant is not None:
-            # Like any wrong signature: the answer does not tell which tenants there are.
+            # Refused as a wrong signature: the answer must not reveal which tenants
+            # exist.
             secrets = (Secret(token_hex()),)
         if not secrets:
             _refuse("no signing secret is set (LETTERMINT_SIGNING_SECRET)", status=403)
@@ -127,14 +130,14 @@ class LettermintWebhookView(AnymailBaseWebhookView):
             _refuse(str(error))
 
     def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
-        """Return what the signal of this view sends for the event."""
+        """Return the events to send to this view's signal."""
         raise NotImplementedError
 
     def _look_up_config(self) -> WebhookConfig:
-        """Read the settings or, for a tenant in the URL, its options.
+        """Read the settings or, if the URL names a tenant, the tenant's options.
 
-        An unknown tenant has no secret. If it is not known at the moment,
-        AnymailConfigurationError is raised: the answer is 500, and Lettermint comes again.
+        An unknown tenant has no secret. If the lookup fails, raises
+        AnymailConfigurationError: the answer is 500, and Lettermint delivers again.
         """
         own = self._own_secret()
         if self.tenant is None or own:
@@ -144,13 +147,14 @@ class LettermintWebhookView(AnymailBaseWebhookView):
             return tenant_webhook_config(config, self.tenant)
         except LettermintInvalidMessage as error:
             unknown = error
+        # Outside of the block: the traceback of `unknown` may hold the tenant's secrets.
         if unknown.transient:
             raise AnymailConfigurationError(str(unknown)) from unknown.__cause__
         logger.warning("Lettermint webhook: %s", unknown)
         return replace(config, signing_secrets=())
 
     def _own_secret(self) -> dict[str, Any]:
-        """Return the secret of the class or of this request, as an option."""
+        """Return the option `signing_secret` if the class or this request has one."""
         of_class = type(self).signing_secret
         if of_class is None and "signing_secret" not in vars(self):
             return {}
@@ -160,7 +164,7 @@ class LettermintWebhookView(AnymailBaseWebhookView):
         limit, body = self.max_body_size, b""
         try:
             size = int(request.META.get("CONTENT_LENGTH") or 0)
-            if size <= limit:  # or no size is given: chunked, over ASGI
+            if size <= limit:  # 0 if none is declared: chunked, over ASGI
                 body = request.read(limit + 1)
         except (ValueError, UnreadablePostError):
             _refuse("request_unreadable")
@@ -180,34 +184,34 @@ class LettermintWebhookView(AnymailBaseWebhookView):
 
 
 class LettermintTrackingWebhookView(LettermintWebhookView):
-    """Send what becomes of sent mail to Anymail's `tracking` signal."""
+    """Sends events about sent mail to Anymail's `tracking` signal."""
 
     signal = signals.tracking
     max_body_size = 2**20
 
     def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
-        """Return the event; types that are not known yet are UNKNOWN."""
+        """Return the event; its type is UNKNOWN if the package does not know it."""
         if event.type == INBOUND:
             _wrong_url(event, right="lettermint/inbound/")
         return [tracking_event(event, correlation_key=self.config.correlation_key)]
 
 
 class LettermintInboundWebhookView(LettermintWebhookView):
-    """Send received mail to Anymail's `inbound` signal."""
+    """Sends received mail to Anymail's `inbound` signal."""
 
     signal = signals.inbound
     # Lettermint's 25 MB a mail, attachments in base64, and room for JSON.
     max_body_size = 40 * 2**20
 
     def to_anymail(self, event: WebhookEvent) -> list[AnymailEvent]:
-        """Return the received mail; types that are not known yet hold none."""
+        """Return the received mail, or nothing for event types without a mail."""
         if event.type in TRACKING_EVENTS:
             _wrong_url(event, right="lettermint/tracking/")
         return [inbound_event(event)] if event.type == INBOUND else []
 
 
 def _load_verify() -> Callable[..., dict[str, Any]]:
-    # Not at the top: the package works without the SDK, which also brings httpx along.
+    # Imported late: the package works without the SDK, which also installs httpx.
     try:
         from .signature import verify
     except ImportError as error:
@@ -223,8 +227,8 @@ def _refuse(reason: str, *, status: int = 400) -> NoReturn:
 
 
 def _wrong_url(event: WebhookEvent, *, right: str) -> NoReturn:
-    # Not a refusal: the answer is 500, so that Lettermint keeps the event until the
-    # webhook's URL has been put right.
+    # The answer is 500 and not 4xx, so that Lettermint keeps the event until the
+    # webhook's URL is corrected.
     raise AnymailConfigurationError(
         f"Lettermint sent {event.type} to the wrong webhook URL. In Lettermint's "
         f"dashboard, set the URL of the webhook for these events to …/{right}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -20,12 +21,11 @@ from django_lettermint.conf import (
     webhook_config,
 )
 
+from .reading import TOKEN, as_settings, config, relay
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from django_lettermint.conf import RelayConfig
-
-TOKEN = "lm_5f0c1e9a7b"
 BACKEND = "django_lettermint.backend.EmailBackend"
 
 #: Of each option, a value that is not the default.
@@ -65,42 +65,42 @@ QUEUE_VALUES: dict[str, Any] = {
     "on_commit": True,
     "fail_silently": True,
 }
-EMPTY: list[object] = [None, 0, "", False]
 
 
-def as_settings(options: dict[str, Any]) -> dict[str, Any]:
-    return {f"LETTERMINT_{name.upper()}": value for name, value in options.items()}
+def test_every_option_has_a_value_in_these_tests() -> None:
+    unlike = {"api_token", "ca_file", "signing_secret", "webhook_dedupe"}
+
+    assert OPTIONS.keys() - unlike <= VALUES.keys()
+    assert QUEUE_OPTIONS.keys() <= QUEUE_VALUES.keys()
 
 
-def relay(**keywords: Any) -> RelayConfig:
-    return backend_config({"api_token": TOKEN, **keywords}).relay
+def merged(options: dict[str, Any], **keywords: Any) -> dict[str, Any]:
+    """Return what a backend gets from `get_connection(**keywords)` on Django 6.1."""
+    ignored = {"_ignore_unknown_kwargs": {*keywords}} if keywords else {}
+    return {"alias": "default", **options, **keywords, **ignored}
 
 
-# -- fail_silently ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("read", [backend_config, queue_config])
-@pytest.mark.parametrize("configured", [True, False])
-@pytest.mark.parametrize("value", [True, 1, "yes", [0], SimpleLazyObject(lambda: 2)])
-def test_a_true_fail_silently_counts_as_python_counts_it(
-    read: Callable[[dict[str, Any]], Any], value: object, *, configured: bool
-) -> None:
-    with override_settings(
-        LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_FAIL_SILENTLY=configured
-    ):
-        assert read({"fail_silently": value}).fail_silently is True
+# -- fail_silently -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("read", [backend_config, queue_config])
 @pytest.mark.parametrize("configured", [True, False])
-@pytest.mark.parametrize("value", EMPTY)
-def test_a_fail_silently_that_says_nothing_is_as_configured(
-    read: Callable[[dict[str, Any]], Any], value: object, *, configured: bool
+def test_fail_silently_is_any_truth_value_and_a_false_one_is_not_given(
+    read: Callable[[dict[str, Any]], Any], *, configured: bool
 ) -> None:
-    with override_settings(
-        LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_FAIL_SILENTLY=configured
-    ):
-        assert read({"fail_silently": value}).fail_silently is configured
+    settings = {"api_token": TOKEN, "fail_silently": configured}
+    with override_settings(**as_settings(settings)):
+        for true in (True, 1, "yes", [0], SimpleLazyObject(lambda: 2)):
+            assert read({"fail_silently": true}).fail_silently is True
+        for false in (None, False, 0, "", SimpleLazyObject(lambda: 0)):
+            assert read({"fail_silently": false}).fail_silently is configured
+
+
+@override_settings(LETTERMINT_FAIL_SILENTLY=True)
+def test_the_fail_silently_of_a_mailer_overrides_the_setting() -> None:
+    assert config(fail_silently=False, alias="news").fail_silently is False
+    given = merged({"api_token": TOKEN}, fail_silently=False)
+    assert backend_config(given).fail_silently is False
 
 
 @pytest.mark.parametrize("value", ["false", 0, 1, "", None])
@@ -114,22 +114,19 @@ def test_in_settings_and_options_fail_silently_is_true_or_false(value: object) -
         relay(alias="news", fail_silently=value)
 
 
-# -- None ---------------------------------------------------------------------------------
+# -- None --------------------------------------------------------------------------------
 
 
-def test_every_option_has_a_value_in_these_tests() -> None:
-    unlike = {"api_token", "ca_file", "signing_secret", "webhook_dedupe"}
-
-    assert OPTIONS.keys() - unlike <= VALUES.keys()
-    assert QUEUE_OPTIONS.keys() <= QUEUE_VALUES.keys()
-
-
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", [*VALUES, "password", "use_tls", "ssl_certfile"])
 def test_a_keyword_of_none_leaves_what_is_configured(name: str) -> None:
-    with override_settings(
-        LETTERMINT_API_TOKEN=TOKEN, **as_settings({name: VALUES[name]})
-    ):
+    options = {"api_token": TOKEN}
+    if name in VALUES:
+        options[name] = VALUES[name]
+    with override_settings(**as_settings(options)):
         assert backend_config({name: None}) is backend_config({})
+    with override_settings(MAILERS={"default": {"OPTIONS": options}}):
+        expected = backend_config(merged(options))
+        assert backend_config(merged(options, **{name: None})) is expected
 
 
 @pytest.mark.parametrize("name", [*QUEUE_VALUES, "host", "password", "use_tls"])
@@ -148,33 +145,31 @@ def test_the_queue_refuses_what_belongs_to_the_backend_that_sends(name: str) -> 
 
 def test_a_subclass_may_repeat_the_signature_of_djangos_backend() -> None:
     class Repeating(EmailBackend):
-        def __init__(  # noqa: PLR0917
+        def __init__(  # noqa: PLR0917 - as in Django
             self,
             host: str | None = None,
             port: int | None = None,
             username: str | None = None,
             password: str | None = None,
-            use_tls: bool | None = None,  # noqa: FBT001
-            fail_silently: bool = False,  # noqa: FBT001, FBT002
-            use_ssl: bool | None = None,  # noqa: FBT001
+            use_tls: bool | None = None,  # noqa: FBT001 - as in Django
+            fail_silently: bool = False,  # noqa: FBT001, FBT002 - as in Django
+            use_ssl: bool | None = None,  # noqa: FBT001 - as in Django
             timeout: int | None = None,
             ssl_keyfile: str | None = None,
             ssl_certfile: str | None = None,
             **kwargs: Any,
         ) -> None:
-            keywords = {
-                name: value
-                for name, value in locals().items()
-                if name not in {"self", "kwargs", "__class__"}
-            }
-            super().__init__(**keywords, **kwargs)
+            given = {**locals(), **kwargs}
+            for name in ("self", "kwargs", "__class__"):
+                del given[name]
+            super().__init__(**given)
 
     with override_settings(LETTERMINT_API_TOKEN=TOKEN):
         assert Repeating().config == EmailBackend().config
 
 
 @pytest.mark.parametrize("name", ["use_tls", "use_ssl", "ssl_certfile"])
-def test_djangos_keywords_that_say_something_are_refused(name: str) -> None:
+def test_djangos_keywords_that_have_a_value_are_refused(name: str) -> None:
     with pytest.raises(AnymailConfigurationError, match=f"{name} is not an option"):
         relay(**{name: True})
 
@@ -193,74 +188,57 @@ def test_a_misspelt_token_of_none_is_refused(name: str) -> None:
         relay(**{name: None})
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_an_option_of_a_mailer_survives_a_none(name: str) -> None:
-    options = {"api_token": TOKEN, name: VALUES[name]}
-    with override_settings(MAILERS={"default": {"OPTIONS": options}}):
-        merged = options | {name: None}
-        config = backend_config(
-            {"alias": "default", **merged, "_ignore_unknown_kwargs": {name}}
-        )
-        assert config is backend_config({"alias": "default", **options})
+# -- the OPTIONS of a mailer -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", [{}, {"password": None}, {"username": None}])
 def test_a_password_in_the_options_survives_a_none(given: dict[str, None]) -> None:
     options = {"username": "shop", "password": TOKEN}
-    with override_settings(
-        LETTERMINT_API_TOKEN="lm_settings", MAILERS={"default": {"OPTIONS": options}}
-    ):
-        ignored = {"_ignore_unknown_kwargs": {*given}} if given else {}
-        config = backend_config({"alias": "default", **options, **given, **ignored})
+    mailers = {"default": {"OPTIONS": options}}
+    with override_settings(LETTERMINT_API_TOKEN="lm_settings", MAILERS=mailers):
+        found = backend_config(merged(options, **given))
 
-    assert config.relay.endpoint.token.reveal() == TOKEN
-    assert config.relay.endpoint.username == "shop"
-    assert config.keywords == ()
+    assert found.relay.endpoint.token.reveal() == TOKEN
+    assert found.relay.endpoint.username == "shop"
+    assert found.keywords == ()
 
 
 def test_a_token_by_keyword_goes_above_the_password_of_the_mailer() -> None:
     options = {"password": "lm_mailer"}
     with override_settings(MAILERS={"default": {"OPTIONS": options}}):
-        config = backend_config(
-            {
-                "alias": "default",
-                **options,
-                "api_token": TOKEN,
-                "_ignore_unknown_kwargs": {"api_token"},
-            }
-        )
+        found = backend_config(merged(options, api_token=TOKEN))
 
-    assert config.relay.endpoint.token.reveal() == TOKEN
-    assert config.keywords == ("api_token",)
+    assert found.relay.endpoint.token.reveal() == TOKEN
+    assert found.keywords == ("api_token",)
+
+
+def test_an_option_that_equals_that_of_the_mailer_is_no_keyword() -> None:
+    options = {"api_token": "".join(["lm_", "equal"])}
+    with override_settings(MAILERS={"default": {"OPTIONS": {"api_token": "lm_equal"}}}):
+        assert backend_config(merged(options)).keywords == ()
+        assert backend_config(merged(options, port=587)).keywords == ("port",)
 
 
 @pytest.mark.parametrize("mailers", [None, {}, {"default": None}, {"default": {}}])
 def test_mailers_that_django_refuses_are_left_to_it(mailers: object) -> None:
     with override_settings(MAILERS=mailers):
-        config = backend_config({"alias": "default", "api_token": TOKEN})
-
-    assert config.keywords == ("api_token",)
+        assert backend_config(merged({"api_token": TOKEN})).keywords == ("api_token",)
 
 
-if django.VERSION >= (6, 1):
-
-    @pytest.mark.filterwarnings("ignore:get_connection")
-    @pytest.mark.parametrize(
-        "name", ["username", "password", "host", "port", "timeout"]
-    )
-    def test_get_connection_with_none_leaves_the_options_of_the_mailer(
-        name: str,
-    ) -> None:
-        options = {"username": "shop", "password": TOKEN, "port": 587, "timeout": 3}
-        mailers = {"default": {"BACKEND": BACKEND, "OPTIONS": options}}
-        with override_settings(MAILERS=mailers):
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS are new in Django 6.1")
+@pytest.mark.filterwarnings("ignore:get_connection")
+def test_get_connection_with_none_leaves_the_options_of_the_mailer() -> None:
+    options = {"username": "shop", "password": TOKEN, "port": 587, "timeout": 3}
+    mailers = {"default": {"BACKEND": BACKEND, "OPTIONS": options}}
+    with override_settings(MAILERS=mailers):
+        mailer: Any = mail.mailers.default
+        for name in (*options, "host"):
             keywords: dict[str, Any] = {name: None}
             backend: Any = mail.get_connection(**keywords)
-            mailer: Any = mail.mailers.default
             assert backend.config == mailer.config
 
 
-# -- Lazy values --------------------------------------------------------------------------
+# -- lazy values -------------------------------------------------------------------------
 
 
 def lazily(value: Any) -> list[object]:
@@ -273,50 +251,37 @@ def lazily(value: Any) -> list[object]:
     return [*forms, lazystr(value)] if isinstance(value, str) else forms
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_a_lazy_setting_is_resolved(name: str) -> None:
-    value = VALUES[name]
-    with override_settings(**as_settings({"api_token": TOKEN, name: value})):
-        expected = backend_config({})
-    for form in lazily(value):
-        with override_settings(**as_settings({"api_token": TOKEN, name: form})):
-            assert backend_config({}) == expected
-        assert backend_config({"api_token": TOKEN, name: form}).relay == expected.relay
-        options = {"api_token": TOKEN, name: form, "alias": "news"}
-        assert backend_config(options).relay == expected.relay
+@pytest.mark.parametrize("name", [*VALUES, "api_token"])
+def test_a_lazy_value_is_resolved_wherever_it_is(name: str) -> None:
+    options = {"api_token": TOKEN, **VALUES}
+    options = {each: options[each] for each in ("api_token", name)}
+    with override_settings(**as_settings(options)):
+        expected = backend_config({}).relay
+    for form in lazily(options[name]):
+        given = options | {name: form}
+        anymail = as_settings(given)
+        for settings in (anymail, {"ANYMAIL": anymail}):
+            with override_settings(**settings):
+                assert backend_config({}).relay == expected
+        with override_settings(ANYMAIL=lazy(partial(dict, anymail), dict)()):
+            assert backend_config({}).relay == expected
+        assert backend_config({**given}).relay == expected
+        assert backend_config({**given, "alias": "news"}).relay == expected
 
 
 @pytest.mark.parametrize("name", QUEUE_VALUES)
-def test_a_lazy_setting_of_the_queue_is_resolved(name: str) -> None:
-    value = QUEUE_VALUES[name]
-    for form in lazily(value):
-        assert getattr(queue_config({name: form}), name) == value
+def test_a_lazy_value_of_the_queue_is_resolved(name: str) -> None:
+    for form in lazily(QUEUE_VALUES[name]):
+        assert getattr(queue_config({name: form}), name) == QUEUE_VALUES[name]
 
 
-def test_a_lazy_token_is_resolved_wherever_it_is() -> None:
-    for form in lazily(TOKEN):
-        for settings in (
-            {"LETTERMINT_API_TOKEN": form},
-            {"ANYMAIL": {"LETTERMINT_API_TOKEN": form}},
-            {"ANYMAIL": SimpleLazyObject(lambda: {"LETTERMINT_API_TOKEN": TOKEN})},
-        ):
-            with override_settings(**settings):
-                assert backend_config({}).relay.endpoint.token.reveal() == TOKEN
-        for keywords in ({"api_token": form}, {"password": form}):
-            assert backend_config(keywords).relay.endpoint.token.reveal() == TOKEN
-
-
-def test_lazy_secrets_of_webhooks_are_resolved() -> None:
+def test_lazy_values_inside_of_others_are_resolved() -> None:
+    for form in lazily(7):
+        assert relay(pool={"max_size": form}).endpoint.pool.max_size == 7
     for form in lazily("whsec_1"):
         for value in (form, [form], ("whsec_2", form)):
             with override_settings(LETTERMINT_SIGNING_SECRET=value):
-                secrets = [each.reveal() for each in webhook_config().signing_secrets]
-            assert secrets[-1] == "whsec_1"
-
-
-def test_lazy_values_inside_the_pool_are_resolved() -> None:
-    for form in lazily(7):
-        assert relay(pool={"max_size": form}).endpoint.pool.max_size == 7
+                assert webhook_config().signing_secrets[-1].reveal() == "whsec_1"
 
 
 def test_a_lazy_none_is_a_none() -> None:
@@ -324,7 +289,7 @@ def test_a_lazy_none_is_a_none() -> None:
         assert relay(timeout=SimpleLazyObject(lambda: None)).timeout == 3
 
 
-def test_what_a_lazy_text_returns_is_asked_at_each_mail() -> None:
+def test_a_lazy_text_is_asked_at_each_mail() -> None:
     tokens = iter(["lm_one", "lm_two"])
     with override_settings(LETTERMINT_API_TOKEN=lazy(lambda: next(tokens), str)()):
         found = [backend_config({}).relay.endpoint.token.reveal() for _ in range(2)]
@@ -346,27 +311,20 @@ def test_a_wrong_lazy_value_is_named_by_its_option(name: str, value: object) -> 
         assert repr(value) in str(raised.value)
 
 
+def sealed() -> str:
+    raise OSError("the vault is sealed")
+
+
 @pytest.mark.parametrize("name", ["api_token", "port", "signing_secret"])
 def test_a_lazy_value_that_fails_is_named_by_its_option(name: str) -> None:
-    def fail() -> str:
-        raise OSError("the vault is sealed")
-
-    for form in (SimpleLazyObject(fail), lazy(fail, str)()):
-        with pytest.raises(AnymailConfigurationError) as raised:
-            backend_config({"api_token": TOKEN, name: form})
-        text = f"the constructor keyword {name} cannot be read (OSError)."
-        assert str(raised.value) == text
-        assert str(raised.value.__cause__) == "the vault is sealed"
-
-
-def test_a_lazy_keyword_that_fails_is_named_above_a_mailer_too() -> None:
-    def fail() -> int:
-        raise OSError("the vault is sealed")
-
     options = {"api_token": TOKEN, "port": 587}
-    merged = {**options, "port": SimpleLazyObject(fail), "alias": "default"}
-    with (
-        override_settings(MAILERS={"default": {"OPTIONS": options}}),
-        pytest.raises(AnymailConfigurationError, match="keyword port cannot be read"),
-    ):
-        backend_config({**merged, "_ignore_unknown_kwargs": {"port"}})
+    for form in (SimpleLazyObject(sealed), lazy(sealed, str)()):
+        for given in ({**options, name: form}, merged(options, **{name: form})):
+            with (
+                override_settings(MAILERS={"default": {"OPTIONS": options}}),
+                pytest.raises(AnymailConfigurationError) as raised,
+            ):
+                backend_config(given)
+            text = f"the constructor keyword {name} cannot be read (OSError)."
+            assert str(raised.value).endswith(text)
+            assert str(raised.value.__cause__) == "the vault is sealed"

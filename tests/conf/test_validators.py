@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import traceback
+import sys
 from email.headerregistry import Address
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,33 +16,11 @@ from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_lettermint.conf import (
-    OPTIONS,
-    BackendConfig,
-    PoolConfig,
-    RelayConfig,
-    backend_config,
-    queue_config,
-)
+from django_lettermint.conf import OPTIONS, PoolConfig, backend_config, queue_config
 from django_lettermint.conf.validators import InvalidOption, host
 from tests.certificates import ca_file as pem_file
 
-TOKEN = "lm_5f0c1e9a7b"
-
-
-def config(**options: Any) -> BackendConfig:
-    return backend_config({"api_token": TOKEN, **options})
-
-
-def relay(**options: Any) -> RelayConfig:
-    return config(**options).relay
-
-
-def refusal(**options: Any) -> str:
-    with pytest.raises(AnymailConfigurationError) as raised:
-        config(**options)
-    return str(raised.value)
-
+from .reading import TOKEN, config, refusal, relay
 
 OFF = {
     "security",
@@ -57,184 +36,140 @@ OFF = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - OFF - {"webhook_dedupe"}))
-def test_none_is_no_value_in_settings(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"webhook_dedupe"}))
+def test_none_is_a_value_in_settings_only_where_it_means_something(name: str) -> None:
     setting = f"LETTERMINT_{name.upper()}"
-    with (
-        override_settings(**{"LETTERMINT_API_TOKEN": TOKEN, setting: None}),
-        pytest.raises(AnymailConfigurationError, match=f"^{setting} must be "),
-    ):
-        backend_config({})
+    with override_settings(**{"LETTERMINT_API_TOKEN": TOKEN, setting: None}):
+        if name in OFF:
+            key = None if name == "correlation_key" else "django_message_id"
+            assert backend_config({}).correlation_key == key
+            return
+        with pytest.raises(AnymailConfigurationError, match=f"^{setting} must be "):
+            backend_config({})
 
 
-@pytest.mark.parametrize("name", sorted(OFF))
-def test_none_is_a_value_in_settings_where_it_means_something(name: str) -> None:
-    with override_settings(**{f"LETTERMINT_{name.upper()}": None}):
-        assert config().correlation_key == (
-            None if name == "correlation_key" else "django_message_id"
+NO_NUMBERS = [True, "10", [], 10j, math.nan, math.inf, -math.inf, 10**400]
+TIME = "a number of seconds above 0 and at most 1000000"
+NO_FLAGS = [0, 1, "true", "False", ""]
+
+#: Option, rule and values; the name of an option of the pool follows a dot.
+REFUSED: list[tuple[str, str, list[object]]] = [
+    *(
+        (name, f"{TIME} (it cannot be off", [*NO_NUMBERS, 0, 0.0, -1, 1_000_001])
+        for name in (
+            *("timeout", "final_reply_timeout", "deadline"),
+            *("pool.timeout", "pool.max_idle", "pool.max_lifetime"),
         )
-
-
-NEVER_NUMBERS = [True, "10", [], 10j, math.nan, math.inf, -math.inf, 10**400]
-
-
-@pytest.mark.parametrize("value", [*NEVER_NUMBERS, 0, 0.0, -1])
-@pytest.mark.parametrize("name", ["timeout", "final_reply_timeout", "deadline"])
-def test_a_time_is_a_finite_number_above_0(name: str, value: object) -> None:
-    assert f"{name} must be a number of seconds above 0" in refusal(**{name: value})
-
-
-@pytest.mark.parametrize("value", [*NEVER_NUMBERS, 0, -1])
-@pytest.mark.parametrize("name", ["timeout", "max_idle", "max_lifetime"])
-def test_a_time_of_the_pool_is_a_finite_number_above_0(
-    name: str, value: object
-) -> None:
-    problem = refusal(pool={name: value})
-
-    assert f"pool['{name}'] must be a number of seconds above 0" in problem
-
-
-@pytest.mark.parametrize("value", [0, 24 * 3600 + 1, True, "60"])
-def test_a_queue_gives_up_within_a_day(value: object) -> None:
-    with pytest.raises(
-        AnymailConfigurationError, match="above 0 and at most 86400, not"
-    ):
-        queue_config({"give_up_after": value})
-
-
-def test_the_refusal_of_0_tells_that_a_timeout_cannot_be_off() -> None:
-    assert "it cannot be off" in refusal(timeout=0)
-
-
-@pytest.mark.parametrize("value", [1, 0.25, 1_000_000])
-def test_times_are_whole_or_fractional_seconds(value: float) -> None:
-    assert relay(deadline=value).deadline == value
-
-
-@pytest.mark.parametrize("value", [True, "1", -1, 1_000_001, math.nan])
-def test_ping_after_is_no_less_than_0(value: object) -> None:
-    assert "from 0 to 1000000, or None" in refusal(pool={"ping_after": value})
-
-
-@pytest.mark.parametrize("value", [None, 0, 0.5])
-def test_ping_after_may_mean_never_or_always(value: float | None) -> None:
-    assert relay(pool={"ping_after": value}).endpoint.pool.ping_after == value
-
-
-@pytest.mark.parametrize("value", [True, False, "465", 465.0, 0, -1, 65536])
-def test_a_port_is_a_whole_number_from_1_to_65535(value: object) -> None:
-    problem = refusal(port=value)
-
-    assert f"port must be a whole number, from 1 to 65535, not {value!r}" in problem
-
-
-@pytest.mark.parametrize("port", [1, 65535])
-def test_the_first_and_the_last_port_are_ports(port: int) -> None:
-    assert relay(port=port, security="tls").endpoint.port == port
-
-
-@pytest.mark.parametrize("value", [True, 1.0, "1", -1])
-def test_retries_are_a_whole_number(value: object) -> None:
-    assert "retries must be a whole number, 0 or more" in refusal(retries=value)
-
-
-def test_no_retries_are_possible() -> None:
-    assert relay(retries=0).retries == 0
-
-
-@pytest.mark.parametrize("value", [0, True, "4"])
-def test_a_pool_has_room_for_a_connection(value: object) -> None:
-    assert "['max_size'] must be a whole number, 1 or more" in refusal(
-        pool={"max_size": value}
-    )
-
-
-@pytest.mark.parametrize("name", ["max_waiting", "max_messages"])
-def test_0_lifts_a_limit_of_the_pool(name: str) -> None:
-    assert getattr(relay(pool={name: 0}).endpoint.pool, name) == 0
-
-
-@pytest.mark.parametrize("name", ["pipelining", "chunking", "idempotency"])
-@pytest.mark.parametrize("value", [0, 1, "true", "False", ""])
-def test_a_switch_takes_no_stand_in_for_true_and_false(
-    name: str, value: object
-) -> None:
-    assert f"{name} must be True or False, not {value!r}" in refusal(**{name: value})
-
-
-@pytest.mark.parametrize("value", [True, False])
-def test_a_switch_is_true_or_false(*, value: bool) -> None:
-    assert relay(chunking=value).chunking is value
+    ),
+    ("pool.ping_after", "a number of seconds from 0 to 1000000, or None",
+        [True, "1", -1, 1_000_001, math.nan]),
+    ("port", "a whole number, from 1 to 65535",
+        [True, False, "465", 465.0, 0, -1, 65536]),
+    ("retries", "a whole number, 0 or more", [True, 1.0, "1", -1]),
+    ("pool.max_size", "a whole number, 1 or more", [0, True, "4"]),
+    ("pool.max_waiting", "a whole number, 0 or more", [-1]),
+    ("pool.max_messages", "a whole number, 0 or more", [-1]),
+    ("pool", "True, False or a dict", [1, "true", ["max_size"]]),
+    ("pipelining", "True or False", NO_FLAGS),
+    ("chunking", "True or False", NO_FLAGS),
+    ("idempotency", "True or False", NO_FLAGS),
+    ("ignore_recipient_status", "True or False", ["false"]),
+    ("api_token", "a string of printable ASCII",
+        ["", " ", None, b"token", 7, "to ken", "token\n", "tokeñ", "\x00", ["t"]]),
+    ("username", "a non-empty string of printable ASCII",
+        ["", (), "a b", "nul\0", "ü", 1]),
+    ("security", "one of 'tls', 'starttls', 'plaintext'", ["ssl", True, "", 1]),
+    ("auth_mechanism", "one of 'PLAIN', 'LOGIN', 'CRAM-MD5'",
+        ["", "XOAUTH2", 1, ["PLAIN"]]),
+    ("ca_file", "the path of an existing file",
+        ["", "missing.pem", "a\0b", Path("/"), b"x", 7]),
+    ("correlation_key", "a metadata key",
+        ["", "order:id", "order id", "é", "a\n", 1, False]),
+    ("send_defaults", "a dict", ["tag", [("tag", "a")]]),
+    ("host", "a host name or IP address",
+        ["", b"localhost", "smtp lettermint.co", "smtp.lettermint.co\r\n",
+         "smtp.lettermint.co:465", "smtps://smtp.lettermint.co", "smtp..lettermint.co",
+         "smtp.lettermint.co.", "[::1]", "a" * 64, ".".join(["a" * 49] * 5 + ["aaaa"]),
+         "☃\u200b\u2028", "-ü.example"]),
+    ("local_hostname", "a host name (letters",
+        ["", 7, "my_host", "-host", "host-", "a..b", "host\r\nMAIL FROM:<x>",
+         "bücher.example", "[::1]", "[IPv6:127.0.0.1]", "[IPv6:fe80::1%eth0]",
+         "[127.0.0.1", "127.0.0.1]", "[host]", "a." * 127 + "aa"]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "value", ["", " ", None, b"token", 7, "to ken", "token\n", "tokeñ", "\x00", ["t"]]
-)
-def test_a_token_is_one_word_of_printable_ascii(value: object) -> None:
-    assert "must be a string of printable ASCII" in refusal(api_token=value)
-
-
-@pytest.mark.parametrize("value", ["sesame open", b"sesame", ["sesame"], "sesame\n"])
-@pytest.mark.parametrize("name", ["api_token", "password", "signing_secret"])
-def test_a_refused_secret_is_in_no_part_of_the_error(name: str, value: object) -> None:
-    options = {"api_token": TOKEN, name: value}
-    if value == ["sesame"]:  # a list is fine for the signing secret
-        options[name] = [["sesame"]]
-
-    with pytest.raises(AnymailConfigurationError) as raised:
-        backend_config(options)
-
-    error = raised.value
-    shown = traceback.TracebackException.from_exception(error, capture_locals=True)
-    inner = [frame for frame in shown.stack if "/django_lettermint/" in frame.filename]
-    assert inner
-    assert error.__context__ is None
-    assert "sesame" not in f"{error!r} {[frame.locals for frame in inner]}"
-
-
-def test_a_later_error_finds_no_secret_among_the_keywords() -> None:
-    options = {"port": 0, "signing_secret": "whsec_1", "api_token": TOKEN}
-
-    with pytest.raises(AnymailConfigurationError):
-        backend_config(options)
-
-    assert not {"api_token", "signing_secret"} & options.keys()
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["smtp.lettermint.co", "relay_1", "10.0.0.1", "::1", "fe80::1%eth0", "a" * 63],
-)
-def test_a_host_is_a_name_or_an_address(value: str) -> None:
-    assert relay(host=value).endpoint.host == value
-
-
-def test_a_host_beyond_ascii_is_written_as_idna() -> None:
-    assert (
-        relay(host="smtp.bücher.example").endpoint.host == "smtp.xn--bcher-kva.example"
-    )
-
-
-@pytest.mark.parametrize(
-    "value",
+    ("name", "rule", "value"),
     [
-        "",
-        b"localhost",
-        "smtp lettermint.co",
-        "smtp.lettermint.co\r\n",
-        "smtp.lettermint.co:465",
-        "smtps://smtp.lettermint.co",
-        "smtp..lettermint.co",
-        "smtp.lettermint.co.",
-        "[::1]",
-        "a" * 64,
-        ".".join(["a" * 49] * 6),
-        "☃\u200b\u2028",
-        "-ü.example",
+        pytest.param(name, rule, value, id=f"{name}-{number}")
+        for name, rule, values in REFUSED
+        for number, value in enumerate(values)
     ],
 )
-def test_what_no_resolver_would_take_is_no_host(value: object) -> None:
-    assert "host must be a host name or IP address" in refusal(host=value)
+def test_a_value_that_breaks_the_rule_of_its_option_is_refused(
+    name: str, rule: str, value: object
+) -> None:
+    option, _, of_pool = name.partition(".")
+    problem = refusal(**{option: {of_pool: value} if of_pool else value})
+
+    place = f"{option}[{of_pool!r}]" if of_pool else option
+    assert f"the constructor keyword {place} must be {rule}" in problem
+    assert option == "api_token" or repr(value)[:5] in problem
+
+
+ACCEPTED: list[tuple[str, list[object]]] = [
+    ("timeout", [1, 0.25, 1_000_000]),
+    ("pool.ping_after", [None, 0, 0.5, 1_000_000]),
+    ("pool.max_waiting", [0]),
+    ("pool.max_messages", [0]),
+    ("pool.max_size", [1]),
+    ("port", [1, 65535]),
+    ("retries", [0]),
+    ("chunking", [True, False]),
+    (
+        "host",
+        [
+            *("smtp.lettermint.co", "relay_1", "10.0.0.1", "::1", "fe80::1%eth0"),
+            *("a" * 63, ".".join(["a" * 49] * 5 + ["aaa"])),
+        ],
+    ),
+    (
+        "local_hostname",
+        ["mx-1.example.com", "host", "[127.0.0.1]", "[IPv6:::1]", "a." * 127 + "a"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in ACCEPTED for value in values],
+)
+def test_a_value_that_follows_the_rule_of_its_option_is_taken(
+    name: str, value: object
+) -> None:
+    option, _, of_pool = name.partition(".")
+    found = relay(security="tls", **{option: {of_pool: value} if of_pool else value})
+
+    if of_pool:
+        assert getattr(found.endpoint.pool, of_pool) == value
+    else:
+        holder = found.endpoint if hasattr(found.endpoint, option) else found
+        assert getattr(holder, option) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("host", "smtp.bücher.example", "smtp.xn--bcher-kva.example"),
+        ("auth_mechanism", "cram-md5", "CRAM-MD5"),
+        ("auth_mechanism", "Cram-Md5", "CRAM-MD5"),
+        ("local_hostname", "[ipv6:::1]", "[IPv6:::1]"),
+    ],
+)
+def test_a_value_is_returned_in_its_standard_form(
+    name: str, value: str, meant: str
+) -> None:
+    assert getattr(relay(**{name: value}).endpoint, name) == meant
 
 
 @given(st.text())
@@ -248,96 +183,26 @@ def test_any_text_is_a_host_that_sockets_can_take_or_refused(text: str) -> None:
     assert name.encode("idna")
 
 
-@pytest.mark.parametrize(
-    "value", ["mx-1.example.com", "host", "[127.0.0.1]", "[IPv6:::1]"]
-)
-def test_the_ehlo_name_is_a_domain_or_an_address_literal(value: str) -> None:
-    assert relay(local_hostname=value).endpoint.local_hostname == value
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "",
-        7,
-        "my_host",
-        "-host",
-        "host-",
-        "a..b",
-        "host\r\nMAIL FROM:<x>",
-        "bücher.example",
-        "[::1]",
-        "[IPv6:127.0.0.1]",
-        "[IPv6:fe80::1%eth0]",
-        "[127.0.0.1",
-        "[host]",
-        "a." * 127 + "aa",
-    ],
-)
-def test_nothing_else_is_said_at_ehlo(value: object) -> None:
-    assert "local_hostname must be a host name (letters" in refusal(
-        local_hostname=value
-    )
-
-
-@pytest.mark.parametrize("value", ["", (), "a b", "nul\0", "ü", 1])
-def test_a_username_is_one_word_of_printable_ascii(value: object) -> None:
-    assert "username must be a non-empty string" in refusal(username=value)
-
-
-@pytest.mark.parametrize("value", ["cram-md5", "CRAM-MD5", "Cram-Md5"])
-def test_a_login_method_is_known_in_any_letter_case(value: str) -> None:
-    assert relay(auth_mechanism=value).endpoint.auth_mechanism == "CRAM-MD5"
-
-
-@pytest.mark.parametrize("value", ["", "XOAUTH2", 1, ["PLAIN"]])
-def test_other_login_methods_are_refused(value: object) -> None:
-    assert "must be one of 'PLAIN', 'LOGIN', 'CRAM-MD5'" in refusal(
-        auth_mechanism=value
-    )
-
-
-def test_a_ca_file_may_be_a_path_object() -> None:
-    path = pem_file()
-
-    assert (
-        relay(ca_file=Path(path)).endpoint.ca_file
-        == relay(ca_file=path).endpoint.ca_file
-        == path
-    )
-
-
-@pytest.mark.parametrize("value", ["", "missing.pem", "a\0b", Path("/"), b"x", 7])
-def test_a_ca_file_is_a_file_that_exists(value: object) -> None:
-    assert "ca_file must be the path of an existing file" in refusal(ca_file=value)
+@pytest.mark.parametrize("value", [0, 24 * 3600 + 1, True, "60"])
+def test_a_queue_gives_up_within_a_day(value: object) -> None:
+    rule = "above 0 and at most 86400, not"
+    with pytest.raises(AnymailConfigurationError, match=rule):
+        queue_config({"give_up_after": value})
+    assert queue_config({"give_up_after": 24 * 3600}).give_up_after == 24 * 3600
 
 
 @pytest.mark.parametrize("content", ["", "no certificate\n", "-----BEGIN CERTIFICATE"])
 def test_a_ca_file_holds_certificates(content: str, tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_text(content)
-
     assert "ca_file must be the path of an existing file" in refusal(ca_file=path)
 
-
-def test_a_ca_file_that_was_mended_is_taken(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    path.touch()
-    refusal(ca_file=path)
-
+    # A corrected file is read again.
     path.write_bytes(Path(pem_file()).read_bytes())
-
     assert relay(ca_file=path).endpoint.ca_file == str(path)
 
 
-@pytest.mark.parametrize("value", ["Order-Id", "order_id", "!#$"])
-def test_the_correlation_key_is_a_metadata_key(value: str) -> None:
-    assert config(correlation_key=value).correlation_key == value
-
-
-@pytest.mark.parametrize("value", ["", "order:id", "order id", "é", "a\n", 1, False])
-def test_other_correlation_keys_are_refused(value: object) -> None:
-    assert "correlation_key must be a metadata key" in refusal(correlation_key=value)
+# -- the pool ----------------------------------------------------------------------------
 
 
 def test_the_pool_is_described_by_a_dict() -> None:
@@ -351,24 +216,18 @@ def test_the_pool_is_described_by_a_dict() -> None:
         "ping_after": 0,
     }
 
-    config = relay(pool=pool)
+    endpoint = relay(pool=pool).endpoint
 
-    assert config.endpoint.pool == PoolConfig(**pool)  # type: ignore[arg-type]
-    assert config.endpoint.pooled is True
-
-
-@pytest.mark.parametrize("value", [1, "true", ["max_size"]])
-def test_a_pool_is_nothing_else(value: object) -> None:
-    assert "pool must be True, False or a dict" in refusal(pool=value)
+    assert endpoint.pool == PoolConfig(**pool)  # type: ignore[arg-type]
+    assert endpoint.pooled is True
+    without = relay(pool=False).endpoint
+    assert (without.pooled, without.pool) == (False, PoolConfig())
 
 
 def test_a_misspelt_key_of_the_pool_is_refused_with_a_suggestion() -> None:
-    problem = refusal(pool={"maxsize": 4})
+    problem = "pool['maxsize'] is not an option here. Did you mean 'max_size'?"
 
-    assert "pool['maxsize'] is not an option here. Did you mean 'max_size'?" in problem
-
-
-def test_a_key_of_the_pool_like_no_other_is_refused_with_the_list() -> None:
+    assert problem in refusal(pool={"maxsize": 4})
     assert "Known are max_size, timeout, max_waiting" in refusal(pool={7: 4})
 
 
@@ -376,104 +235,49 @@ def test_a_refused_value_of_the_pool_comes_with_its_own_default() -> None:
     assert "remove it for the default, 45.0." in refusal(pool={"max_idle": "45"})
 
 
-def test_send_defaults_take_what_a_message_has() -> None:
-    defaults = {
-        "route": "news",
-        "tag": "a",
-        "metadata": {"k": 1},
-        "reply_to": ["a@b.c"],
-    }
-
-    assert config(send_defaults=defaults).send_defaults == defaults
-
-
-def test_send_defaults_are_a_copy() -> None:
-    defaults = {"tag": "a"}
-    taken = config(send_defaults=defaults).send_defaults
-
-    defaults.clear()
-
-    assert taken == {"tag": "a"}
-
-
-@pytest.mark.parametrize("value", ["tag", [("tag", "a")]])
-def test_send_defaults_are_a_dict(value: object) -> None:
-    assert "send_defaults must be a dict" in refusal(send_defaults=value)
-
-
-@pytest.mark.parametrize("key", ["idempotency_key", "colour", 7])
-def test_other_send_defaults_are_refused(key: object) -> None:
-    problem = refusal(send_defaults={key: "x"})
-
-    assert f"send_defaults[{key!r}] is not an option here" in problem
+# -- Anymail's encoder of domains --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "rule"),
+    ("encoder", "encoded"),
     [
-        ("route", "a.b", "a route slug has at most 255 ASCII letters"),
-        ("tag", "user@example.com", "a tag has at most 255 ASCII letters"),
-        ("tag", 5, "it must be a str"),
-        ("tags", "news", "use a list with one tag"),
-        ("tags", ["a.b"], "a tag has at most 255 ASCII letters"),
-        ("metadata", ["k"], "use a mapping"),
-        ("metadata", {"k": None}, "use str, int, float"),
-        ("metadata", {"k": "x" * 1000}, "no space to fold it at"),
-        ("esp_extra", {"route": "a.b"}, "a route slug has"),
-        ("extra_headers", {"X-LM-Tag": "a.b"}, "a tag has at most 255 ASCII letters"),
-        ("extra_headers", {"X A": "b"}, "printable ASCII characters without space"),
+        ("idna2008", "xn--strae-oqa.example"),
+        ("idna2003", "strasse.example"),
+        ("none", "straße.example"),
+        (str.upper, "STRASSE.EXAMPLE"),
+        ("django.utils.encoding.iri_to_uri", "stra%C3%9Fe.example"),
     ],
 )
-def test_a_send_default_that_no_message_could_have_is_refused(
-    key: str, value: object, rule: str
-) -> None:
-    problem = refusal(send_defaults={key: value})
+def test_the_idna_encoder_is_what_anymail_takes(encoder: object, encoded: str) -> None:
+    with override_settings(ANYMAIL={"IDNA_ENCODER": encoder}):
+        assert config().idna_encoder("straße.example") == encoded
 
-    assert f"keyword send_defaults[{key!r}] breaks a rule. " in problem
-    assert rule in problem
+
+def test_the_idna_encoder_uts46_needs_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = ModuleType("uts46")
+    package.encode = str.encode  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "uts46", package)
+    assert config(idna_encoder="uts46").idna_encoder("a.example") == "a.example"
+
+    monkeypatch.setitem(sys.modules, "uts46", None)
+    assert "keyword idna_encoder must be" in refusal(idna_encoder="uts46")
+
+
+@pytest.mark.parametrize("encoder", ["nope", "django.nope", "django.VERSION", 7])
+def test_another_idna_encoder_is_refused(encoder: object) -> None:
+    with override_settings(ANYMAIL={"IDNA_ENCODER": encoder}):
+        assert refusal().startswith("ANYMAIL['IDNA_ENCODER'] must be ")
+
+
+# -- send_defaults -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "defaults",
     [
-        {"esp_extra": {"idempotency_key": "k"}},
-        {"extra_headers": {"Idempotency-Key": "k"}},
-    ],
-)
-def test_a_key_that_would_make_the_relay_drop_mail_is_no_send_default(
-    defaults: dict[str, Any],
-) -> None:
-    assert "would drop every message but the first" in refusal(send_defaults=defaults)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "rule"),
-    [
-        ("cc", "a@b.c", "a list"),
-        ("reply_to", {"a@b.c"}, "a list"),
-        ("attachments", b"data", "a list"),
-        ("extra_headers", [("X-A", "b")], "a dict"),
-        ("merge_metadata", "a@b.c", "a dict"),
-        ("subject", 5, "a string"),
-        ("envelope_sender", ["a@b.c"], "a string"),
-    ],
-)
-def test_a_send_default_of_another_type_is_refused(
-    key: str, value: object, rule: str
-) -> None:
-    problem = refusal(send_defaults={key: value})
-
-    assert f"send_defaults[{key!r}] must be {rule}, not {value!r}" in problem
-
-
-@override_settings(ANYMAIL={"LETTERMINT_SEND_DEFAULTS": {"tag": "a.b"}})
-def test_a_refused_send_default_is_found_where_it_was_set() -> None:
-    assert "ANYMAIL['LETTERMINT_SEND_DEFAULTS']['tag'] breaks a rule." in refusal()
-
-
-@pytest.mark.parametrize(
-    "defaults",
-    [
+        {"route": "news", "tag": "a", "metadata": {"k": 1}, "reply_to": ["a@b.c"]},
         {"tag": gettext_lazy("a"), "metadata": {"k": gettext_lazy("v")}},
         {"subject": gettext_lazy("Hi"), "envelope_sender": Address("", "a", "b.c")},
         {"cc": ("a@b.c",), "tags": ["a"], "extra_headers": {"X-A": 1}},
@@ -482,7 +286,54 @@ def test_a_refused_send_default_is_found_where_it_was_set() -> None:
         {"send_at": 1_900_000_000},
     ],
 )
-def test_what_a_message_could_have_is_taken_as_a_send_default(
+def test_send_defaults_are_a_copy_of_what_a_message_could_have(
     defaults: dict[str, Any],
 ) -> None:
-    assert config(send_defaults=defaults).send_defaults == defaults
+    found = config(send_defaults=defaults).send_defaults
+
+    assert found == defaults
+    assert found is not defaults
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("idempotency_key", "x", "is not an option here"),
+        ("colour", "x", "is not an option here"),
+        (7, "x", "is not an option here"),
+        ("route", "a.b", "breaks a rule. … a route slug has at most 255 ASCII letters"),
+        ("tag", "user@example.com", "breaks a rule. … a tag has at most 255 ASCII"),
+        ("tag", 5, "breaks a rule. … it must be a str"),
+        ("tags", "news", "breaks a rule. … use a list with one tag"),
+        ("tags", ["a.b"], "breaks a rule. … a tag has at most 255 ASCII letters"),
+        ("metadata", ["k"], "breaks a rule. … use a mapping"),
+        ("metadata", {"k": None}, "breaks a rule. … use str, int, float"),
+        ("metadata", {"k": "x" * 1000}, "breaks a rule. … no space to fold it at"),
+        ("esp_extra", {"route": "a.b"}, "breaks a rule. … a route slug has"),
+        ("esp_extra", {"idempotency_key": "k"}, "breaks a rule. … drop every message"),
+        ("extra_headers", {"X-LM-Tag": "a.b"}, "breaks a rule. … a tag has at most"),
+        ("extra_headers", {"X A": "b"}, "breaks a rule. … printable ASCII characters"),
+        ("extra_headers", {"Idempotency-Key": "k"}, "breaks a rule. … drop every"),
+        (
+            "extra_headers",
+            {"x-lettermint-tenant": "a"},
+            "breaks a rule. … the option `",
+        ),
+        ("extra_headers", [("X-A", "b")], "must be a dict, not [('X-A', 'b')]"),
+        ("merge_metadata", "a@b.c", "must be a dict, not 'a@b.c'"),
+        ("cc", "a@b.c", "must be a list, not 'a@b.c'"),
+        ("reply_to", {"a@b.c"}, "must be a list, not {'a@b.c'}"),
+        ("attachments", b"data", "must be a list, not b'data'"),
+        ("subject", 5, "must be a string, not 5"),
+        ("envelope_sender", ["a@b.c"], "must be a string, not ['a@b.c']"),
+    ],
+)
+def test_a_send_default_that_no_message_could_have_is_refused(
+    key: object, value: object, problem: str
+) -> None:
+    with override_settings(ANYMAIL={"LETTERMINT_SEND_DEFAULTS": {key: value}}):
+        text = refusal()
+
+    start, _, rule = problem.partition(" … ")
+    assert text.startswith(f"ANYMAIL['LETTERMINT_SEND_DEFAULTS'][{key!r}] {start}")
+    assert rule in text

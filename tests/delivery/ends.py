@@ -12,6 +12,7 @@ from tests.sending import envelope
 
 if TYPE_CHECKING:
     from django_lettermint.delivery.policy import Decision
+    from django_lettermint.exceptions import LettermintInvalidMessage
 
 OK = Reply(250, ("ok",))
 
@@ -62,8 +63,18 @@ def lost(
     submission: Submission, phase: Phase = Phase.COMMIT, **replies: Reply
 ) -> Decision:
     """Let the connection be lost at this step."""
+    return failed(submission, phase, ConnectionResetError("gone"), **replies)
+
+
+def failed(
+    submission: Submission,
+    phase: Phase,
+    failure: OSError | LettermintInvalidMessage,
+    **replies: Reply,
+) -> Decision:
+    """Let it fail at this step for this reason."""
     transaction = submission.begin()
-    transaction.phase, transaction.failure = phase, ConnectionResetError("gone")
+    transaction.phase, transaction.failure = phase, failure
     transaction.replies = _replies(submission, replies)
     return submission.record(transaction, may_retry=True)
 

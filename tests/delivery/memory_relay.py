@@ -12,23 +12,53 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from django_lettermint.exceptions import ConnectFailed
+from django_lettermint.exceptions import (
+    AuthenticationFailed,
+    ConnectFailed,
+    LettermintError,
+    TLSFailed,
+)
+from django_lettermint.results import Phase
 from django_lettermint.smtp import RelayState, Reply, Session
 from django_lettermint.smtp.replies import ProtocolError
 
-#: What a relay may do at any command.
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a relay may do at each step; the first choice is that it accepts."""
+
+    connect: tuple[str, ...] = ("accept",)
+    command: tuple[str, ...] = ("accept",)
+    content: tuple[str, ...] = ("accept",)
+    #: At the end of a message, which may be delivered though no reply arrives.
+    end: tuple[str, ...] = ("accept",)
+    idle: tuple[str, ...] = ("accept",)
+
+
 AT_COMMAND = ("accept", "450", "550", "421", "close", "silence", "garbage")
-#: The same at the end of a message, which may be delivered though no reply arrives.
 AT_END = (
     *("accept", "450", "550", "421 to the end", "close", "silence"),
     *("deliver and close", "deliver in silence", "deliver, then garbage"),
 )
-#: What is rarer: a reply of which only a part arrives, and codes that announce a loss.
-RARE_AT_COMMAND = ("half a reply", "450 4.4.2", "450 4.4.2 and close")
-RARE_AT_END = ("half a reply", "deliver, half a reply")
-RARE_IN_CONTENT = ("accept", "450", "550", "421", "close", "silence", "half a reply")
-RARE_WHILE_IDLE = ("accept", "421", "close", "silence")
-RARE_AT_CONNECT = ("accept", "refuse")
+USUAL = Choices(command=AT_COMMAND, end=AT_END)
+#: With replies of which only a part arrives, and codes that announce a loss.
+RARE = Choices(
+    connect=("accept", "refuse"),
+    command=(*AT_COMMAND, "half a reply", "450 4.4.2", "450 4.4.2 and close"),
+    content=("accept", "450", "550", "421", "close", "silence", "half a reply"),
+    end=(*AT_END, "half a reply", "deliver, half a reply"),
+    idle=("accept", "421", "close", "silence"),
+)
+#: Refusals before the login is done, for now and for good, and losses that lead there.
+HANDSHAKE = Choices(
+    connect=(
+        *("accept", "refuse", "421 greeting", "554 greeting", "421 EHLO", "550 EHLO"),
+        *("454 STARTTLS", "554 STARTTLS", "454 AUTH", "535 AUTH"),
+    ),
+    command=("accept", "close"),
+    end=("accept", "450", "close", "deliver and close"),
+    idle=("accept", "close"),
+)
 
 FEATURES = {"PIPELINING": "", "8BITMIME": "", "SIZE": "26214400", "CHUNKING": ""}
 _KEY = re.compile(rb"\AIdempotency-Key: (\S+)\r\n")
@@ -81,16 +111,12 @@ def behaviours(run: Callable[[Script], None], *, faults: int) -> int:
 class MemoryRelay:
     """The relay's side: what it took, and from how many connections.
 
-    `dislikes` is its answer to commands that were pipelined behind the end of a message;
-    `session_limit` how many messages it takes on a connection. With `rare` it chooses
-    from the rare faults as well. `pause` is called where another connection may go on.
+    `pause` is called where another connection may go on.
     """
 
     script: Script
     knows_keys: bool
-    dislikes: str = ""
-    session_limit: int = 1000
-    rare: bool = False
+    choices: Choices = USUAL
     pause: Callable[[], object] = lambda: None
     logins: int = 0
     streams: list[MemoryStream] = field(default_factory=list)
@@ -101,8 +127,9 @@ class MemoryRelay:
     def connect(self, state: RelayState) -> Session:
         self.pause()
         self.logins += 1
-        if self.rare and self.script.choose(RARE_AT_CONNECT, "") == "refuse":
-            raise ConnectFailed("refused")
+        choice = self.script.choose(self.choices.connect, "")
+        if choice != "accept":
+            raise refusal(choice)
         self.streams.append(MemoryStream(self))
         return Session(self.streams[-1], FEATURES, state)  # type: ignore[arg-type]
 
@@ -110,7 +137,7 @@ class MemoryRelay:
         """Choose what each connection meets while it is not used."""
         for stream in self.streams:
             if not stream.has_input():
-                stream.interrupt(RARE_WHILE_IDLE, "")
+                stream.interrupt(self.choices.idle, "")
 
     def deliver(self, message: str, content: bytes, recipients: list[str]) -> None:
         key = _KEY.match(content)
@@ -123,24 +150,38 @@ class MemoryRelay:
             self.delivered[message, who] += 1
 
 
+def refusal(choice: str) -> LettermintError:
+    """Return the error of a connection that the relay refused at a step."""
+    if choice == "refuse":
+        refused = ConnectFailed("refused")
+        refused.step = "TCP"
+        return refused
+    code, _, step = choice.partition(" ")
+    if choice == "535 AUTH":
+        return AuthenticationFailed(choice).with_reply(535, "")
+    if choice == "554 STARTTLS":
+        return TLSFailed(choice)
+    error = ConnectFailed(choice).with_reply(int(code), "")
+    error.step = step
+    error.phase = {"STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}.get(step, Phase.CONNECT)
+    return error
+
+
 class MemoryStream:
     """One connection, with the methods that a Session uses of an SMTPStream."""
 
     def __init__(self, relay: MemoryRelay) -> None:
         self._relay = relay
         self._choose = relay.script.choose
-        self._at_command = AT_COMMAND + (RARE_AT_COMMAND if relay.rare else ())
+        self._choices = relay.choices
         self._input = bytearray()
         self._replies: list[Reply] = []
         self._closed = self._silent = False
         #: The first octets of a reply have come, and no others will.
         self._half = False
-        self._messages = 0
         self._sender: str | None = None
         self._recipients: list[str] = []
         self._in_data = False
-        #: The commands that follow came in the same write as the end of a message.
-        self._behind_end = False
 
     def write(
         self,
@@ -153,12 +194,11 @@ class MemoryStream:
         self._relay.pause()
         if self._closed:
             raise BrokenPipeError("closed")
-        self._behind_end = False
         self._input += data
         while self._take():
             pass
-        if self._relay.rare and self._incomplete():
-            self.interrupt(RARE_IN_CONTENT, self._sender or "")
+        if self._incomplete():
+            self.interrupt(self._choices.content, self._sender or "")
 
     def read_reply(self, until: float) -> Reply:
         self._relay.pause()
@@ -179,7 +219,7 @@ class MemoryStream:
         self._closed = True
 
     def interrupt(self, options: tuple[str, ...], message: str) -> None:
-        """Choose what the server does unasked; it takes nothing after a fault."""
+        """Choose what the relay does unasked; it takes nothing after a fault."""
         choice = self._choose(options, message)
         self._goes_on(choice)
         self._silent = choice != "accept"
@@ -231,13 +271,9 @@ class MemoryStream:
             return
         address = argument.partition("<")[2].partition(">")[0]
         message = self._sender or address
-        if self._behind_end and self._relay.dislikes:
-            self._reply(int(self._relay.dislikes))
-        elif not self._in_order(verb):
+        if not self._in_order(verb):
             self._reply(503)
-        elif verb == "MAIL" and self._messages >= self._relay.session_limit:
-            self._reply(452, "4.5.3 too many messages")
-        elif self._goes_on(choice := self._choose(self._at_command, message)):
+        elif self._goes_on(choice := self._choose(self._choices.command, message)):
             if verb == "MAIL":
                 self._sender = address
             elif verb == "RCPT":
@@ -259,11 +295,9 @@ class MemoryStream:
             self._reply(503)
             return
         message = self._sender or ""
-        rare = RARE_AT_END if self._relay.rare else ()
-        choice = self._choose(AT_END + rare, message)
+        choice = self._choose(self._choices.end, message)
         if choice.startswith(("accept", "deliver")):
             self._relay.deliver(message, content, self._recipients)
-            self._messages += 1
         self._closed = choice == "deliver and close"
         self._half = choice == "deliver, half a reply"
         self._silent = self._half or choice == "deliver in silence"
@@ -272,7 +306,6 @@ class MemoryStream:
         if choice == "deliver, then garbage":
             self._reply(0)
         self._reset()
-        self._behind_end = True
 
     def _goes_on(self, choice: str) -> bool:
         """Do what was chosen; return whether the command is accepted."""

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 import weakref
 from collections import Counter
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from anymail.signals import pre_send
 from django.core.mail import EmailMessage
+from django.db import connection, transaction
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import backend_config
-from django_lettermint.delivery import BatchSender
+from django_lettermint.delivery import BatchSender, list_connections
 from django_lettermint.exceptions import (
     AuthenticationFailed,
     ConnectFailed,
-    LettermintError,
     PoolTimeout,
     RecipientsRefused,
+    SenderRefused,
 )
 from django_lettermint.outgoing import OutgoingMessage
 from django_lettermint.results import Outcome
-from tests.faultserver import FaultServer, On, drop, gate, reply, stall
-from tests.listening import listening, names, receiver
+from django_lettermint.smtp import RelayState
+from tests.faultserver import FaultServer, On, drop, gate, normal, raw, reply, stall
+from tests.listening import listening, receiver
+from tests.programs import output
 from tests.sending import (
     SHORT,
     backend,
+    cases,
     interruptible,
     mail,
     mails,
     result,
     strike_and_wait,
 )
-from tests.sending import relay as relay_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from django_lettermint.delivery import Submission
     from django_lettermint.testing import Relay
-    from tests.faults import Action, Answer, Phase
+
+SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 
 
 def ended(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -56,33 +60,155 @@ def ended(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
     ]
 
 
-def test_a_long_list_uses_as_many_connections_as_it_may() -> None:
+@contextmanager
+def sending(sender: EmailBackend, *lists: Iterable[EmailMessage]) -> Iterator[None]:
+    """Send lists, each in a thread of its own; all are sent at the end."""
+    threads = [
+        threading.Thread(target=sender.send_messages, args=(each,)) for each in lists
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join(30)
+
+
+# -- How many connections --------------------------------------------------------------------
+
+
+def width(count: int | None, *, refused: bool = False, **options: Any) -> int:
+    """Return how many connections a list may use, maybe of a relay like this."""
+    state = RelayState()
+    if refused:
+        state.refused_pipelining_past_data()
+    config = backend_config({"api_token": "t", **options}).relay
+    return list_connections(config, state, count)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "connections"),
+    [
+        pytest.param(26, {}, 5, id="half of ten"),
+        pytest.param(None, {}, 5, id="of unknown length"),
+        pytest.param(26, {"pool": {"max_size": 7}}, 3, id="half of seven"),
+        pytest.param(26, {"pool": {"max_size": 1}}, 1, id="a pool of one"),
+        pytest.param(25, {}, 1, id="a short list"),
+        pytest.param(30, {"pool": False}, 1, id="no pool"),
+        pytest.param(30, {"batch_connections": 1}, 1, id="one, by option"),
+        pytest.param(9, {"batch_connections": 3}, 3, id="three, by option"),
+        pytest.param(25, {"pipelining": False}, 5, id="without pipelining"),
+        pytest.param(25, {"refused": True}, 5, id="it was refused"),
+        pytest.param(10, {"pipelining": False}, 2, id="five mails a connection"),
+        pytest.param(9, {"pipelining": False}, 1, id="too few for a second one"),
+    ],
+)
+def test_a_long_list_takes_up_to_half_of_the_pool(
+    count: int, options: dict[str, Any], connections: int
+) -> None:
+    assert width(count, **options) == connections
+
+
+@pytest.mark.parametrize(
+    ("told", "connections"),
+    [
+        ({}, 1),
+        ({"enable-threads": b"false"}, 1),
+        ({"enable-threads": b"true"}, 5),
+        ({"enable-threads": True}, 5),
+        ({"threads": b"4"}, 5),
+    ],
+)
+def test_in_uwsgi_a_list_takes_threads_only_where_they_run(
+    told: Mapping[str, object], connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=told))
+    assert width(50) == connections
+
+
+@pytest.mark.parametrize(
+    ("messages", "connections"), [(mails(26), 5), (iter(mails(125)), 5)]
+)
+def test_a_list_opens_as_many_connections_as_it_may(
+    messages: Iterable[EmailMessage], connections: int
+) -> None:
     release = threading.Event()
-    with FaultServer([On("mail", do=gate(release), times=3)]) as server:
-        sender = backend(server, batch_connections=3)
-        work = threading.Thread(target=sender.send_messages, args=(mails(90),))
-        work.start()
-        try:
-            assert server.wait_for(lambda: server.connections == 3)
-        finally:
+    with FaultServer([On("mail", do=gate(release))]) as server:
+        with sending(backend(server), messages):
+            assert server.wait_for(lambda: server.connections == connections)
             release.set()
-            work.join(10)
-        assert server.delivered == Counter(f"{n}@example.org" for n in range(1, 91))
-        assert server.peak_connections == 3
+        assert set(server.delivered.values()) == {1}
+        assert server.peak_connections == connections
         assert server.violations == []
 
 
-def test_signals_come_in_list_order_in_the_callers_thread() -> None:
+def test_in_a_full_pool_another_sender_waits_for_one_batch_at_most() -> None:
+    release, reached = threading.Event(), threading.Event()
+    script = [On("rcpt", match="<1@", do=gate(release, reached))]
+    with FaultServer(script) as server:
+        sender = backend(server, pool={"max_size": 1})
+        connections = pool.get_pool(sender.config.endpoint)
+        with sending(sender, mails(100)):
+            assert reached.wait(30)
+            with sending(sender, [mail("request@example.com")]):
+                while not connections.stats()["waiting"]:
+                    threading.Event().wait(0.001)
+                release.set()
+        order = [each.recipients[0] for each in server.deliveries]
+        assert len(order) == 101
+        assert order.index("request@example.com") <= 25
+
+
+@contextmanager
+def nearly_full(server: FaultServer) -> Iterator[EmailBackend]:
+    """Give a backend whose pool of three has room for one, and no patience."""
+    limits = {"max_size": 3, "timeout": SHORT / 10, "max_waiting": 1}
+    sender = backend(server, batch_connections=3, pool=limits)
+    with pool.lease(sender.config, seconds=5), pool.lease(sender.config, seconds=5):
+        yield sender
+
+
+def test_a_batch_waits_for_a_connection_beyond_the_pools_timeout() -> None:
+    with FaultServer([On("dot", do=stall(SHORT), times=1)]) as server:
+        with nearly_full(server) as sender:
+            assert sender.send_messages(mails(60)) == 60
+        [stats] = pool.get_stats()
+        assert stats["timeouts"] == 0
+        assert server.peak_connections <= 3
+
+
+def test_a_single_batch_waits_no_longer_than_the_pools_timeout() -> None:
+    with (
+        FaultServer() as server,
+        nearly_full(server) as sender,
+        pool.lease(sender.config, seconds=5),
+        pytest.raises(PoolTimeout, match=r"in 0\.\d+ s"),
+    ):
+        sender.send_messages(mails(1))
+
+
+# -- Signals, errors, memory -----------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_signals_come_in_list_order_in_the_callers_thread_and_transaction() -> None:
     threads = set()
-    with FaultServer([On("mail", connection=1, do=stall(0.02))]) as server:
-        sender = backend(server, batch_connections=4)
-        with (
-            listening() as heard,
-            receiver(pre_send, lambda **_: threads.add(threading.get_ident())),
-        ):
-            assert sender.send_messages(iter(mails(130))) == 130
-    assert ended(heard) == [f"{n}@example.org" for n in range(1, 131)]
+
+    def look(**_: object) -> None:
+        threads.add(threading.get_ident())
+        assert connection.in_atomic_block
+
+    with (
+        FaultServer([On("mail", connection=1, do=stall(0.02))]) as server,
+        listening() as heard,
+        receiver(pre_send, look),
+        transaction.atomic(),
+    ):
+        assert backend(server).send_messages(mails(130)) == 130
+        assert server.peak_connections > 1
     assert threads == {threading.get_ident()}
+    assert ended(heard) == [f"{n}@example.org" for n in range(1, 131)]
 
 
 def test_errors_stay_with_their_messages_and_the_first_is_raised() -> None:
@@ -93,73 +219,32 @@ def test_errors_stay_with_their_messages_and_the_first_is_raised() -> None:
     with FaultServer(script) as server, listening() as heard:
         messages = mails(100)
         with pytest.raises(RecipientsRefused, match="early") as caught:
-            backend(server, batch_connections=4).send_messages(messages)
+            backend(server).send_messages(messages)
     results = caught.value.results
     assert list(results) == [result(each) for each in messages]
-    refused = [
-        n for n, each in enumerate(results, 1) if each.outcome is not Outcome.SENT
+    assert [n for n, each in enumerate(results, 1) if each.outcome is not SENT] == [
+        7,
+        90,
     ]
-    assert refused == [7, 90]
     assert ended(heard) == [each.to[0] for each in messages]
 
 
-def test_the_pools_cap_holds() -> None:
-    with FaultServer() as server:
-        options: dict[str, Any] = {"batch_connections": 3, "pool": {"max_size": 3}}
-        with pool.lease(relay_config(server, **options), seconds=5):
-            assert backend(server, **options).send_messages(mails(100)) == 100
-        assert server.peak_connections <= 3
+def test_a_failing_iterator_loses_nothing_that_it_gave() -> None:
+    def messages() -> Iterator[EmailMessage]:
+        yield from mails(60)
+        raise OSError("the queue is gone")
+
+    with (
+        FaultServer() as server,
+        listening() as heard,
+        pytest.raises(OSError, match="queue is gone"),
+    ):
+        backend(server).send_messages(messages())
+    assert ended(heard) == [f"{n}@example.org" for n in range(1, 61)]
+    assert server.delivered == Counter(ended(heard))
 
 
-def test_a_batch_waits_for_a_connection_beyond_the_pools_timeout() -> None:
-    script = [On("dot", do=stall(SHORT), times=1)]
-    with FaultServer(script) as server:
-        limits = {"max_size": 3, "timeout": SHORT / 10, "max_waiting": 1}
-        options: dict[str, Any] = {"batch_connections": 3, "pool": limits}
-        config = relay_config(server, **options)
-        with pool.lease(config, seconds=5), pool.lease(config, seconds=5):
-            assert backend(server, **options).send_messages(mails(60)) == 60
-        [stats] = pool.get_stats()
-        assert stats["timeouts"] == 0
-
-
-def test_a_single_batch_waits_no_longer_than_the_pools_timeout() -> None:
-    with FaultServer() as server:
-        options: dict[str, Any] = {
-            "batch_connections": 2,
-            "pool": {"max_size": 2, "timeout": SHORT / 10, "max_waiting": 1},
-        }
-        config = relay_config(server, **options)
-        with (
-            pool.lease(config, seconds=5),
-            pool.lease(config, seconds=5),
-            pytest.raises(PoolTimeout, match=r"in 0\.\d+ s"),
-        ):
-            backend(server, **options).send_messages(mails(1))
-
-
-def test_a_batch_does_not_wait_beyond_the_deadline() -> None:
-    with FaultServer() as server:
-        options: dict[str, Any] = {
-            "batch_connections": 2,
-            "deadline": SHORT,
-            "pool": {"max_size": 2},
-        }
-        config = relay_config(server, **options)
-        messages = mails(4)
-        with (
-            pool.lease(config, seconds=5),
-            pool.lease(config, seconds=5),
-            pytest.raises(LettermintError, match="became free"),
-        ):
-            backend(server, **options).send_messages(messages)
-        assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
-        assert not server.delivered
-
-
-def test_memory_does_not_grow_with_the_list(
-    relay: Relay,
-) -> None:
+def test_memory_does_not_grow_with_the_list(relay: Relay) -> None:
     count, width = 60, 2
     alive: weakref.WeakSet[EmailMessage] = weakref.WeakSet()
     peak = 0
@@ -180,122 +265,81 @@ def test_memory_does_not_grow_with_the_list(
     assert peak <= 9 * (width + 2)
 
 
-def test_a_pre_send_receivers_error_comes_after_earlier_messages_were_reported() -> (
-    None
-):
-    def object_to(message: EmailMessage, **_: object) -> None:
-        if message.to == ["77@example.org"]:
-            raise RuntimeError("not this one")
-
-    messages = mails(100)
-    with (
-        FaultServer() as server,
-        listening() as heard,
-        receiver(pre_send, object_to),
-        pytest.raises(RuntimeError, match="not this one"),
-    ):
-        backend(server, batch_connections=4).send_messages(messages)
-    assert ended(heard) == [f"{n}@example.org" for n in range(1, 77)]
-    assert server.delivered == Counter(ended(heard))
-
-
-def test_a_failing_iterator_loses_nothing_that_it_gave() -> None:
-    def messages() -> Iterator[EmailMessage]:
-        yield from mails(60)
-        raise OSError("the queue is gone")
-
-    with (
-        FaultServer() as server,
-        listening() as heard,
-        pytest.raises(OSError, match="queue is gone"),
-    ):
-        backend(server, batch_connections=2).send_messages(messages())
-    assert names(heard).count("message_sent") == 60
-    assert sum(server.delivered.values()) == 60
-
-
-def test_a_refused_login_ends_the_batch_at_once() -> None:
-    with FaultServer([On("auth", do=reply(535, "5.7.8 no"))]) as server:
-        messages = mails(200)
-        with listening() as heard, pytest.raises(AuthenticationFailed):
-            backend(server, batch_connections=3).send_messages(messages)
-        # Each connection may have been on its way when the first one was refused.
-        assert len(server.logins) <= 4
-    assert names(heard) == ["message_failed"] * 200
-    assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
-
-
-def test_a_relay_that_is_gone_fails_every_message_at_once() -> None:
-    with FaultServer() as server:
-        sender = backend(server, batch_connections=2, retries=0)
-    messages = mails(60)
-    with pytest.raises(ConnectFailed):
-        sender.send_messages(messages)
-    assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
-
-
-def test_a_lost_connection_is_replaced_by_the_thread_that_lost_it() -> None:
-    with FaultServer([On("mail", message=30, do=drop())]) as server:
-        assert backend(server, batch_connections=3).send_messages(mails(90)) == 90
-        assert server.delivered == Counter(f"{n}@example.org" for n in range(1, 91))
-
-
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_stops_all_threads_and_every_message_has_an_outcome(
-    kind: type[BaseException],
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("given", [list, iter])
+def test_an_interrupt_ends_every_message_of_a_list_with_status_and_signal(
+    given: Any, width: int
 ) -> None:
-    with interruptible(kind) as strike:
-        script = [On("dot", message=20, do=strike_and_wait(strike))]
+    with interruptible(SystemExit) as strike:
+        script = [On("rcpt", match="<6@", do=strike_and_wait(strike))]
         with FaultServer(script) as server, listening() as heard:
-            messages = mails(150)
-            sender = backend(
-                server,
-                batch_connections=2,
-                final_reply_timeout=SHORT,
-                idempotency=False,
-            )
-            with pytest.raises(kind):
-                sender.send_messages(iter(messages))
-            delivered = set(server.delivered)
+            messages = mails(40)
+            sender = backend(server, batch_connections=width, timeout=SHORT)
+            with pytest.raises(SystemExit):
+                sender.send_messages(given(messages))
+            assert result(messages[5]).outcome is NOT_SENT
     reported = ended(heard)
-    assert reported == [each.to[0] for each in messages[: len(reported)]]
-    outcomes = {each.to[0]: result(each).outcome for each in messages[: len(reported)]}
-    sent = {who for who, outcome in outcomes.items() if outcome is Outcome.SENT}
-    unknown = {who for who, outcome in outcomes.items() if outcome is Outcome.UNKNOWN}
-    assert sent <= delivered <= sent | unknown
-    assert len(unknown) == 1
-    assert len(delivered) < 150
+    # Of an iterator, those that were taken.
+    count = len(reported) if given is iter else 40
+    assert count >= 6
+    assert reported == [each.to[0] for each in messages[:count]]
+    outcomes = {each.to[0]: result(each).outcome for each in messages[:count]}
+    sent = {who for who, outcome in outcomes.items() if outcome is SENT}
+    unknown = {who for who, outcome in outcomes.items() if outcome is UNKNOWN}
+    assert sent <= set(server.delivered) <= sent | unknown
+    assert len(unknown) <= 1  # what this thread was sending
+
+
+# -- Relays that limit connections -----------------------------------------------------------
+
+
+def test_a_wrong_token_is_found_out_by_one_login() -> None:
+    with FaultServer([On("auth", do=reply(535, "5.7.8 no"))]) as server:
+        messages = mails(100)
+        with pytest.raises(AuthenticationFailed):
+            backend(server).send_messages(messages)
+        assert server.connections == 1
+        assert {result(each).outcome for each in messages} == {NOT_SENT}
+
+
+def test_a_relay_that_refuses_every_message_sees_few_logins() -> None:
+    with FaultServer() as server:
+        sender = backend(server)
+        assert sender.send_messages(mails(3)) == 3
+        server.script.append(On("mail", do=reply(452, "4.5.3 too many messages")))
+        with pytest.raises(SenderRefused):
+            sender.send_messages(mails(100))
+        assert len(server.logins) <= 10
 
 
 @pytest.mark.parametrize(
-    ("phase", "refuse"),
-    [
-        ("banner", drop()),
-        ("banner", reply(554, "5.7.0 too many connections", close=True)),
-        ("tls", drop(rst=True)),
-        ("auth", reply(454, "4.7.0 too many sessions", close=True)),
-    ],
+    "refusal",
+    cases(
+        banner_closed=On("banner", do=drop()),
+        banner_554=On("banner", do=reply(554, "5.7.0 too many", close=True)),
+        tls_closed=On("tls", do=drop(rst=True)),
+        auth_454=On("auth", do=reply(454, "4.7.0 too many sessions", close=True)),
+        login_then_closed=On("auth", do=drop(after=True)),
+        login_then_421=On("auth", do=raw(b"235 ok\r\n421 too many\r\n", close=True)),
+        mail_421=On("mail", do=reply(421, "4.7.0 too many", close=True)),
+        mail_450=On("mail", do=reply(450, "4.7.1 too many for this login")),
+        rcpt_421=On("rcpt", do=reply(421, "4.7.0 too many", close=True)),
+        data_451=On("data", do=reply(451, "4.4.5 concurrency limit exceeded")),
+    ),
 )
-def test_a_thread_that_gets_no_connection_waits_for_that_of_another(
-    phase: Phase, refuse: Action
+def test_a_relay_that_serves_one_connection_gets_the_whole_list(
+    refusal: On,
 ) -> None:
-    refused = threading.Event()
-    with FaultServer() as server:
-
-        def allow_one(answer: Answer) -> Answer:
-            if server.connections == 1:
-                return answer
-            refused.set()
-            return refuse(answer)
-
-        server.script = [
-            On(phase, do=allow_one),
-            On("dot", message=2, do=gate(refused)),
-        ]
-        sender = backend(server, batch_connections=2, retries=0)
-        assert sender.send_messages([mail()]) == 1
-        assert sender.send_messages(mails(50)) == 50
-        assert server.connections == 2
+    served = On(refusal.phase, connection=1, do=normal)
+    with FaultServer([served, refusal]) as server:
+        sender = backend(server, retries=0)
+        assert sender.send_messages(mails(40)) == 40
+        seen = server.connections
+        assert seen <= 10
+        assert sender.send_messages(mails(40)) == 40
+        assert server.connections == seen
+        assert len(server.delivered) == 40
+        assert set(server.delivered.values()) == {2}
 
 
 def test_a_thread_that_gets_no_connection_fails_if_no_other_has_one() -> None:
@@ -303,13 +347,66 @@ def test_a_thread_that_gets_no_connection_fails_if_no_other_has_one() -> None:
         messages = mails(50)
         with pytest.raises(ConnectFailed):
             backend(server, batch_connections=2, retries=0).send_messages(messages)
-        assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
+        assert {result(each).outcome for each in messages} == {NOT_SENT}
 
 
-def test_an_iterator_without_messages_sends_none() -> None:
-    with FaultServer() as server:
-        assert backend(server, batch_connections=2).send_messages(iter([])) == 0
-        assert server.connections == 0
+def test_a_connection_that_has_refused_a_single_mail_costs_a_list_no_mail() -> None:
+    held = threading.Event()
+    served = On("mail", connection=1, do=normal)
+    refusal = On("mail", do=reply(450, "4.7.1 too many for this login"))
+    with FaultServer([On("dot", message=1, do=gate(held)), served, refusal]) as server:
+        sender = backend(server)
+        with sending(sender, [mail()]):
+            assert server.wait_for(lambda: server.messages == 1)
+            with pytest.raises(SenderRefused):
+                sender.send_messages([mail()])
+            held.set()
+        assert sender.send_messages(mails(40)) == 40
+        assert set(server.delivered.values()) == {1}
+
+
+def test_a_message_that_is_refused_everywhere_is_refused_in_a_wide_list() -> None:
+    bad = On("mail", match="bad@", do=reply(450, "4.7.1 not from there"))
+    with FaultServer([bad]) as server:
+        messages = mails(60)
+        for each in messages[::12]:  # one in each batch
+            each.from_email = "bad@example.org"
+        with pytest.raises(SenderRefused):
+            backend(server).send_messages(messages)
+        assert set(server.delivered.values()) == {1}
+        ends = [result(each).outcome is SENT for each in messages]
+        assert ends == [number % 12 > 0 for number in range(60)]
+        assert len(server.logins) <= 10
+
+
+# -- Threads ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def batch_sender(on_finished: Any) -> Iterator[BatchSender[Any]]:
+    """Give one of two connections, to which nothing has to be sent."""
+    config = backend_config({"api_token": "t"}).relay
+    connections = pool.get_pool(config.endpoint)
+    with BatchSender[Any](config, connections, on_finished, width=2) as sender:
+        yield sender
+
+
+def send_all(batches: Iterable[Any], on_finished: Any) -> None:
+    with batch_sender(on_finished) as sender:
+        for batch in batches:
+            sender.send(batch)
+
+
+class Message:
+    """A message that needs no delivery; counts how often one was tried."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    @property
+    def submissions(self) -> list[Submission]:
+        self.reads += 1
+        return []
 
 
 @pytest.mark.parametrize("kind", [SystemExit, RuntimeError])
@@ -321,83 +418,31 @@ def test_what_a_thread_raises_is_raised_where_its_batch_is_awaited(
         def submissions(self) -> list[Submission]:
             raise kind
 
-    class Whole:
-        submissions: ClassVar[list[Submission]] = []
-
-    config = backend_config({"api_token": "t"}).relay
-    batches: list[list[Any]] = [[Broken()], [Whole()], [Whole()]]
+    batches: list[list[Any]] = [[Broken()], [Message()], [Message()]]
     finished: list[Any] = []
-
-    def send_all() -> None:
-        connections = pool.get_pool(config.endpoint)
-        with BatchSender[Any](config, connections, finished.append, width=2) as sender:
-            for batch in batches:
-                sender.send(batch)
-
     with pytest.raises(kind):
-        send_all()
+        send_all(batches, finished.append)
     assert finished == batches
 
 
 def test_the_threads_of_a_list_have_ended_with_it() -> None:
-    config = backend_config({"api_token": "t"}).relay
-    connections = pool.get_pool(config.endpoint)
-    nothing = SimpleNamespace(submissions=[])
     before = threading.enumerate()
 
     def started() -> list[threading.Thread]:
         return [each for each in threading.enumerate() if each not in before]
 
-    with BatchSender[Any](config, connections, lambda _: None, width=2) as sender:
+    with batch_sender(lambda _: None) as sender:
         for _ in range(3):
-            sender.send([nothing])
+            sender.send([Message()])
         assert started()
     assert not started()
 
 
 def test_a_single_batch_takes_no_thread() -> None:
-    during = []
-
-    def count(**_: object) -> None:
-        during.append(threading.active_count())
-
-    with FaultServer() as server:
-        sender = backend(server, batch_connections=4)
-        sender.send_messages([mail()])
-        before = threading.active_count()
-        with receiver(pre_send, count):
-            assert sender.send_messages([mail()]) == 1
-        assert during == [before] == [threading.active_count()]
-
-
-AT_EXIT = """
-import atexit, sys
-from django.conf import settings
-settings.configure()
-from django.core.mail import EmailMessage
-from django_lettermint.backend import EmailBackend
-sender = EmailBackend(
-    api_token=sys.argv[1], host="127.0.0.1", port=int(sys.argv[2]), security="tls",
-    ca_file=sys.argv[3], batch_connections=2,
-)
-mails = [EmailMessage("Hi", "", "a@example.org", ["b@example.org"]) for _ in range(60)]
-atexit.register(lambda: print(sender.send_messages(mails)))
-"""
-
-
-def test_a_batch_can_be_sent_while_python_exits() -> None:
-    with FaultServer() as server:
-        options = server.options()
-        arguments = [str(options[name]) for name in ("api_token", "port", "ca_file")]
-        done = subprocess.run(
-            [sys.executable, "-c", AT_EXIT, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        assert (done.stdout, done.stderr) == ("60\n", "")
-        assert sum(server.delivered.values()) == 60
+    before = threading.active_count()
+    during: list[int] = []
+    send_all([[Message()]], lambda _: during.append(threading.active_count()))
+    assert during == [before]
 
 
 def test_batches_are_delivered_though_the_report_of_one_is_interrupted() -> None:
@@ -408,17 +453,9 @@ def test_batches_are_delivered_though_the_report_of_one_is_interrupted() -> None
         if len(reported) == 1:
             raise KeyboardInterrupt
 
-    with FaultServer() as server:
-        config = backend(server, batch_connections=2).config
-        batches = [[OutgoingMessage(EmailMessage())] for _ in range(2)]
-        connections = pool.get_pool(config.endpoint)
-        sender: BatchSender[OutgoingMessage] = BatchSender(
-            config, connections, report, width=2
-        )
-        for batch in batches:
-            sender.send(batch)
-        with pytest.raises(KeyboardInterrupt):
-            sender.__exit__(None, None, None)
+    batches = [[OutgoingMessage(EmailMessage())] for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        send_all(batches, report)
     assert reported == batches
 
 
@@ -427,15 +464,7 @@ def test_a_batch_is_delivered_once_if_no_thread_could_be_started_for_it(
 ) -> None:
     begun, release = threading.Event(), threading.Event()
 
-    class Message:
-        reads = 0
-
-        @property
-        def submissions(self) -> list[Submission]:
-            self.reads += 1
-            return []
-
-    class Waiting(Message):
+    class Waiting:
         @property
         def submissions(self) -> list[Submission]:
             begun.set()
@@ -445,12 +474,10 @@ def test_a_batch_is_delivered_once_if_no_thread_could_be_started_for_it(
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    config = backend_config({"api_token": "t"}).relay
-    batches: list[list[Any]] = [[Waiting()], [Message()], [Message()]]
+    later = [Message(), Message()]
+    batches: list[list[Any]] = [[Waiting()], *([each] for each in later)]
     finished: list[Any] = []
-    with BatchSender[Any](
-        config, pool.get_pool(config.endpoint), finished.append, width=2
-    ) as sender:
+    with batch_sender(finished.append) as sender:
         sender.send(batches[0])
         sender.send(batches[1])
         assert begun.wait(30)
@@ -460,30 +487,30 @@ def test_a_batch_is_delivered_once_if_no_thread_could_be_started_for_it(
         monkeypatch.undo()
         release.set()
     assert finished == batches
-    assert [batch[0].reads for batch in batches[1:]] == [1, 1]
+    assert [each.reads for each in later] == [1, 1]
 
 
-@pytest.mark.parametrize("width", [1, 4])
-@pytest.mark.parametrize("given", [list, iter])
-def test_an_interrupt_ends_every_message_of_a_list_with_status_and_signal(
-    given: Any, width: int
+GEVENT = "from gevent import monkey; monkey.patch_all()\n"
+LONG_LIST = """
+messages = [
+    EmailMessage("Hello", "How are you?", "ann@example.org", [f"{n}@example.org"])
+    for n in range(60)
+]
+say(sender.send_messages(messages))
+"""
+AT_EXIT = "import atexit\natexit.register(lambda: exec(LONG_LIST))\n"
+
+
+@pytest.mark.parametrize("before", cases(threads="", gevent=GEVENT))
+def test_a_long_list_goes_wide_in_a_process_of_its_own(
+    relay: Relay, before: str
 ) -> None:
-    with interruptible(SystemExit) as strike:
-        script = [On("rcpt", match="<6@", do=strike_and_wait(strike))]
-        with FaultServer(script) as server, listening() as heard:
-            messages = mails(40)
-            with pytest.raises(SystemExit):
-                backend(server, batch_connections=width, timeout=SHORT).send_messages(
-                    given(messages)
-                )
-            assert result(messages[5]).outcome is Outcome.NOT_SENT
-    reported = ended(heard)
-    # Of an iterator, those that were taken.
-    count = len(reported) if given is iter else 40
-    assert count >= 6
-    assert reported == [each.to[0] for each in messages[:count]]
-    outcomes = {each.to[0]: result(each).outcome for each in messages[:count]}
-    sent = {who for who, outcome in outcomes.items() if outcome is Outcome.SENT}
-    unknown = {who for who, outcome in outcomes.items() if outcome is Outcome.UNKNOWN}
-    assert sent <= set(server.delivered) <= sent | unknown
-    assert len(unknown) <= 1  # what this thread was sending
+    assert output(LONG_LIST, relay.options(), before=before) == ["60"]
+    assert relay.statistics.messages == 60
+    assert 1 < relay.statistics.peak <= 5
+
+
+def test_a_long_list_is_sent_while_python_exits(relay: Relay) -> None:
+    text = f"LONG_LIST = {LONG_LIST!r}\n{AT_EXIT}"
+    assert output(text, relay.options()) == ["60"]
+    assert relay.statistics.messages == 60

@@ -9,7 +9,6 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import greenlet
@@ -27,7 +26,15 @@ from django_lettermint.envelope import Envelope
 from django_lettermint.pool import ConnectionPool
 from django_lettermint.results import Outcome
 from django_lettermint.smtp import RelayState, Session
-from tests.delivery.memory_relay import MemoryRelay, Script, behaviours
+from tests.delivery.memory_relay import (
+    HANDSHAKE,
+    RARE,
+    USUAL,
+    Choices,
+    MemoryRelay,
+    Script,
+    behaviours,
+)
 
 FAULTS = int(os.environ.get("LETTERMINT_FAULTS", "2"))
 #: Faults after which the relay may have the message, though no reply says so.
@@ -36,6 +43,8 @@ IN_DOUBT = {
     *("deliver and close", "deliver in silence", "deliver, then garbage"),
 }
 REFUSALS = {"450", "550", "421 to the end", "450 4.4.2", "450 4.4.2 and close"}
+#: What any further message would meet as well.
+FOR_GOOD = {"554 greeting", "550 EHLO", "554 STARTTLS", "535 AUTH"}
 #: So many steps one of two connections is ahead of the other.
 LEADS = range(0, 12, 2)
 
@@ -63,13 +72,13 @@ def deliver(
 ) -> list[list[Submission]]:
     """Deliver messages over one connection at a time, without ever sleeping.
 
-    Where the relay has rare faults, the connection idles after the first message.
+    Where the relay may act on an idle connection, it idles after the first message.
     """
     messages = [message(number, recipients, settings) for number in range(count)]
     with connections(relay, 1) as pool:
-        first = 1 if relay.rare else count
+        first = 1 if len(relay.choices.idle) > 1 else count
         delivery(settings, pool).deliver(messages[:first])
-        if relay.rare:
+        if first < count:
             relay.idle()
             delivery(settings, pool).deliver(messages[1:])
     return messages
@@ -141,6 +150,7 @@ def check(
     for number, message_submissions in enumerate(messages):
         name = f"{number}@from.example"
         met = set(script.faults[name])
+        turned_away = FOR_GOOD & set(script.faults[""])
         assert all(each.done for each in message_submissions), script
         result = build_result(message_submissions)
         error = build_error(message_submissions)
@@ -152,109 +162,93 @@ def check(
             assert "queued" in status.values(), script
         elif result.outcome is Outcome.NOT_SENT:
             assert not taken, script
-            assert REFUSALS & met, script
+            assert REFUSALS & met or turned_away, script
         else:
             assert IN_DOUBT & (set(all_faults) if window else met), script
         for who, what in status.items():
             assert what == "unknown" or (what == "queued") is (who in taken), script
-        if not met:
+        if not (met or turned_away):
             assert set(status.values()) == {"queued"}, script
         tries = sum(each.attempts for each in message_submissions)
         assert tries <= 1 + 2 * len(all_faults), script
     assert relay.logins <= width + len(all_faults), script
 
 
+CHUNKING = pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
+PIPELINING = pytest.mark.parametrize(
+    "pipelining", [False, True], ids=["single", "pipelined"]
+)
+KEYS = pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+
+
+def walk(
+    choices: Choices, count: int, recipients: int, *, faults: int, **options: bool
+) -> int:
+    """Check every behaviour over one connection; return how many there were."""
+    settings = config(**options)
+
+    def run(script: Script) -> None:
+        knows_keys = settings.idempotency
+        relay = MemoryRelay(script, knows_keys=knows_keys, choices=choices)
+        messages = deliver(relay, count, recipients, settings)
+        check(relay, messages, window=knows_keys and settings.chunking)
+
+    return behaviours(run, faults=faults)
+
+
+def walk_two(choices: Choices, *, faults: int, lead: int = 0, **options: bool) -> int:
+    """The same over two connections, of which one is `lead` steps ahead."""
+    settings = config(**options)
+
+    def run(script: Script) -> None:
+        knows_keys = settings.idempotency
+        relay = MemoryRelay(script, knows_keys=knows_keys, choices=choices)
+        messages = deliver_over_two(relay, settings, lead=lead)
+        check(relay, messages, window=knows_keys and settings.chunking, width=2)
+
+    return behaviours(run, faults=faults)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
-@pytest.mark.parametrize("pipelining", [False, True], ids=["single", "pipelined"])
-@pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+@CHUNKING
+@PIPELINING
+@KEYS
 @pytest.mark.parametrize(("count", "recipients"), [(3, 1), (2, 2)])
 def test_each_promise_holds_whatever_the_relay_does(
     count: int, recipients: int, *, keys: bool, pipelining: bool, chunking: bool
 ) -> None:
-    settings = config(idempotency=keys, pipelining=pipelining, chunking=chunking)
-
-    def run(script: Script) -> None:
-        relay = MemoryRelay(script, knows_keys=keys)
-        messages = deliver(relay, count, recipients, settings)
-        check(relay, messages, window=keys and chunking)
-
-    assert behaviours(run, faults=FAULTS) > 500
+    options = {"idempotency": keys, "pipelining": pipelining, "chunking": chunking}
+    assert walk(USUAL, count, recipients, faults=FAULTS, **options) > 500
 
 
-@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
-@pytest.mark.parametrize("pipelining", [False, True], ids=["single", "pipelined"])
-@pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+@CHUNKING
+@PIPELINING
+@KEYS
 @pytest.mark.parametrize("recipients", [1, 2])
 def test_each_promise_holds_whatever_is_rare(
     recipients: int, *, keys: bool, pipelining: bool, chunking: bool
 ) -> None:
-    settings = config(idempotency=keys, pipelining=pipelining, chunking=chunking)
+    options = {"idempotency": keys, "pipelining": pipelining, "chunking": chunking}
+    assert walk(RARE, 3, recipients, faults=FAULTS - 1, **options) > 50
 
-    def run(script: Script) -> None:
-        relay = MemoryRelay(script, knows_keys=keys, rare=True)
-        messages = deliver(relay, 3, recipients, settings)
-        check(relay, messages, window=keys and chunking)
 
-    assert behaviours(run, faults=FAULTS - 1) > 50
+@KEYS
+def test_each_promise_holds_whatever_is_refused_before_the_login(*, keys: bool) -> None:
+    assert walk(HANDSHAKE, 3, 1, faults=FAULTS, idempotency=keys) > 200
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
-@pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+@CHUNKING
+@KEYS
 def test_each_promise_holds_on_two_connections(*, keys: bool, chunking: bool) -> None:
-    settings = config(idempotency=keys, chunking=chunking)
-
-    def run(script: Script) -> None:
-        relay = MemoryRelay(script, knows_keys=keys)
-        messages = deliver_over_two(relay, settings)
-        check(relay, messages, window=keys and chunking, width=2)
-
-    assert behaviours(run, faults=FAULTS) > 500
+    assert walk_two(USUAL, faults=FAULTS, idempotency=keys, chunking=chunking) > 500
 
 
-@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
-@pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
+@CHUNKING
+@KEYS
 @pytest.mark.parametrize("lead", LEADS)
 def test_each_promise_holds_however_two_connections_interleave(
     lead: int, *, keys: bool, chunking: bool
 ) -> None:
-    settings = config(idempotency=keys, chunking=chunking)
-
-    def run(script: Script) -> None:
-        relay = MemoryRelay(script, knows_keys=keys, rare=True)
-        messages = deliver_over_two(relay, settings, lead=lead)
-        check(relay, messages, window=keys and chunking, width=2)
-
-    assert behaviours(run, faults=FAULTS - 1) > 50
-
-
-@pytest.mark.parametrize("code", ["450", "503", "550"])
-@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
-def test_a_relay_that_refuses_pipelining_behind_a_message_gets_all_of_a_list(
-    code: str, *, chunking: bool
-) -> None:
-    relay = MemoryRelay(Script(), knows_keys=True, dislikes=code)
-    messages = deliver(relay, 50, 1, config(idempotency=True, chunking=chunking))
-    assert {each.outcome for [each] in messages} == {Outcome.SENT}
-    assert set(relay.delivered.values()) == {1}
-    assert relay.logins == 1
-
-
-@pytest.mark.parametrize("limit", [1, 10])
-@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
-def test_a_limit_of_messages_for_each_session_costs_a_login_and_no_message(
-    limit: int, *, chunking: bool
-) -> None:
-    relay = MemoryRelay(Script(), knows_keys=True, session_limit=limit)
-    settings = config(idempotency=True, chunking=chunking)
-    messages = deliver(relay, 50, 1, settings)
-    assert {each.outcome for [each] in messages} == {Outcome.SENT}
-    assert relay.logins == 50 // limit
-
-
-def test_a_relay_that_refuses_everything_sees_one_login() -> None:
-    relay = MemoryRelay(Script(), knows_keys=False, session_limit=0)
-    messages = deliver(relay, 50, 1, replace(config(), idempotency=False))
-    assert {each.outcome for [each] in messages} == {Outcome.NOT_SENT}
-    assert relay.logins == 1
+    options = {"idempotency": keys, "chunking": chunking}
+    assert walk_two(RARE, faults=FAULTS - 1, lead=lead, **options) > 50

@@ -20,223 +20,186 @@ from django_lettermint.smtp import Reply
 
 CONNECTING = [Phase.POOL, Phase.CONNECT, Phase.TLS, Phase.AUTH]
 BEFORE_CONTENT = [Phase.MAIL, Phase.RCPT, Phase.DATA]
-SENDING = [*BEFORE_CONTENT, Phase.CONTENT, Phase.COMMIT]
+CONTENT = [Phase.CONTENT, Phase.COMMIT]
+SENDING = [*BEFORE_CONTENT, *CONTENT]
+ALL = [*CONNECTING, *SENDING]
 
 
 def reply(code: int, text: str = "") -> Reply:
     return Reply(code, (text,))
 
 
-def after(phase: Phase, answer: Reply | None = None, **state: Any) -> Decision:
-    return decide(Failure(phase=phase, reply=answer, **state))
+def row(
+    what: str,
+    phases: list[Phase],
+    answers: list[int | None],
+    decision: Decision,
+    **state: Any,
+) -> Any:
+    """Return a row of the table; an answer of None is a lost connection."""
+    return pytest.param(phases, answers, state, decision, id=what)
 
 
-# -- before the login is done --------------------------------------------------------------
+CARRIED: Any = {"carried": True, "used": True}
+UNCONFIRMED: Any = {"unconfirmed": True, "pipelined": True, **CARRIED}
+MAIL_DATA = [Phase.MAIL, Phase.DATA]
+FOR_NOW: list[int | None] = [400, 450, 451, 452, 499]
+LOST: list[int | None] = [None]
+NOT_LAST = [*BEFORE_CONTENT, Phase.CONTENT]
+TABLE = [
+    # Before the login is done.
+    row("no connection", CONNECTING, [None, 421, 454, 499], Decision.RETRY),
+    row("too often", CONNECTING, [None, 421], Decision.GIVE_UP, may_retry=False),
+    row("refused for good", CONNECTING, [500, 535, 554], Decision.GIVE_UP),
+    row("TLS not verified", CONNECTING, LOST, Decision.GIVE_UP, permanent=True),
+    row("too large", [Phase.MESSAGE], LOST, Decision.GIVE_UP, permanent=True),
+    # Pipelined behind the end of another message.
+    row(
+        "a message pipelined behind another",
+        BEFORE_CONTENT,
+        [450, 451, 503, 530, 550],
+        Decision.ALONE,
+        pipelined=True,
+        **CARRIED,
+    ),
+    row("its content", CONTENT, [451, 554], Decision.FINAL, pipelined=True),
+    row("pipelining itself", SENDING, [503], Decision.ALONE, pipelined=True),
+    # A limit of the session.
+    row("session", MAIL_DATA, [*FOR_NOW, 530], Decision.FRESH, **CARRIED),
+    row(
+        "tried on a fresh connection",
+        MAIL_DATA,
+        [*FOR_NOW, 530],
+        Decision.FINAL,
+        tried_fresh=True,
+        **CARRIED,
+    ),
+    row("carried nothing", MAIL_DATA, [*FOR_NOW, 530], Decision.FINAL, used=True),
+    row("the login is over", [Phase.RCPT], [530], Decision.FRESH, **CARRIED),
+    row("a recipient", [Phase.RCPT], FOR_NOW, Decision.FINAL, **CARRIED),
+    row("the content", CONTENT, [451, 452, 530], Decision.FINAL, **CARRIED),
+    row("for good", MAIL_DATA, [500, 550, 554], Decision.FINAL, **CARRIED),
+    # A lost connection.
+    row("used", NOT_LAST, LOST, Decision.REPLACE, used=True),
+    row("used, often", NOT_LAST, LOST, Decision.REPLACE, used=True, may_retry=False),
+    row("new", NOT_LAST, LOST, Decision.RETRY),
+    row("new, too often", NOT_LAST, LOST, Decision.GIVE_UP, may_retry=False),
+    # A further connection of a list.
+    row("a further one", SENDING, LOST, Decision.WAIT, others_open=True),
+    row(
+        "a further one, too often",
+        SENDING,
+        LOST,
+        Decision.WAIT,
+        others_open=True,
+        may_retry=False,
+    ),
+    row("further, for now", MAIL_DATA, FOR_NOW, Decision.WAIT, others_open=True),
+    row(
+        "further, for good",
+        MAIL_DATA,
+        [500, 530, 550],
+        Decision.FINAL,
+        others_open=True,
+    ),
+    row(
+        "further, later",
+        [Phase.RCPT, *CONTENT],
+        [450],
+        Decision.FINAL,
+        others_open=True,
+    ),
+    # The message itself.
+    row("this message", SENDING, [450, 451, 503, 550, 552, 554], Decision.FINAL),
+    # Unconfirmed.
+    row(
+        "a repeat is safe",
+        ALL,
+        [None, 421, 499],
+        Decision.REPEAT,
+        repeatable=True,
+        **UNCONFIRMED,
+    ),
+    row("no repeat is safe", ALL, [None, 421, 499], Decision.UNKNOWN, **UNCONFIRMED),
+    row(
+        "a repeat is refused for good",
+        ALL,
+        [500, 554],
+        Decision.UNKNOWN,
+        unconfirmed=True,
+        repeatable=True,
+    ),
+    row(
+        "no repeat is possible",
+        ALL,
+        LOST,
+        Decision.UNKNOWN,
+        unconfirmed=True,
+        repeatable=True,
+        permanent=True,
+    ),
+]
 
 
-@pytest.mark.parametrize("phase", CONNECTING)
-@pytest.mark.parametrize("answer", [None, reply(421), reply(454)], ids=str)
-def test_a_connection_that_could_not_be_made_is_tried_again_within_the_limits(
-    phase: Phase, answer: Reply | None
+@pytest.mark.parametrize(("phases", "answers", "state", "decision"), TABLE)
+def test_what_happened_decides_what_comes_next(
+    phases: list[Phase],
+    answers: list[int | None],
+    state: dict[str, Any],
+    decision: Decision,
 ) -> None:
-    assert after(phase, answer) is Decision.RETRY
-    assert after(phase, answer, may_retry=False) is Decision.GIVE_UP
-
-
-@pytest.mark.parametrize("phase", CONNECTING)
-@pytest.mark.parametrize("code", [500, 535, 554])
-def test_a_refusal_for_good_before_the_login_ends_the_attempt(
-    phase: Phase, code: int
-) -> None:
-    assert after(phase, reply(code)) is Decision.GIVE_UP
-
-
-@pytest.mark.parametrize("phase", [*CONNECTING, Phase.MESSAGE])
-def test_tls_that_is_not_verified_and_a_message_that_does_not_fit_end_at_once(
-    phase: Phase,
-) -> None:
-    assert after(phase, permanent=True) is Decision.GIVE_UP
-
-
-# -- pipelined behind the end of another message -------------------------------------------
-
-
-@pytest.mark.parametrize("phase", BEFORE_CONTENT)
-@pytest.mark.parametrize("code", [450, 451, 503, 530, 550])
-def test_a_message_refused_behind_another_is_sent_once_more_by_itself(
-    phase: Phase, code: int
-) -> None:
-    state: Any = {"carried": True, "used": True}
-    assert after(phase, reply(code), pipelined=True, **state) is Decision.ALONE
-
-
-@pytest.mark.parametrize("phase", [Phase.CONTENT, Phase.COMMIT])
-def test_a_refusal_of_the_content_does_not_speak_of_the_pipelining(
-    phase: Phase,
-) -> None:
-    assert after(phase, reply(554), pipelined=True) is Decision.FINAL
-    assert after(phase, reply(503), pipelined=True) is Decision.ALONE
-
-
-# -- a limit of the session -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.DATA])
-@pytest.mark.parametrize("code", [400, 450, 451, 452, 499, 530])
-def test_a_refusal_for_this_session_is_tried_once_on_a_fresh_connection(
-    phase: Phase, code: int
-) -> None:
-    assert after(phase, reply(code), carried=True) is Decision.FRESH
-    assert after(phase, reply(code), carried=True, tried_fresh=True) is Decision.FINAL
-    # A connection that has carried nothing has reached no limit.
-    assert after(phase, reply(code), used=True) is Decision.FINAL
+    for phase in phases:
+        for code in answers:
+            refusal = None if code is None else Reply(code)
+            failure = Failure(phase=phase, reply=refusal, **state)
+            assert decide(failure) is decision, failure
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("code", "text", "decision"),
     [
-        "4.5.3 Too many messages sent",
-        "4.3.2 too many mails in this session",
-        "Maximum number of transactions exceeded",
-        "4.5.3 e-mails per hour",
-        "4.5.3 email quota",
+        (452, "4.5.3 Too many messages sent", Decision.FRESH),
+        (451, "4.5.3 Too many messages sent", Decision.FINAL),
+        (452, "4.5.3 Too many recipients", Decision.FINAL),
     ],
 )
-def test_a_452_at_rcpt_about_messages_is_a_limit_of_the_session(text: str) -> None:
-    assert after(Phase.RCPT, reply(452, text), carried=True) is Decision.FRESH
-    assert policy.limits_messages(reply(452, text))
-    assert not policy.limits_recipients(reply(452, text))
+def test_a_452_at_rcpt_about_messages_is_a_limit_of_the_session(
+    code: int, text: str, decision: Decision
+) -> None:
+    failure = Failure(phase=Phase.RCPT, reply=reply(code, text), carried=True)
+    assert decide(failure) is decision
+
+
+# -- what a reply is about -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("code", "text", "messages", "recipients"),
     [
-        "4.5.3 Too many recipients",
-        "4.5.3 too many RCPTs for this message",
-        "4.5.3 too many addresses in one mail",
-        "4.5.3",
+        (452, "4.5.3 Too many messages sent", True, False),
+        (452, "4.3.2 too many mails in this session", True, False),
+        (452, "Maximum number of transactions exceeded", True, False),
+        (452, "4.5.3 e-mails per hour", True, False),
+        (452, "4.5.3 email quota", True, False),
+        (451, "4.5.3 Too many messages sent", False, False),
+        (452, "4.5.3 Too many recipients", False, True),
+        (452, "too many recipients", False, True),
+        (452, "4.5.3 too many RCPTs for this message", False, True),
+        (452, "4.5.3 too many addresses in one mail", False, True),
+        (452, "4.5.3", False, True),
+        (552, "5.5.3 too many recipients", False, True),
+        (552, "too many recipients", False, True),
+        (452, "4.3.1 disk full", False, False),
+        (450, "4.5.3 too many recipients", False, False),
+        (552, "5.2.2 full", False, False),
+        (550, "5.5.3 too many recipients", False, False),
     ],
 )
-def test_a_452_at_rcpt_about_recipients_is_none(text: str) -> None:
-    assert after(Phase.RCPT, reply(452, text), carried=True) is Decision.FINAL
-    assert policy.limits_recipients(reply(452, text))
-
-
-def test_a_lost_login_is_a_limit_of_the_session_at_rcpt_as_well() -> None:
-    assert after(Phase.RCPT, reply(530), carried=True) is Decision.FRESH
-
-
-@pytest.mark.parametrize(
-    ("phase", "code"),
-    [
-        (Phase.MAIL, 550),
-        (Phase.DATA, 554),
-        (Phase.RCPT, 450),
-        (Phase.RCPT, 451),
-        (Phase.CONTENT, 452),
-        (Phase.COMMIT, 451),
-        (Phase.COMMIT, 530),
-    ],
-)
-def test_other_refusals_do_not_speak_of_the_session(phase: Phase, code: int) -> None:
-    text = "too many messages"
-    assert after(phase, reply(code, text), carried=True) is Decision.FINAL
-
-
-# -- a lost connection ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("phase", [*BEFORE_CONTENT, Phase.CONTENT])
-def test_a_used_connection_that_is_lost_is_replaced(phase: Phase) -> None:
-    assert after(phase, used=True) is Decision.REPLACE
-    assert after(phase, used=True, may_retry=False) is Decision.REPLACE
-
-
-@pytest.mark.parametrize("phase", [*BEFORE_CONTENT, Phase.CONTENT])
-def test_a_fresh_connection_that_is_lost_is_tried_again_within_the_limits(
-    phase: Phase,
+def test_a_reply_limits_messages_or_recipients(
+    code: int, text: str, *, messages: bool, recipients: bool
 ) -> None:
-    assert after(phase) is Decision.RETRY
-    assert after(phase, may_retry=False) is Decision.GIVE_UP
-
-
-# -- a further connection of a list -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.DATA])
-@pytest.mark.parametrize("answer", [None, reply(400), reply(450), reply(499)], ids=str)
-def test_what_a_lists_further_connection_meets_first_has_another_one_carry_the_message(
-    phase: Phase, answer: Reply | None
-) -> None:
-    assert after(phase, answer, others_open=True) is Decision.WAIT
-    assert after(phase, answer, others_open=True, may_retry=False) is Decision.WAIT
-
-
-@pytest.mark.parametrize(
-    ("phase", "code"),
-    [(Phase.MAIL, 550), (Phase.RCPT, 450), (Phase.DATA, 530), (Phase.COMMIT, 451)],
-)
-def test_other_refusals_do_not_speak_of_a_limit_of_connections(
-    phase: Phase, code: int
-) -> None:
-    assert after(phase, reply(code), others_open=True) is Decision.FINAL
-
-
-# -- the message itself ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("phase", SENDING)
-@pytest.mark.parametrize("code", [450, 451, 503, 550, 552, 554])
-def test_a_refusal_on_a_fresh_connection_is_final(phase: Phase, code: int) -> None:
-    assert after(phase, reply(code)) is Decision.FINAL
-
-
-# -- unconfirmed ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("phase", [*CONNECTING, *SENDING])
-@pytest.mark.parametrize("answer", [None, reply(421), reply(499)], ids=str)
-def test_an_unconfirmed_message_is_repeated_if_that_is_safe(
-    phase: Phase, answer: Reply | None
-) -> None:
-    state: Any = {"unconfirmed": True, "used": True, "carried": True, "pipelined": True}
-    assert after(phase, answer, repeatable=True, **state) is Decision.REPEAT
-    assert after(phase, answer, **state) is Decision.UNKNOWN
-
-
-@pytest.mark.parametrize("phase", [*CONNECTING, *SENDING])
-@pytest.mark.parametrize(
-    "state",
-    [{"reply": reply(500)}, {"reply": reply(554)}, {"permanent": True}],
-    ids=str,
-)
-def test_a_repeat_refused_for_good_leaves_the_message_unknown(
-    phase: Phase, state: dict[str, Any]
-) -> None:
-    failure = Failure(phase=phase, unconfirmed=True, repeatable=True, **state)
-    assert decide(failure) is Decision.UNKNOWN
-
-
-# -- further transactions ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "text", "asks"),
-    [
-        (452, "4.5.3 too many recipients", True),
-        (452, "too many recipients", True),
-        (552, "5.5.3 too many recipients", True),
-        (552, "too many recipients", True),
-        (452, "4.3.1 disk full", False),
-        (450, "4.5.3 too many recipients", False),
-        (552, "5.2.2 full", False),
-        (550, "5.5.3 too many recipients", False),
-    ],
-)
-def test_too_many_recipients_ask_for_a_further_transaction(
-    code: int, text: str, *, asks: bool
-) -> None:
-    assert policy.limits_recipients(reply(code, text)) is asks
+    assert policy.limits_messages(reply(code, text)) is messages
+    assert policy.limits_recipients(reply(code, text)) is recipients
 
 
 # -- how often, and how long ---------------------------------------------------------------------

@@ -1,20 +1,28 @@
-"""Refusals that speak of a session or of a connection, and what a new one cures."""
+"""Refusals that speak of a session, a connection or pipelining, not of a message."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from django_lettermint import pool
 from django_lettermint.delivery import Delivery, submissions
-from django_lettermint.exceptions import ConnectFailed, ConnectionLost, SenderRefused
+from django_lettermint.exceptions import (
+    ConnectFailed,
+    ConnectionLost,
+    RecipientsRefused,
+    SenderRefused,
+)
 from django_lettermint.results import Outcome
-from tests.faultserver import FaultServer, On, drop, gate, hang, reply
+from tests.faultserver import Answer, FaultServer, On, drop, gate, hang, reply
 from tests.sending import (
     SHORT,
     backend,
+    cases,
     envelope,
     interruptible,
     listening,
@@ -28,9 +36,13 @@ from tests.sending import (
 )
 
 if TYPE_CHECKING:
-    from tests.faults import Action, Answer, Phase
+    from collections.abc import Iterator
+
+    from django_lettermint.backend import EmailBackend
+    from tests.faults import Action, Phase
 
 GOING = reply(421, "4.7.0 Try again later, closing connection", close=True)
+LOGIN_IS_OVER = On("mail", do=reply(530, "5.7.0 Authentication required"))
 
 
 def after_ten_messages(phase: Phase, do: Action) -> list[On]:
@@ -67,33 +79,19 @@ def test_a_limit_of_messages_for_a_session_fails_no_message(
         assert server.connections <= 8
 
 
-def test_a_relay_that_refuses_every_message_sees_one_login() -> None:
-    with FaultServer([On("mail", do=reply(451))]) as server:
-        messages = mails(50)
-        with pytest.raises(SenderRefused):
-            backend(server, batch_connections=1).send_messages(messages)
-        assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
-        assert len(server.logins) == 1
-
-
-def test_a_relay_that_begins_to_refuse_every_message_sees_two_logins() -> None:
+@pytest.mark.parametrize(("before", "logins"), [(0, 1), (3, 2)])
+def test_a_relay_that_refuses_every_message_sees_a_login_or_two(
+    before: int, logins: int
+) -> None:
     with FaultServer() as server:
         sender = backend(server, batch_connections=1)
-        assert sender.send_messages(mails(3)) == 3
+        assert sender.send_messages(mails(before)) == before
         server.script.append(On("mail", do=reply(452, "4.5.3 too many messages")))
+        messages = mails(50)
         with pytest.raises(SenderRefused):
-            sender.send_messages(mails(50))
-        assert len(server.logins) == 2
-
-
-@pytest.mark.parametrize(("phase", "code"), [("rcpt", 450), ("dot", 451)])
-def test_a_refusal_of_a_recipient_or_of_the_content_costs_no_connection(
-    phase: Phase, code: int
-) -> None:
-    with FaultServer([On(phase, message=2, do=reply(code))]) as server:
-        sender = backend(server, fail_silently=True, pipelining=False)
-        assert sender.send_messages(mails(3)) == 2
-        assert server.connections == 1
+            sender.send_messages(messages)
+        assert {result(each).outcome for each in messages} == {Outcome.NOT_SENT}
+        assert len(server.logins) == logins
 
 
 def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_when_interrupted() -> (
@@ -102,13 +100,9 @@ def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_when_interrup
     with interruptible() as strike, FaultServer() as server:
         sender = backend(server)
         assert sender.send_messages([mail()]) == 1
-        server.script = [
-            On("mail", do=reply(530, "5.7.0 Authentication required")),
-            On("banner", do=strike_and_wait(strike)),
-        ]
-        message = mail()
+        server.script = [LOGIN_IS_OVER, On("banner", do=strike_and_wait(strike))]
         with listening() as heard, pytest.raises(KeyboardInterrupt):
-            sender.send_messages([message])
+            sender.send_messages([mail()])
         ((_, ended, error),) = heard.failed
     assert isinstance(error, ConnectionLost)
     assert error.transient
@@ -120,18 +114,30 @@ def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_at_the_deadli
 ):
     with FaultServer() as server:
         assert backend(server).send_messages([mail()]) == 1
-        server.script = [
-            On("mail", do=reply(530, "5.7.0 Authentication required")),
-            On("banner", do=hang()),
-        ]
+        server.script = [LOGIN_IS_OVER, On("banner", do=hang())]
         with pytest.raises(ConnectFailed, match="greeting") as raised:
             backend(server, deadline=SHORT).send_messages([mail()])
     assert raised.value.transient
 
 
-def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others() -> (
-    None
-):
+# -- A relay that takes no further connection ------------------------------------------------
+
+
+@contextmanager
+def in_a_thread(sender: EmailBackend) -> Iterator[None]:
+    """Send a message meanwhile."""
+    thread = threading.Thread(target=sender.send_messages, args=([mail()],))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(30)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["none before", "its own was lost"])
+def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others(
+    *, lost: bool
+) -> None:
     release, refused = threading.Event(), threading.Event()
 
     def hang_up(answer: Answer) -> Answer:
@@ -140,93 +146,29 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others(
 
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        first = threading.Thread(target=sender.send_messages, args=([mail()],))
-        first.start()
-        assert server.wait_for(lambda: server.messages == 1)
-        server.script.append(On("banner", do=hang_up))
-        second = threading.Thread(target=sender.send_messages, args=([mail()],))
-        second.start()
-        assert refused.wait(30)
-        release.set()
-        second.join(30)
-        first.join(30)
-        assert server.delivered == {"bob@example.org": 2}
-        assert server.connections == 2
-
-
-def test_a_message_waits_for_an_open_connection_after_its_own_was_lost() -> None:
-    release, refused = threading.Event(), threading.Event()
-
-    def hang_up(answer: Answer) -> Answer:
-        refused.set()
-        return drop()(answer)
-
-    with FaultServer([On("dot", message=1, do=gate(release))]) as server:
-        sender = backend(server, retries=0)
-        first = threading.Thread(target=sender.send_messages, args=([mail()],))
-        first.start()
-        assert server.wait_for(lambda: server.messages == 1)
-        assert sender.send_messages([mail()]) == 1
-        server.script += [
-            On("mail", connection=2, do=drop()),
-            On("banner", do=hang_up),
-        ]
-        second = threading.Thread(target=sender.send_messages, args=([mail()],))
-        second.start()
-        assert refused.wait(30)
-        release.set()
-        second.join(30)
-        first.join(30)
-        assert server.delivered == {"bob@example.org": 3}
-        assert server.connections == 3
+        with in_a_thread(sender):
+            assert server.wait_for(lambda: server.messages == 1)
+            if lost:
+                assert sender.send_messages([mail()]) == 1
+                server.script.append(On("mail", connection=2, do=drop()))
+            server.script.append(On("banner", do=hang_up))
+            with in_a_thread(sender):
+                assert refused.wait(30)
+                release.set()
+        assert server.delivered == {"bob@example.org": 2 + lost}
+        assert server.connections == 2 + lost
 
 
 def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() -> None:
     release = threading.Event()
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        first = threading.Thread(target=sender.send_messages, args=([mail()],))
-        first.start()
-        assert server.wait_for(lambda: server.messages == 1)
-        server.close_door()
-        with pytest.raises(ConnectFailed, match="TCP"):
-            sender.send_messages([mail()])
-        release.set()
-        first.join(30)
-
-
-# -- X.4.2 -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("detail", ["4.4.2", "4.4.1"])
-def test_a_bad_connection_of_the_recipients_server_is_that_recipients(
-    detail: str,
-) -> None:
-    no_answer = reply(451, f"{detail} recipient's server did not answer in time")
-    with FaultServer([On("rcpt", match="b@", do=no_answer)]) as server:
-        message = mail("a@x.test", "b@x.test", "c@x.test")
-        assert backend(server).send_messages([message]) == 1
-        found = {who: each.status for who, each in status(message).recipients.items()}
-        assert found == {
-            "a@x.test": "queued",
-            "b@x.test": "failed",
-            "c@x.test": "queued",
-        }
-        assert server.delivered == {"a@x.test": 1, "c@x.test": 1}
-        assert server.connections == 1
-
-
-@pytest.mark.parametrize("close", [True, False])
-def test_an_idle_connection_that_times_out_at_the_first_command_is_replaced(
-    *, close: bool
-) -> None:
-    timeout = reply(451, "4.4.2 Timeout - closing connection", close=close)
-    with FaultServer([On("mail", connection=1, message=2, do=timeout)]) as server:
-        sender = backend(server, retries=0)
-        assert sender.send_messages([mail()]) == 1
-        assert sender.send_messages([mail()]) == 1
-        assert server.delivered == {"bob@example.org": 2}
-        assert server.connections == 2
+        with in_a_thread(sender):
+            assert server.wait_for(lambda: server.messages == 1)
+            server.close_door()
+            with pytest.raises(ConnectFailed, match="TCP"):
+                sender.send_messages([mail()])
+            release.set()
 
 
 # -- 421 -------------------------------------------------------------------------------------
@@ -234,7 +176,7 @@ def test_an_idle_connection_that_times_out_at_the_first_command_is_replaced(
 
 @pytest.mark.parametrize("count", [1, 50])
 @pytest.mark.parametrize("phase", ["mail", "rcpt", "data"])
-def test_the_words_of_a_relay_that_sends_us_away_are_in_every_result(
+def test_code_and_text_of_a_relay_that_closes_are_in_every_result(
     phase: Any, count: int
 ) -> None:
     with FaultServer([On(phase, do=GOING)]) as server:
@@ -280,3 +222,107 @@ def test_the_first_loss_of_a_used_connection_is_replaced_without_a_pause() -> No
         assert pauses(server, retries=0) == []
         assert server.connections == 2
         assert spoken(server).count("DATA") == 2
+
+
+# -- Pipelining behind the end of a message -------------------------------------------------
+
+COMMANDS: tuple[Phase, ...] = ("mail", "rcpt", "data")
+
+
+def behind_end(code: int, text: str = "pipelined after end of DATA") -> list[On]:
+    """Return rules that refuse what comes before the reply to a message."""
+    refusal = reply(code, text)
+    return [On(phase, behind_end=True, do=refusal) for phase in COMMANDS]
+
+
+class Seen:
+    """Counts how often a rule acts, and changes nothing."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, answer: Answer) -> Answer:
+        self.times += 1
+        return answer
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(503, "5.5.1 no"), (451, "4.7.0 wait"), (550, "5.7.0 no"), (554, "5.5.0 no")],
+)
+def test_a_relay_that_refuses_pipelining_gets_the_whole_list(
+    code: int, text: str, width: int
+) -> None:
+    with FaultServer(behind_end(code, text)) as server:
+        assert backend(server, batch_connections=width).send_messages(mails(50)) == 50
+        assert set(server.delivered.values()) == {1}
+        assert len(server.delivered) == 50
+        assert server.connections <= width
+        # Found out by a message or two of each connection, and then remembered.
+        assert spoken(server).count("MAIL") <= 50 + 2 * width
+        assert server.violations == []
+
+
+@pytest.mark.parametrize(
+    "script",
+    cases(
+        all_is_refused=behind_end(503),
+        a_recipient_is=[
+            On("rcpt", match="2b@", behind_end=True, do=reply(503, "5.5.1 no"))
+        ],
+        the_connection_is_lost=[On("mail", behind_end=True, do=drop(), times=1)],
+    ),
+)
+def test_after_any_trouble_with_pipelining_the_next_list_goes_without(
+    script: list[On],
+) -> None:
+    seen = Seen()
+    with FaultServer(script) as server:
+        sender = backend(server)
+        messages = [mail("1@x.test"), mail("2a@x.test", "2b@x.test")]
+        assert sender.send_messages(messages) == 2
+        assert status(messages[1]).status == {"queued"}
+        assert server.delivered == Counter(["1@x.test", "2a@x.test", "2b@x.test"])
+        server.script.insert(0, On("mail", behind_end=True, do=seen))
+        assert sender.send_messages(mails(3)) == 3
+    assert seen.times == 0
+
+
+def test_a_wrong_address_does_not_end_the_pipelining() -> None:
+    seen = Seen()
+    script = [
+        On("rcpt", match="<3@", do=reply(550, "5.1.1 who?")),
+        On("rcpt", match="<9@", behind_end=True, do=seen),
+    ]
+    with FaultServer(script) as server:
+        messages = mails(10)
+        with pytest.raises(RecipientsRefused):
+            backend(server).send_messages(messages)
+        refused = [
+            each for each in messages if result(each).outcome is not Outcome.SENT
+        ]
+        assert [each.to for each in refused] == [["3@example.org"]]
+        assert seen.times == 1
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(("recipients", "times"), [(3, 1), (4, 0)])
+def test_a_message_with_more_than_three_recipients_is_never_pipelined(
+    recipients: int, times: int
+) -> None:
+    # The relay may keep its reply to the message before while it looks them up.
+    seen = Seen()
+    script = [On("mail", message=2, behind_end=True, do=seen)]
+    with FaultServer(script) as server:
+        second = mail(*(f"{number}@x.test" for number in range(recipients)))
+        assert backend(server).send_messages([mail(), second, mail()]) == 3
+    assert seen.times == times
+
+
+def test_a_relay_that_offers_pipelining_and_fails_at_it_is_met_by_the_option() -> None:
+    with FaultServer(one_command_per_segment=True) as server:
+        with pytest.raises(ConnectionLost, match="set pipelining=False"):
+            backend(server, timeout=SHORT, retries=0).send_messages([mail()])
+        sender = backend(server, timeout=SHORT, pipelining=False)
+        assert sender.send_messages([mail()]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -22,44 +23,37 @@ TOO_MANY = Reply(452, ("4.5.3 too many recipients",))
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 
 
-# -- the first try, and those after it ------------------------------------------------------
+# -- The first try, and those after it ------------------------------------------------------
 
 
-def test_the_first_transaction_may_follow_another_message_and_later_ones_may_not() -> (
-    None
-):
+def test_the_first_try_may_be_pipelined_behind_another_and_later_ones_may_not() -> None:
     submission = one()
     assert submission.begin().may_follow
     assert lost(submission, Phase.MAIL) is Decision.RETRY
     assert not submission.begin().may_follow
 
 
-def test_a_refusal_behind_another_message_is_remembered() -> None:
+@pytest.mark.parametrize(
+    ("code", "state", "first"),
+    [
+        (550, {"pipelined": True}, Decision.ALONE),
+        (451, {"carried": True}, Decision.FRESH),
+    ],
+)
+def test_a_refusal_that_speaks_of_something_else_is_tried_once_more(
+    code: int, state: dict[str, bool], first: Decision
+) -> None:
     submission = one()
-    assert refused(submission, Phase.MAIL, pipelined=True) is Decision.ALONE
-    assert submission.refused_pipelined
+    assert refused(submission, Phase.MAIL, code, **state) is first
     assert not submission.done
-    assert refused(submission, Phase.MAIL) is Decision.FINAL
-    assert submission.outcome is NOT_SENT
-
-
-def test_a_refusal_for_this_session_is_tried_on_one_fresh_connection() -> None:
-    submission = one()
-    assert refused(submission, Phase.MAIL, 451, carried=True) is Decision.FRESH
-    assert not submission.done
-    assert refused(submission, Phase.MAIL, 451, carried=True) is Decision.FINAL
-    assert submission.done
-
-
-def test_a_refusal_ends_it() -> None:
-    submission = one()
-    assert refused(submission) is Decision.FINAL
-    assert submission.done
-    assert submission.outcome is NOT_SENT
+    assert submission.refused_pipelined is (first is Decision.ALONE)
+    carried = state.get("carried", False)
+    assert refused(submission, Phase.MAIL, code, carried=carried) is Decision.FINAL
+    assert (submission.done, submission.outcome) == (True, NOT_SENT)
     assert submission.ended > 0
 
 
-# -- repeats ---------------------------------------------------------------------------------------
+# -- Repeats ---------------------------------------------------------------------------------
 
 
 def test_a_repeat_has_the_same_bytes_and_waits_for_its_time() -> None:
@@ -72,21 +66,27 @@ def test_a_repeat_has_the_same_bytes_and_waits_for_its_time() -> None:
     assert pause > 0.5 * policy.PAUSE
 
 
-def test_a_repeat_that_was_lost_with_the_answers_for_its_recipients_is_the_last() -> (
-    None
-):
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_repeat_needs_the_answer_for_each_recipient_of_every_try(
+    *, repeated: bool
+) -> None:
     submission = one(A, B)
-    assert lost(submission) is Decision.REPEAT
-    repeat = submission.begin()
-    repeat.phase, repeat.failure = Phase.COMMIT, ConnectionResetError("gone")
-    assert submission.record(repeat) is Decision.UNKNOWN
+    if repeated:
+        assert lost(submission) is Decision.REPEAT
+    transaction = submission.begin()
+    transaction.phase, transaction.failure = Phase.COMMIT, OSError("gone")
+    transaction.replies = {A: OK}  # the other was lost together with the end
+    assert submission.record(transaction) is Decision.UNKNOWN
     assert not submission.repeatable
 
 
 def test_the_first_try_that_was_lost_keeps_the_refusals_of_its_recipients() -> None:
-    submission = one(A, B)
+    submission = one(A, B, C)
     assert lost(submission, b=NO) is Decision.REPEAT
     first = submission.unconfirmed
+    # The relay may answer for those as it answers for the others.
+    assert submission.envelope.recipients == (A, C)
+    assert submission.envelope.idempotency_key == "k"
     assert lost(submission) is Decision.REPEAT
     assert submission.unconfirmed is first
     assert first
@@ -115,27 +115,11 @@ def test_no_repeat_is_planned_beyond_the_deadline() -> None:
     assert lost(submission) is Decision.UNKNOWN
 
 
-def test_a_repeat_leaves_out_recipients_that_were_refused_before_the_loss() -> None:
-    submission = one(A, B, C)
-    lost(submission, b=NO)
-    assert submission.envelope.recipients == (A, C)
-    assert submission.envelope.idempotency_key == "k"
-
-
 def test_a_recipient_refused_on_a_repeat_may_have_it_from_the_first_try() -> None:
     submission = one(A, B)
     lost(submission)
     sent(submission, b=NO)
     assert submission.refused_on_repeat == {B: NO}
-
-
-def test_a_repeat_needs_the_reply_for_each_recipient() -> None:
-    submission = one(A, B)
-    transaction = submission.begin()
-    transaction.phase, transaction.failure = Phase.COMMIT, OSError("gone")
-    transaction.replies = {A: OK}  # BDAT was lost together with the other
-    assert submission.record(transaction) is Decision.UNKNOWN
-    assert not submission.repeatable
 
 
 def test_only_a_message_to_one_may_be_unconfirmed_together_with_others() -> None:
@@ -164,16 +148,18 @@ def test_what_an_earlier_process_left_unconfirmed_is_repeated_byte_for_byte() ->
     assert submission.outcome is UNKNOWN
 
 
-# -- no connection ---------------------------------------------------------------------------------
+# -- No connection ---------------------------------------------------------------------------
 
 
-def test_without_a_connection_a_message_that_was_not_begun_is_not_sent() -> None:
+@pytest.mark.parametrize("end", [Submission.fail_to_connect, Submission.fail])
+def test_without_a_connection_a_message_that_was_not_begun_is_not_sent(
+    end: Callable[[Submission, Exception], None],
+) -> None:
     submission = one()
     error = ConnectFailed("gone")
-    submission.fail_to_connect(error)
+    end(submission, error)
     assert submission.error is error
-    assert submission.outcome is NOT_SENT
-    assert submission.done
+    assert (submission.done, submission.outcome) == (True, NOT_SENT)
 
 
 def test_without_a_connection_a_repeat_is_tried_again_later() -> None:
@@ -195,7 +181,7 @@ def test_without_a_connection_and_without_a_repeat_it_stays_unknown() -> None:
     assert submission.error is None
 
 
-# -- interrupts --------------------------------------------------------------------------------------
+# -- Interrupts ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -229,7 +215,29 @@ def test_an_interrupted_repeat_stays_unknown() -> None:
     assert submission.unconfirmed is first
 
 
-# -- further transactions ------------------------------------------------------------------------------
+def test_an_interrupt_while_an_end_is_recorded_denies_no_sent_message() -> None:
+    submission = one(A)
+    transaction = submission.begin()
+    transaction.replies = {A: OK}
+    transaction.phase, transaction.reply = Phase.DONE, OK
+    submission.attempts, submission.last = 1, transaction
+    submission.interrupt(transaction)
+    assert (submission.done, submission.outcome) == (True, SENT)
+    assert submission.attempts == 1
+
+
+def test_an_interrupt_before_the_next_try_reports_no_refusal_of_pipelining() -> None:
+    submission = one(A)
+    transaction = submission.begin()
+    transaction.pipelined = True
+    transaction.refuse(Phase.MAIL, Reply(503))
+    assert submission.record(transaction) is Decision.ALONE
+    submission.interrupt(transaction)
+    assert (submission.done, submission.outcome) == (True, NOT_SENT)
+    assert isinstance(submission.error, ConnectionLost)
+
+
+# -- Further transactions --------------------------------------------------------------------
 
 
 def further(submission: Submission) -> list[tuple[tuple[str, ...], str | None]]:
@@ -290,7 +298,7 @@ def test_they_get_none_if_the_content_is_refused() -> None:
     assert further(submission) == []
 
 
-# -- a message ---------------------------------------------------------------------------------------
+# -- A message -------------------------------------------------------------------------------
 
 
 def test_more_than_fifty_recipients_are_divided_and_share_a_deadline() -> None:
@@ -302,6 +310,8 @@ def test_more_than_fifty_recipients_are_divided_and_share_a_deadline() -> None:
     assert len({each.envelope.idempotency_key for each in parts}) == 3
     assert len({id(each.deadline) for each in parts}) == 1
     assert all(each.message_submissions is parts for each in parts)
+    (other,) = submissions([envelope()], config)
+    assert other.deadline is not parts[0].deadline
 
 
 def test_a_deadline_runs_from_its_first_use() -> None:
@@ -311,32 +321,3 @@ def test_a_deadline_runs_from_its_first_use() -> None:
     started = deadline.started
     assert 0.0 < deadline.seconds_left() < 30.0
     assert deadline.started == started > 0.0
-
-
-def test_an_error_ends_a_message_that_was_never_begun() -> None:
-    submission = one()
-    error = ConnectionLost("x")
-    submission.fail(error)
-    assert (submission.error, submission.outcome) == (error, NOT_SENT)
-
-
-def test_an_interrupt_while_an_end_is_recorded_denies_no_sent_message() -> None:
-    submission = one(A)
-    transaction = submission.begin()
-    transaction.replies = {A: OK}
-    transaction.phase, transaction.reply = Phase.DONE, OK
-    submission.attempts, submission.last = 1, transaction
-    submission.interrupt(transaction)
-    assert (submission.done, submission.outcome) == (True, SENT)
-    assert submission.attempts == 1
-
-
-def test_an_interrupt_before_the_next_try_reports_no_refusal_of_pipelining() -> None:
-    submission = one(A)
-    transaction = submission.begin()
-    transaction.pipelined = True
-    transaction.refuse(Phase.MAIL, Reply(503))
-    assert submission.record(transaction) is Decision.ALONE
-    submission.interrupt(transaction)
-    assert (submission.done, submission.outcome) == (True, NOT_SENT)
-    assert isinstance(submission.error, ConnectionLost)

@@ -12,7 +12,7 @@ ENCODED_WORD = re.compile(r"=\?([^?]*)\?([^?]*)\?([^?]*)\?=")
 #: Fields in which a phrase may be encoded, by what must not be.
 ADDRESSES = re.compile(
     "(?:resent-)?(?:from|to|cc|sender|reply-to)|errors-to|return-receipt-to|list-id"
-    "|mail-followup-to|disposition-notification-to"
+    "|mail-(?:followup|reply)-to|disposition-notification-to"
 )
 FREE_TEXT = re.compile(r"subject|comments|keywords|x-.*")
 

@@ -15,6 +15,13 @@ from tests.preparing import envelope
 
 from .readers import file_name
 
+OCTET_STREAM = "application/octet-stream"
+BOUNCE = (
+    b"Content-Type: multipart/report; boundary=r\n\n--r\n"
+    b"Content-Type: message/delivery-status\n\nReporting-MTA: dns; mail.example\n\n"
+    b"Final-Recipient: rfc822; x@mail.example\nno colon in this line\n--r--\n"
+)
+
 
 def mail(**change: Any) -> EmailMultiAlternatives:
     """Make a message of nothing but text, or what `change` makes of it."""
@@ -85,3 +92,12 @@ def found_in(content: bytes) -> tuple[str, str | None, object]:
     """Return type, name and decoded octets of the last part."""
     part = attached(content)
     return part.get_content_type(), file_name(part), part.get_payload(decode=True)
+
+
+def octets_of(content: bytes) -> bytes:
+    """Return the body of the last part, a mail, as it stands on the wire."""
+    boundary = str(message_from_bytes(content).get_boundary()).encode()
+    *_, part, _ = content.split(b"\r\n--" + boundary)
+    head, _, body = part.partition(b"\r\n\r\n")
+    assert b"Content-Type: message/rfc822\r\n" in head
+    return body

@@ -15,62 +15,14 @@ EXAMPLES = int(os.environ.get("MIME_EXAMPLES", "60"))
 
 #: CR, LF, NUL and lone surrogates are refused everywhere; Perl has no noncharacters.
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="\r\n\0")
+EVERYDAY = """
+    es n° über déjà 30€ Größe » \u2013 = ok mañana où Ваш заказ отправлен Αθήνα こんにちは
+    世界 مرحبا 🎉 👩\u200d👩\u200d👧 , ; : < > @ " \\ ( ) [x] {24h} _ ? % ' '' *0*=
+"""
 WORDS = [
-    *(
-        "es",
-        "n°",
-        "über",
-        "déjà",
-        "30€",
-        "Größe",
-        "»",
-        "\u2013",
-        "=",
-        "ok",
-        "mañana",
-        "où",
-    ),
-    *(
-        "Ваш",
-        "заказ",
-        "отправлен",
-        "Αθήνα",
-        "こんにちは",
-        "世界",
-        "مرحبا",
-        "🎉",
-        "👩‍👩‍👧",
-    ),
-    *(
-        " ",
-        "  ",
-        "\t",
-        ",",
-        ";",
-        ":",
-        "<",
-        ">",
-        "@",
-        '"',
-        "\\",
-        "(",
-        ")",
-        "[x]",
-        "{24h}",
-    ),
-    *(
-        "=?utf-8?q?a?=",
-        "=?utf-8?b?w6k=?=",
-        "=?",
-        "?=",
-        "_",
-        "?",
-        "%",
-        "'",
-        "''",
-        "*0*=",
-    ),
-    *("\x0b", "\x1c", "\x7f", "\x85", "\u2028", "\xa0", "\u200d", "x" * 80, "é" * 80),
+    *EVERYDAY.split(),
+    *("=?utf-8?q?a?=", "=?utf-8?b?w6k=?=", "=?", "?=", " ", "  ", "\t", "\xa0"),
+    *("\x0b", "\x1c", "\x7f", "\x85", "\u2028", "\u200d", "x" * 80, "é" * 80),
 ]
 #: Drawn whole, since each draw costs more than all that is tested.
 RUNS = [" ".join(WORDS[start : start + 6]) for start in range(0, len(WORDS), 2)]
@@ -85,14 +37,15 @@ LOCAL_PARTS = st.sampled_from(
 DOMAINS = st.sampled_from(["mail.example", "a.b.example", "x" * 50 + ".example"])
 SPECS = st.builds("{}@{}".format, LOCAL_PARTS, DOMAINS)
 MAILBOXES = st.tuples(st.just("") | TEXTS.filter(lambda text: text != ""), SPECS)
+LINES = [
+    *("\n", "\r\n", "\r", "\n.\n", ".", "From me\n", "x" * 1200, "é" * 600, "=", " \n"),
+    *("=3D\n", "\t\n", "ü", "\0", "日本", "\x85\u2028\x0b\x0c\x1c", "--\n", "word "),
+]
 BODIES = st.lists(
-    st.sampled_from(
-        ["\n", "\r\n", "\r", "\n.\n", ".", "From me\n", "x" * 1200, "é" * 600, "=", " \n",
-         "=3D\n", "\t\n", "ü", "\0", "日本", "\x85\u2028\x0b\x0c\x1c", "--\n", "word "]
-    )
+    st.sampled_from(LINES)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
     max_size=5,
-).map("".join)  # fmt: skip
+).map("".join)
 CHARSETS = st.sampled_from(
     ["utf-8", "utf-8", "utf-8", "UTF8", "iso-8859-15", "koi8-r", "shift_jis", "utf-16"]
 )

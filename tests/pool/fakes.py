@@ -1,11 +1,11 @@
-"""Sessions without a network, for tests of the pool alone, and a clock to turn by hand."""
+"""A pool of sessions without a network, with a clock that tests turn by hand."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from django_lettermint.conf import PoolConfig
 from django_lettermint.exceptions import ConnectFailed
@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from django_lettermint.pool import PooledConnection
 
 
+class Interrupt(BaseException):
+    """Stands for KeyboardInterrupt, SystemExit, gevent.Timeout and the like."""
+
+
+def interrupt() -> NoReturn:
+    raise Interrupt
+
+
 class FakeSession:
-    """Does as a test tells it, and notes what the pool does with it."""
+    """A session whose state is set by a test; records how it was closed."""
 
     def __init__(self, *, mail_max: int | None = None) -> None:
         self.mail_max = mail_max
@@ -24,22 +32,22 @@ class FakeSession:
         self.needs_rset = False
         self.in_step = True
         self.closed = False
-        #: The server is there and silent.
+        #: The server has neither sent anything nor closed.
         self.healthy = True
-        #: What the server makes of NOOP, and what happens at QUIT.
+        #: Whether the server answers NOOP, and what happens at QUIT.
         self.answer: Callable[[], bool] = lambda: True
         self.on_quit: Callable[[], object] = lambda: None
         self.pings: list[float] = []
-        #: What happened to the session, in order: "quit", "wait", "close".
-        self.farewell: list[str] = []
+        #: "quit", and until when its reply was awaited, in order.
+        self.ending: list[str | float] = []
 
     @property
     def reusable(self) -> bool:
         return self.in_step and not self.closed
 
     @property
-    def said_quit(self) -> bool:
-        return "quit" in self.farewell
+    def sent_quit(self) -> bool:
+        return "quit" in self.ending
 
     def alive(self) -> bool:
         return self.healthy and not self.closed
@@ -49,11 +57,11 @@ class FakeSession:
         return self.answer()
 
     def send_quit(self) -> None:
-        self.farewell.append("quit")
+        self.ending.append("quit")
         self.on_quit()
 
     def wait_closed(self, until: float) -> None:
-        self.farewell.append("wait")
+        self.ending.append(until)
         self.close()
 
     def close(self) -> None:
@@ -61,14 +69,14 @@ class FakeSession:
 
 
 class FakePool(ConnectionPool[FakeSession]):
-    """A pool of such sessions, with everything that a test turns and looks at."""
+    """A pool of such sessions."""
 
     def __init__(self, *, mail_max: int | None = None, **options: Any) -> None:
         self.now = 1000.0
         self.opened: list[FakeSession] = []
-        #: What `connect` was called with.
+        #: Arguments of each call of `connect`.
         self.calls: list[tuple[float, float]] = []
-        #: Called before each connection; raises what connecting shall fail with.
+        #: Called by `connect`; may raise.
         self.before_connect: Callable[[], object] = lambda: None
 
         def connect(until: float, timeout: float) -> FakeSession:
@@ -86,21 +94,26 @@ class FakePool(ConnectionPool[FakeSession]):
         """Return the sessions that are not closed."""
         return [session for session in self.opened if not session.closed]
 
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Return how many connections were closed for each reason."""
+        return self.stats()["closed"]
+
     def hold(
         self, seconds: float = 3600, **options: bool
     ) -> AbstractContextManager[PooledConnection[FakeSession]]:
-        """Lease a connection with a timeout that no test looks at."""
+        """Lease a connection."""
         return self.lease(seconds=seconds, timeout=30, **options)
 
     def use(self) -> FakeSession:
-        """Lease a connection for a moment and return its session."""
+        """Lease a connection, give it back, and return its session."""
         with self.hold() as connection:
             return connection.session
 
     def keep_idle(self, count: int, *, apart: float = 0) -> list[FakeSession]:
-        """Have so many connections idle, kept `apart` seconds after each other.
+        """Open so many connections and give them back, `apart` seconds after each other.
 
-        Returns their sessions, the one kept first at the beginning.
+        Returns their sessions in this order.
         """
         leases = [self.hold(force_new=True) for _ in range(count)]
         sessions = [lease.__enter__().session for lease in leases]
@@ -111,14 +124,14 @@ class FakePool(ConnectionPool[FakeSession]):
 
 
 class Caller(threading.Thread):
-    """Leases a connection in a thread of its own and holds it until told to leave."""
+    """A thread that leases a connection and holds it until `leave` is set."""
 
     def __init__(self, pool: FakePool, *, force_new: bool = False) -> None:
         super().__init__()
         self.pool = pool
         self.force_new = force_new
         self.leave = threading.Event()
-        #: It has a connection, or an error.
+        #: It has a connection or an error.
         self.arrived = threading.Event()
         self.connection: PooledConnection[FakeSession] | None = None
         self.error: Exception | None = None
@@ -134,12 +147,12 @@ class Caller(threading.Thread):
             with self.pool.hold(force_new=self.force_new) as self.connection:
                 self.arrived.set()
                 self.leave.wait(30)
-        except Exception as error:  # noqa: BLE001 - for the test to look at
+        except Exception as error:  # noqa: BLE001 - tests look at it
             self.error = error
         self.arrived.set()
 
     def ask(self) -> None:
-        """Start, and return when the pool has leased a connection or lets it wait."""
+        """Start, and return once it has a connection, an error, or waits."""
         waits = self.pool.stats()["waits"]
         self.start()
         while not self.arrived.wait(0.001):
@@ -147,14 +160,14 @@ class Caller(threading.Thread):
                 return
 
     def end(self) -> None:
-        """Give the connection back, or see how the wait ended."""
+        """Give the connection back."""
         self.leave.set()
         self.join(30)
 
 
 @contextmanager
 def callers(pool: FakePool, count: int) -> Iterator[list[Caller]]:
-    """Have callers ask, one after the other; all are gone at the end."""
+    """Have callers ask one after the other; they leave at the end of the block."""
     threads = [Caller(pool) for _ in range(count)]
     try:
         for thread in threads:
@@ -168,7 +181,7 @@ def callers(pool: FakePool, count: int) -> Iterator[list[Caller]]:
 
 
 def too_many_connections() -> ConnectFailed:
-    """Return the error of a relay that greets no more connections for now."""
+    """Return the error of a relay that accepts no further connection for now."""
     error = ConnectFailed("greeting was refused: 421 too many connections")
     error.step = "greeting"
     error.with_reply(421, "too many connections")
@@ -177,7 +190,7 @@ def too_many_connections() -> ConnectFailed:
 
 @contextmanager
 def locked(lock: Any) -> Iterator[None]:
-    """Have a thread hold a lock, as after an interrupt in an unlucky moment."""
+    """Have another thread hold a lock, as an interrupt can leave it."""
     holds, end = threading.Event(), threading.Event()
 
     def hold() -> None:

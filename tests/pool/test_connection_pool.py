@@ -1,9 +1,10 @@
-"""The pool by itself: no network, no real time."""
+"""The pool without a network and without real time."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -14,257 +15,153 @@ from django_lettermint.pool import CloseReason
 from django_lettermint.pool.connection import (
     ASSUMED_LIMIT_SECONDS,
     LIFETIME_JITTER,
+    QUIT_TIMEOUT,
     RELAY_LIMIT_SECONDS,
 )
 from django_lettermint.pool.connection_pool import PING_TIMEOUT
+from django_lettermint.pool.stats import no_stats
 from tests.pool.fakes import (
     Caller,
     FakePool,
+    Interrupt,
     callers,
+    interrupt,
+    locked,
     too_many_connections,
 )
 
-
-class Interrupt(BaseException):
-    """What KeyboardInterrupt, SystemExit and gevent.Timeout have in common."""
+# -- leasing ---------------------------------------------------------------------------
 
 
-def interrupt() -> NoReturn:
-    raise Interrupt
-
-
-def closed(pool: FakePool) -> dict[str, int]:
-    return pool.stats()["closed"]
-
-
-# Leasing and returning.
-
-
-def test_nothing_is_opened_before_it_is_asked_for() -> None:
+def test_a_connection_is_opened_when_asked_for_and_leased_again() -> None:
     pool = FakePool()
-
-    assert pool.opened == []
     assert pool.empty
-
-
-def test_a_connection_is_leased_again() -> None:
-    pool = FakePool()
-
-    first, second = pool.use(), pool.use()
-
-    assert first is second
-    assert not first.closed
-    assert pool.stats() == {
-        "size": 1,
-        "idle": 1,
-        "in_use": 0,
-        "waiting": 0,
-        "requests": 2,
-        "waits": 0,
-        "wait_seconds": 0.0,
-        "timeouts": 0,
-        "opened": 1,
-        "open_errors": 0,
-        "reused": 1,
-        "messages": 0,
-        "retries": 0,
-        "resets": 0,
-        "pings": 0,
-        "closed": {},
-    }
-
-
-def test_a_lease_tells_whether_the_connection_was_idle_before() -> None:
-    pool = FakePool()
 
     with pool.hold() as connection:
         assert not connection.reused
-    with pool.hold() as connection:
-        assert connection.reused
+    with pool.hold() as again:
+        assert again is connection
+        assert again.reused
+
+    changed = {"size": 1, "idle": 1, "requests": 2, "opened": 1, "reused": 1}
+    assert pool.stats() == {**no_stats(), **changed}
 
 
-def test_a_connection_in_use_is_not_leased_to_another() -> None:
-    pool = FakePool()
-
-    with pool.hold() as first, pool.hold() as second:
-        assert first.session is not second.session
-        assert pool.stats()["in_use"] == 2
-
-
-def test_the_connection_kept_last_is_leased_first() -> None:
+def test_the_connection_that_came_back_last_is_leased_first() -> None:
     pool = FakePool()
     _, newest = pool.keep_idle(2)
 
     assert pool.use() is newest
 
 
-def test_an_error_of_the_holder_does_not_cost_a_connection_that_is_in_step() -> None:
+def test_an_error_of_the_caller_costs_no_connection() -> None:
     pool = FakePool()
-
     with pytest.raises(RuntimeError), pool.hold() as connection:
         raise RuntimeError
 
     assert pool.use() is connection.session
 
 
-def test_a_connection_out_of_step_is_closed_without_quit() -> None:
-    pool = FakePool()
-    with pool.hold() as connection:
-        connection.session.in_step = False
-
-    assert connection.session.closed
-    assert not connection.session.said_quit
-    assert closed(pool) == {"error": 1}
-    assert pool.empty
-
-
-@pytest.mark.parametrize("in_step", [True, False])
-def test_a_discarded_connection_is_closed_for_the_reason_given(
-    *, in_step: bool
+@pytest.mark.parametrize(
+    ("in_step", "discarded", "seconds", "reason", "quit_is_sent", "level"),
+    [
+        (False, None, 1, CloseReason.ERROR, False, "INFO"),
+        (True, CloseReason.REFUSED, 1, CloseReason.REFUSED, True, "INFO"),
+        (False, CloseReason.REFUSED, 1, CloseReason.REFUSED, False, "INFO"),
+        (True, None, 300, CloseReason.LIFETIME, True, "DEBUG"),
+    ],
+)
+def test_a_connection_that_cannot_be_kept_is_closed_counted_and_logged(
+    *,
+    in_step: bool,
+    discarded: CloseReason | None,
+    seconds: float,
+    reason: CloseReason,
+    quit_is_sent: bool,
+    level: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pool = FakePool()
+    caplog.set_level(logging.DEBUG, "django_lettermint")
+    pool = FakePool(max_lifetime=300)
     with pool.hold() as connection:
+        pool.now += seconds
         connection.session.in_step = in_step
-        connection.discard(CloseReason.REFUSED)
+        if discarded:
+            connection.discard(discarded)
 
     assert connection.session.closed
-    assert connection.session.said_quit is in_step
-    assert closed(pool) == {"refused": 1}
-    assert pool.use() is not connection.session
+    assert connection.session.sent_quit is quit_is_sent
+    assert pool.reasons == {reason.value: 1}
+    assert pool.empty
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+        (level, f"relay.test: a connection was closed ({reason})")
+    ]
 
 
-def test_a_connection_that_needs_a_reset_is_kept_and_counted() -> None:
-    pool = FakePool()
-    with pool.hold() as connection:
-        connection.session.needs_rset = True
+@pytest.mark.parametrize(("max_size", "replaced"), [(3, 0), (2, 1)])
+def test_a_new_connection_replaces_the_oldest_idle_one_if_the_pool_is_full(
+    max_size: int, replaced: int
+) -> None:
+    pool = FakePool(max_size=max_size)
+    idle = pool.keep_idle(2)
 
-    assert pool.use() is connection.session
-    # It still needed one when it came back the second time.
-    assert pool.stats()["resets"] == 2
+    with pool.hold(force_new=True) as connection:
+        assert connection.session is pool.opened[2]
+        assert pool.size == max_size
+        assert [each for each in idle if each.closed] == idle[:replaced]
+    assert pool.reasons == ({"replaced": 1} if replaced else {})
+    assert (pool.stats()["opened"], pool.stats()["reused"]) == (3, 0)
 
 
-def test_messages_are_counted_while_a_connection_is_in_use_and_after() -> None:
+def test_messages_and_resets_are_counted() -> None:
     pool = FakePool()
     with pool.hold() as connection:
         connection.session.messages += 3
+        connection.session.needs_rset = True
         assert pool.stats()["messages"] == 3
         connection.session.messages += 2
-    assert pool.stats()["messages"] == 5
+
+    assert pool.use() is connection.session
+    # It still needed RSET when it came back the second time.
+    assert (pool.stats()["messages"], pool.stats()["resets"]) == (5, 2)
 
 
-def test_retries_are_counted_by_those_who_send() -> None:
-    pool = FakePool()
-
-    pool.count("retries")
-
-    assert pool.stats()["retries"] == 1
-
-
-def test_a_new_connection_can_be_asked_for_though_one_is_idle() -> None:
-    pool = FakePool()
-    (idle,) = pool.keep_idle(1)
-
-    with pool.hold(force_new=True) as connection:
-        assert connection.session is not idle
-        assert not connection.reused
-    assert not idle.closed
-
-
-def test_a_new_connection_replaces_the_oldest_when_there_is_no_room() -> None:
-    pool = FakePool(max_size=2)
-    oldest, newest = pool.keep_idle(2)
-
-    with pool.hold(force_new=True):
-        assert (oldest.closed, newest.closed) == (True, False)
-        assert pool.size == 2
-    assert oldest.said_quit
-    assert closed(pool) == {"replaced": 1}
-
-
-def test_a_new_connection_replaces_the_one_that_comes_back() -> None:
-    pool = FakePool(max_size=1)
-    with pool.hold() as connection:
-        caller = Caller(pool, force_new=True)
-        caller.ask()
-
-    assert caller.session is not connection.session
-    assert connection.session.closed
-    caller.end()
-
-
-def test_the_state_is_shown() -> None:
-    pool = FakePool(max_size=3)
-    pool.keep_idle(2)
-
-    with pool.hold():
-        assert repr(pool) == (
-            "<ConnectionPool relay.test idle=1 in_use=1 waiting=0 max_size=3>"
-        )
-
-
-# Opening.
+# -- opening ---------------------------------------------------------------------------
 
 
 def test_opening_has_the_callers_time_and_timeout() -> None:
-    pool = FakePool()
+    pool = FakePool(timeout=1)
 
     with pool.lease(seconds=7, timeout=2):
         assert pool.calls == [(pool.now + 7, 2)]
 
 
-@pytest.mark.parametrize("error", [OSError(), Interrupt()])
-def test_a_connection_that_is_not_opened_gives_its_slot_back(
-    error: BaseException,
+@pytest.mark.parametrize("error", [OSError, Interrupt])
+def test_a_connection_that_cannot_be_opened_leaves_its_slot_to_the_next(
+    error: type[BaseException],
 ) -> None:
-    pool = FakePool(max_size=1)
-
-    def fail() -> None:
-        raise error
-
-    pool.before_connect = fail
-    for _ in range(3):
-        with pytest.raises(type(error)), pool.hold():
-            pass
-    assert pool.empty
-    assert pool.stats()["open_errors"] == 3
-
-    pool.before_connect = lambda: None
-    pool.use()
-
-
-def test_a_connection_that_is_not_opened_leaves_its_slot_to_the_next_in_line() -> None:
-    pool = FakePool(max_size=1)
+    pool = FakePool(max_size=1, timeout=30)
     caller = Caller(pool)
 
     def fail() -> None:
         pool.before_connect = lambda: None
-        caller.ask()
-        raise OSError
+        caller.ask()  # waits, as opening takes a slot
+        assert pool.stats()["waiting"] == 1
+        raise error
 
     pool.before_connect = fail
-    with pytest.raises(OSError, match=r"^$"), pool.hold():
+    with pytest.raises(error), pool.hold():
         pass
     assert caller.session in pool.alive
     caller.end()
+    assert pool.stats()["open_errors"] == 1
 
 
-def test_a_connection_being_opened_takes_a_slot() -> None:
-    pool = FakePool(max_size=1, timeout=0.01)
-
-    def ask_again() -> None:
-        with pytest.raises(PoolTimeout), pool.hold():
-            pass
-
-    pool.before_connect = ask_again
-    pool.use()
-    assert len(pool.opened) == 1
-
-
-# The relay's limit of connections.
+# -- the relay's limit of connections --------------------------------------------------
 
 
 class LimitedRelay:
-    """Greets so many connections at once, and tells how often it refused one."""
+    """Accepts so many connections at once, and counts those it refuses."""
 
     def __init__(self, pool: FakePool, limit: int) -> None:
         self.pool = pool
@@ -283,18 +180,17 @@ def test_a_refused_connection_waits_for_one_that_is_in_use() -> None:
     relay = LimitedRelay(pool, 1)
 
     with callers(pool, 3) as (holder, first, second):
-        assert relay.refusals == 1  # the second one was told by the first
+        assert relay.refusals == 1  # the third caller knows of the limit
         assert pool.stats()["waiting"] == 2
         holder.end()
         assert first.session is holder.session
         first.end()
         assert second.session is holder.session
-    assert pool.stats()["open_errors"] == 1
+    assert (pool.stats()["open_errors"], pool.stats()["waits"]) == (1, 2)
 
 
-def test_who_was_refused_is_served_before_those_who_came_later() -> None:
+def test_a_refused_caller_is_served_before_those_who_came_later() -> None:
     pool = FakePool(max_size=2)
-    LimitedRelay(pool, 1)
     with pool.hold() as connection:
         early, late = Caller(pool), Caller(pool)
 
@@ -312,55 +208,40 @@ def test_who_was_refused_is_served_before_those_who_came_later() -> None:
     late.end()
 
 
-def test_a_refused_connection_takes_an_idle_one_though_a_new_one_was_asked_for() -> (
-    None
-):
+def test_a_refused_caller_takes_an_idle_connection_even_if_it_asked_for_a_new_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "django_lettermint")
     pool = FakePool(max_size=4)
     (idle,) = pool.keep_idle(1)
     LimitedRelay(pool, 1)
 
     with pool.hold(force_new=True) as connection:
         assert connection.session is idle
+    assert caplog.messages == [
+        "relay.test: the relay refused another connection, 1 at once are used for now"
+    ]
 
 
-def test_a_refused_connection_waits_no_longer_than_the_pools_timeout() -> None:
-    pool = FakePool(max_size=4, timeout=0.01)
-    LimitedRelay(pool, 1)
-
-    with (
-        pool.hold(),
-        pytest.raises(PoolTimeout, match=r"no connection .* all 1 are in use"),
-        pool.hold(),
-    ):
-        pass
-    assert pool.stats()["in_use"] == 0
-
-
-def test_a_refusal_is_raised_if_no_other_connection_is_alive() -> None:
+@pytest.mark.parametrize(("code", "others"), [(421, 0), (554, 1)])
+def test_a_refusal_is_raised_if_it_is_permanent_or_nothing_else_is_open(
+    code: int, others: int
+) -> None:
     pool = FakePool()
-    LimitedRelay(pool, 0)
-
-    for _ in range(2):
-        with pytest.raises(ConnectFailed, match="421"), pool.hold():
-            pass
-    assert pool.empty
-
-
-def test_a_refusal_of_another_kind_is_raised_though_others_are_alive() -> None:
-    pool = FakePool()
+    pool.keep_idle(others)
 
     def fail() -> NoReturn:
-        error = ConnectFailed("greeting was refused: 554 go away")
+        error = ConnectFailed(f"greeting was refused: {code}")
         error.step = "greeting"
-        raise error.with_reply(554, "go away")
+        raise error.with_reply(code, "no")
 
-    with pool.hold():
-        pool.before_connect = fail
-        with pytest.raises(ConnectFailed, match="554"), pool.hold():
-            pass
+    pool.before_connect = fail
+    with pytest.raises(ConnectFailed, match=str(code)), pool.hold(force_new=True):
+        pass
+    assert pool.size == others
 
 
-def test_connections_that_are_all_refused_while_they_are_opened_all_fail() -> None:
+def test_a_relay_that_refuses_all_connections_at_once_shows_no_limit() -> None:
     pool = FakePool(max_size=4, timeout=30)
     together = threading.Barrier(4)
 
@@ -375,33 +256,15 @@ def test_connections_that_are_all_refused_while_they_are_opened_all_fail() -> No
         thread.start()
     for thread in threads:
         thread.join(30)
-
     assert [type(thread.error) for thread in threads] == [ConnectFailed] * 4
     assert pool.empty
 
-
-def test_a_relay_that_refused_all_for_a_moment_has_told_no_limit() -> None:
-    pool = FakePool(max_size=4)
-    together = threading.Barrier(2)
-
-    def refuse() -> NoReturn:
-        if len(pool.calls) <= 2:
-            together.wait(30)
-        raise too_many_connections()
-
-    pool.before_connect = refuse
-    threads = [Caller(pool) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
     pool.before_connect = lambda: None
-
     with callers(pool, 4):
         assert len(pool.alive) == 4
 
 
-def test_a_refusal_while_others_are_being_opened_is_soon_forgotten() -> None:
+def test_a_refusal_while_others_are_being_opened_is_remembered_for_a_second() -> None:
     pool = FakePool(max_size=4)
     opening, go_on = threading.Event(), threading.Event()
 
@@ -428,126 +291,105 @@ def test_a_refusal_while_others_are_being_opened_is_soon_forgotten() -> None:
     second.end()
 
 
-def test_a_refused_connection_is_tried_again_when_the_others_are_gone() -> None:
-    pool = FakePool(max_size=4)
-    LimitedRelay(pool, 1)
-    with pool.hold() as connection:
-        caller = Caller(pool)
-        caller.ask()
-        connection.session.in_step = False
-
-    assert caller.session in pool.alive
-    caller.end()
-
-
-def test_the_limit_is_remembered_and_then_one_more_connection_is_tried() -> None:
+def test_after_three_minutes_one_connection_more_than_the_limit_is_tried() -> None:
     pool = FakePool(max_size=4, max_lifetime=1e6, max_idle=1e6, ping_after=None)
     relay = LimitedRelay(pool, 2)
 
-    def occupy() -> int:
-        """Have four callers meet, and return how many connections were refused."""
+    def refusals_of_four_callers() -> int:
         before = relay.refusals
         with callers(pool, 4):
             pass
         return relay.refusals - before
 
-    assert occupy() == 1
-    assert occupy() == 0
-    pool.now += RELAY_LIMIT_SECONDS
-    assert occupy() == 1
-    assert occupy() == 0
+    for _ in range(2):
+        assert refusals_of_four_callers() == 1
+        assert refusals_of_four_callers() == 0
+        pool.now += RELAY_LIMIT_SECONDS
 
     relay.limit = 4
-    pool.now += RELAY_LIMIT_SECONDS
     with callers(pool, 4):
         assert len(pool.alive) == 4
 
 
-# Limits of connections.
+def test_a_connection_that_the_relay_does_not_serve_lowers_the_limit() -> None:
+    pool = FakePool(max_size=4)
+    with pool.hold(), pool.hold():
+        with pool.hold() as third:
+            third.discard(CloseReason.LIMITED)
+        assert pool.slots.capacity() == 2
+        pool.now += RELAY_LIMIT_SECONDS
+        assert pool.slots.capacity() == 3
+
+
+def test_no_further_connection_is_opened_on_request_if_any_is_open() -> None:
+    pool = FakePool(max_size=4)
+    assert not pool.limit_to_open()
+    assert pool.slots.capacity() == 4
+
+    pool.keep_idle(1)
+    with pool.hold(force_new=True):
+        assert pool.limit_to_open()
+        assert pool.slots.capacity() == 2
+    pool.now += RELAY_LIMIT_SECONDS
+    assert pool.slots.capacity() == 3
+
+
+# -- limits of connections -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("reason", "options", "seconds"),
     [("idle", {"max_idle": 45}, 45), ("lifetime", {"max_lifetime": 30}, 30)],
 )
-def test_an_idle_connection_is_closed_when_its_time_is_over(
+def test_expired_connections_are_closed_after_the_next_mail(
     reason: str, options: dict[str, Any], seconds: float
 ) -> None:
     pool = FakePool(**options)
-    idle = pool.keep_idle(2)
+    dead, healthy = idle = pool.keep_idle(2)
+    dead.healthy = False
     pool.now += seconds
 
-    assert pool.use() not in idle
-    assert [session.farewell for session in idle] == [["quit", "wait"]] * 2
-    assert closed(pool) == {reason: 2}
-
-
-def test_expired_connections_wait_until_the_mail_is_sent() -> None:
-    pool = FakePool()
-    idle = pool.keep_idle(2)
-    pool.now += 1000
-
-    with pool.hold():
+    with pool.hold() as connection:
+        assert connection.session not in idle
         assert not any(session.closed for session in idle)
-    assert all(session.closed for session in idle)
+    assert (dead.closed, healthy.closed) == (True, True)
+    assert (dead.sent_quit, healthy.sent_quit) == (False, True)
+    assert pool.reasons == {reason: 2}
 
 
 def test_an_expired_connection_makes_room_at_once_in_a_full_pool() -> None:
-    pool = FakePool(max_size=1)
+    pool = FakePool(max_size=1, max_idle=45)
     (expired,) = pool.keep_idle(1)
-    pool.now += 60
+    pool.now += 45
 
     with pool.hold() as connection:
         assert connection.session is not expired
-        assert expired.said_quit
-    assert closed(pool) == {"idle": 1}
+        assert expired.sent_quit
+    assert pool.reasons == {"idle": 1}
 
 
-def test_all_that_are_closed_say_quit_before_the_first_answer_is_awaited() -> None:
+def test_quit_is_sent_on_all_connections_before_the_first_reply_is_awaited() -> None:
     pool = FakePool(max_size=4)
     sessions = pool.keep_idle(3)
-    order: list[str] = []
+    order: list[str | float] = []
     sizes: list[int] = []
     for session in sessions:
-        session.farewell = order
+        session.ending = order
         session.on_quit = lambda: sizes.append(pool.size)
     pool.now += 1000
+    began = time.monotonic()
     pool.use()
 
-    assert order == ["quit"] * 3 + ["wait"] * 3
-    # In their slots, so that the server never sees more than `max_size`.
+    assert order[:3] == ["quit"] * 3
+    # The replies are awaited until the same moment.
+    (until,) = set(order[3:])
+    assert isinstance(until, float)
+    assert began < until <= time.monotonic() + QUIT_TIMEOUT
+    # They keep their slots, so that the server never sees more than `max_size`.
     assert sizes == [4, 4, 4]
 
 
-def test_an_expired_connection_that_is_dead_is_closed_without_quit() -> None:
-    pool = FakePool()
-    (dead,) = pool.keep_idle(1)
-    dead.healthy = False
-    pool.now += 1000
-    pool.use()
-
-    assert (dead.closed, dead.said_quit) == (True, False)
-
-
-def test_a_connection_within_its_limits_is_kept() -> None:
-    pool = FakePool(max_idle=45, max_lifetime=1000)
-    (session,) = pool.keep_idle(1)
-    pool.now += 44.9
-
-    assert pool.use() is session
-
-
-def test_a_connection_too_old_on_return_is_closed() -> None:
-    pool = FakePool(max_lifetime=300)
-    with pool.hold() as connection:
-        pool.now += 300
-
-    assert connection.session.closed
-    assert connection.session.said_quit
-    assert closed(pool) == {"lifetime": 1}
-
-
-def test_lifetimes_are_jittered() -> None:
+def test_lifetimes_are_shortened_at_random() -> None:
     pool = FakePool(max_lifetime=100, max_idle=1000, max_size=50)
     pool.keep_idle(50)
 
@@ -569,35 +411,14 @@ def test_a_connection_carries_so_many_messages(
     pool = FakePool(max_messages=max_messages, mail_max=mail_max)
     for _ in range(5):
         with pool.hold() as connection:
+            assert connection.max_messages == (limit or float("inf"))
             connection.session.messages += 1
 
-    with pool.hold(force_new=True) as connection:
-        assert connection.max_messages == (limit or float("inf"))
     assert pool.opened[0].messages == (limit or 5)
-    assert closed(pool) == ({"messages": 5 // limit} if limit else {})
+    assert pool.reasons == ({"messages": 5 // limit} if limit else {})
 
 
-def test_a_connection_reaches_its_limit_while_a_caller_waits() -> None:
-    pool = FakePool(max_size=1, max_messages=1)
-    with pool.hold() as connection:
-        connection.session.messages = 1
-        caller = Caller(pool)
-        caller.ask()
-
-    assert caller.session is pool.opened[1]
-    caller.end()
-
-
-def test_a_connection_is_closed_before_its_slot_is_free() -> None:
-    pool = FakePool(max_size=1, max_messages=1)
-    with callers(pool, 20) as threads:
-        for thread in threads:
-            thread.session.messages = 1
-            assert len(pool.alive) == 1
-            thread.leave.set()
-
-
-def test_the_oldest_of_too_many_idle_connections_are_closed_as_surplus() -> None:
+def test_idle_connections_can_be_taken_by_age() -> None:
     pool = FakePool()
     sessions = pool.keep_idle(3, apart=1)
     taken: list[Any] = []
@@ -609,91 +430,77 @@ def test_the_oldest_of_too_many_idle_connections_are_closed_as_surplus() -> None
     assert pool.stats()["idle"] == 1
 
 
-# Tests of idle connections.
+# -- tests of idle connections ---------------------------------------------------------
 
 
-def test_a_connection_that_is_dead_is_replaced() -> None:
-    pool = FakePool()
-    (dead,) = pool.keep_idle(1)
-    dead.healthy = False
-
-    assert pool.use() is not dead
-    assert dead.closed
-    assert not dead.said_quit
-    assert closed(pool) == {"stale": 1}
-
-
-def test_the_next_idle_one_is_tried_before_a_new_one_is_opened() -> None:
-    pool = FakePool()
+def test_dead_connections_are_replaced_by_the_next_idle_one_or_a_new_one() -> None:
+    pool = FakePool(ping_after=0)
     good, *dead = pool.keep_idle(4)
     for session in dead:
         session.healthy = False
 
     assert pool.use() is good
-    assert len(pool.opened) == 4
+    assert all(session.closed and not session.ending for session in dead)
+    assert not any(session.pings for session in dead)
+    assert pool.reasons == {"stale": 3}
+    assert pool.stats()["reused"] == 1
+
+    good.healthy = False
+    assert pool.use() is pool.opened[4]
 
 
 @pytest.mark.parametrize(
-    ("ping_after", "idle", "pings"),
-    [(20, 19.9, 0), (20, 20, 1), (0, 0, 1), (None, 44, 0)],
+    ("ping_after", "timeout", "idle", "pings"),
+    [
+        (20, 10, 19.9, []),
+        (20, 10, 20, [PING_TIMEOUT]),
+        (0, 10, 0, [PING_TIMEOUT]),
+        (0, 3, 0, [3]),
+        (None, 10, 44.9, []),
+    ],
 )
 def test_a_connection_is_pinged_after_so_many_idle_seconds(
-    ping_after: float | None, idle: float, pings: int
+    ping_after: float | None, timeout: float, idle: float, pings: list[float]
 ) -> None:
-    pool = FakePool(ping_after=ping_after)
+    pool = FakePool(ping_after=ping_after, timeout=timeout, max_idle=45)
     (session,) = pool.keep_idle(1)
     pool.now += idle
 
     assert pool.use() is session
-    assert session.pings == [PING_TIMEOUT] * pings
-    assert pool.stats()["pings"] == pings
+    assert session.pings == pings
+    assert pool.stats()["pings"] == len(pings)
 
 
-def test_a_connection_that_is_visibly_dead_is_not_pinged() -> None:
-    pool = FakePool(ping_after=0)
-    (dead,) = pool.keep_idle(1)
-    dead.healthy = False
-
-    pool.use()
-    assert dead.pings == []
-
-
-def test_a_ping_takes_no_longer_than_the_pools_timeout() -> None:
-    pool = FakePool(ping_after=0, timeout=3)
-    (session,) = pool.keep_idle(1)
-
-    pool.use()
-    assert session.pings == [3]
-
-
-def test_after_one_unanswered_ping_those_that_idled_longer_are_dropped() -> None:
+def test_after_an_unanswered_ping_older_connections_are_closed_without_one() -> None:
     pool = FakePool(ping_after=0)
     older = pool.keep_idle(3, apart=1)
     older[-1].answer = lambda: False
 
     assert pool.use() is pool.opened[3]
     assert [len(session.pings) for session in older] == [0, 0, 1]
-    assert all(session.closed and not session.said_quit for session in older)
-    assert closed(pool) == {"stale": 3}
+    assert all(session.closed and not session.sent_quit for session in older)
+    assert pool.reasons == {"stale": 3}
 
 
-def test_after_one_unanswered_ping_those_that_came_back_meanwhile_are_kept() -> None:
+def test_after_an_unanswered_ping_connections_that_came_back_since_are_kept() -> None:
     pool = FakePool(ping_after=0)
     (mute,) = pool.keep_idle(1)
     with ExitStack() as held:
-        meanwhile = held.enter_context(pool.hold(force_new=True))
+        other = held.enter_context(pool.hold(force_new=True))
 
-        def give_back_and_say_nothing() -> bool:
+        def give_back_the_other() -> bool:
             pool.now += 1
             held.close()
             return False
 
-        mute.answer = give_back_and_say_nothing
+        mute.answer = give_back_the_other
         with pool.hold() as connection:
-            # No other ping: it would take its time as well.
+            # A second ping would take its time as well.
             assert connection.session is pool.opened[2]
-    assert pool.use() is connection.session
-    assert not meanwhile.session.closed
+    assert not other.session.closed
+
+
+# -- interrupts ------------------------------------------------------------------------
 
 
 def test_an_interrupted_ping_closes_the_connection() -> None:
@@ -705,95 +512,57 @@ def test_an_interrupted_ping_closes_the_connection() -> None:
         pass
     assert session.closed
     assert pool.empty
-    assert closed(pool) == {"error": 1}
+    assert pool.reasons == {"error": 1}
 
 
-def test_an_interrupted_quit_still_closes_all_and_frees_their_slots() -> None:
-    pool = FakePool(max_size=3)
-    expired = pool.keep_idle(2)
-    expired[0].on_quit = interrupt
-    pool.now += 1000
-
-    with pytest.raises(Interrupt), pool.hold():
-        pass
-    assert all(session.closed for session in expired)
-    assert pool.size == pool.stats()["idle"] == 1
-
-
-def test_an_interrupted_quit_of_one_that_is_replaced_frees_its_slot() -> None:
-    pool = FakePool(max_size=1)
-    (replaced,) = pool.keep_idle(1)
-    replaced.on_quit = interrupt
+@pytest.mark.parametrize(("seconds", "kept"), [(1000, 1), (0, 0)])
+def test_an_interrupted_quit_closes_all_and_frees_their_slots(
+    seconds: float, kept: int
+) -> None:
+    pool = FakePool(max_size=2 + kept)
+    sessions = pool.keep_idle(2)
+    sessions[0].on_quit = interrupt
+    pool.now += seconds  # those that have not expired are replaced
 
     with pytest.raises(Interrupt), pool.hold(force_new=True):
         pass
-    assert replaced.closed
-    assert pool.empty
+    assert sessions[0].closed
+    assert pool.size == len(pool.alive) == 1
+    assert pool.stats()["in_use"] == 0
 
 
-# Waiting.
-
-
-def test_a_caller_waits_for_a_connection_to_come_back() -> None:
-    pool = FakePool(max_size=1)
-    with pool.hold() as connection:
-        caller = Caller(pool)
-        caller.ask()
-        assert pool.stats()["waiting"] == 1
-        assert not pool.empty
-    assert caller.session is connection.session
-    assert pool.stats()["waits"] == 1
-    caller.end()
-
-
-def test_a_caller_waits_for_a_slot_to_open_one() -> None:
-    pool = FakePool(max_size=2)
-    with pool.hold(), pool.hold() as connection:
-        caller = Caller(pool)
-        caller.ask()
-        connection.session.in_step = False
-    assert caller.session is pool.opened[2]
-    caller.end()
+# -- waiting ---------------------------------------------------------------------------
 
 
 def test_callers_are_served_in_the_order_of_their_arrival() -> None:
     pool = FakePool(max_size=1)
     with callers(pool, 6) as threads:
+        assert pool.stats()["waiting"] == 5
         for number, caller in enumerate(threads):
             assert caller.session is pool.opened[0]
             assert not any(later.arrived.is_set() for later in threads[number + 1 :])
             caller.end()
+    assert pool.stats()["waits"] == 5
 
 
-def test_who_returns_a_connection_and_asks_again_stands_behind_who_waits() -> None:
-    pool = FakePool(max_size=1)
-    caller = Caller(pool)
-    with pool.hold():
-        caller.ask()
-    with pytest.raises(PoolTimeout), pool.hold(seconds=0):
-        pass
-    assert caller.session is pool.opened[0]
-    caller.end()
+@pytest.mark.parametrize(("timeout", "seconds"), [(0.01, 3600), (1000, 0.01)])
+def test_a_caller_waits_no_longer_than_the_timeout_and_its_own_time(
+    timeout: float, seconds: float
+) -> None:
+    pool = FakePool(max_size=1, timeout=timeout)
 
-
-def test_a_caller_waits_no_longer_than_the_timeout() -> None:
-    pool = FakePool(max_size=1, timeout=0.01)
-
-    with (
-        pool.hold(),
-        pytest.raises(PoolTimeout, match=r"no connection to relay\.test .* 0\.01 s"),
-        pool.hold(),
-    ):
-        pass
-    assert pool.stats()["timeouts"] == 1
-    assert pool.stats()["waiting"] == 0
-
-
-def test_a_caller_with_less_time_waits_less() -> None:
-    pool = FakePool(max_size=1, timeout=1000)
-
-    with pool.hold(), pytest.raises(PoolTimeout), pool.hold(seconds=0):
-        pass
+    with pool.hold() as connection:
+        with (
+            pytest.raises(
+                PoolTimeout,
+                match=r"no connection to relay\.test became free in 0\.01 s, all 1 are",
+            ),
+            pool.hold(seconds),
+        ):
+            pass
+        assert (pool.stats()["timeouts"], pool.stats()["waiting"]) == (1, 0)
+    # The slot came back after the wait was over.
+    assert pool.use() is connection.session
 
 
 def test_the_time_spent_waiting_is_counted() -> None:
@@ -807,7 +576,7 @@ def test_the_time_spent_waiting_is_counted() -> None:
     assert pool.stats()["wait_seconds"] == 2.5
 
 
-def test_so_many_may_wait_and_no_more() -> None:
+def test_so_many_callers_may_wait_and_no_more() -> None:
     pool = FakePool(max_size=1, max_waiting=2)
     with callers(pool, 3) as threads:
         with (
@@ -818,7 +587,7 @@ def test_so_many_may_wait_and_no_more() -> None:
         ):
             pass
         assert pool.stats()["waiting"] == 2
-        assert pool.stats()["timeouts"] == 1
+        assert (pool.stats()["timeouts"], pool.stats()["waits"]) == (1, 2)
         threads[0].leave.set()
         assert threads[1].session is pool.opened[0]
 
@@ -846,43 +615,30 @@ def test_the_timeout_and_the_length_of_the_queue_can_be_ignored(
     assert pool.stats()["timeouts"] == 0
 
 
-def test_a_slot_that_comes_back_after_a_wait_timed_out_is_not_lost() -> None:
-    pool = FakePool(max_size=1, timeout=0.001)
-    with pool.hold() as connection:
-        for _ in range(3):
-            with pytest.raises(PoolTimeout), pool.hold():
-                pass
-
-    assert pool.use() is connection.session
-
-
-# Closing.
+# -- closing ---------------------------------------------------------------------------
 
 
 def test_a_closed_pool_returns_what_was_idle_and_keeps_nothing() -> None:
-    pool = FakePool()
+    pool = FakePool(max_size=3)
     idle = pool.keep_idle(2)
 
     with pool.hold() as connection:
+        assert repr(pool) == (
+            "<ConnectionPool relay.test idle=1 in_use=1 waiting=0 max_size=3>"
+        )
         assert pool.close() == idle[:1]
-        closed_in_use = connection.session.closed
-    assert (closed_in_use, connection.session.closed) == (False, True)
-    assert connection.session.said_quit
-    assert closed(pool) == {"shutdown": 2}
-    assert pool.size == 0
+        assert pool.close() == []
+        assert pool.alive == idle
+    assert pool.alive == idle[:1]
+    assert connection.session.sent_quit
+    assert pool.reasons == {"shutdown": 2}
+    assert pool.empty
     assert " shutdown " in repr(pool)
+    # A caller that got the pool just before is served.
+    assert pool.use().closed
 
 
-def test_closing_twice_is_harmless() -> None:
-    pool = FakePool()
-    pool.keep_idle(1)
-
-    assert len(pool.close()) == 1
-    assert pool.close() == []
-    assert closed(pool) == {"shutdown": 1}
-
-
-def test_who_waits_when_the_pool_is_closed_gets_an_error() -> None:
+def test_callers_that_wait_when_the_pool_is_closed_get_an_error() -> None:
     pool = FakePool(max_size=1)
     with pool.hold(), callers(pool, 2) as waiting:
         pool.close()
@@ -893,80 +649,26 @@ def test_who_waits_when_the_pool_is_closed_gets_an_error() -> None:
     assert pool.empty
 
 
-def test_who_got_hold_of_a_pool_just_before_it_was_closed_is_served() -> None:
-    pool = FakePool()
-    pool.close()
-
-    assert pool.use().closed
-
-
 def test_the_statistics_of_another_pool_can_be_added() -> None:
-    pool, other = FakePool(), FakePool(max_messages=1)
-    for _ in range(2):
-        with other.hold() as connection:
+    pool, other = FakePool(max_messages=1), FakePool(max_messages=1)
+    for each in (pool, other):
+        with each.hold() as connection:
             connection.session.messages = 1
-    other.count("retries")
+        each.count("retries")
 
     pool.absorb(other.stats())
 
-    assert pool.stats() == other.stats()
+    total = pool.stats()
+    assert total["closed"] == {"messages": 2}
+    assert total["requests"] == total["opened"] == 2
+    assert total["messages"] == total["retries"] == 2
 
 
-# Forks, played in one process.
-
-
-def test_a_child_closes_what_is_idle_and_in_use_without_quit() -> None:
+def test_a_child_process_closes_all_connections_without_quit() -> None:
     pool = FakePool()
     pool.keep_idle(2)
-    with pool.hold():
+    with pool.hold(), locked(pool.slots.lock):
         pool.reset_after_fork()
-    assert all(session.closed and not session.said_quit for session in pool.opened)
+    assert all(session.closed and not session.ending for session in pool.opened)
     assert pool.empty
     assert pool.use().closed
-
-
-def test_a_child_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
-    pool = FakePool()
-    pool.keep_idle(1)
-    pool.slots.lock.acquire()
-
-    pool.reset_after_fork()
-
-    assert pool.empty
-
-
-# The log.
-
-
-@pytest.mark.parametrize(
-    ("reason", "level"),
-    [(CloseReason.REFUSED, "INFO"), (CloseReason.LIFETIME, "DEBUG")],
-)
-def test_the_log_tells_which_connections_were_closed_and_why(
-    reason: CloseReason, level: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG, "django_lettermint")
-    pool = FakePool()
-    with pool.hold() as connection:
-        connection.discard(reason)
-
-    assert caplog.record_tuples == [
-        (
-            "django_lettermint",
-            logging.getLevelNamesMapping()[level],
-            f"relay.test: a connection was closed ({reason})",
-        )
-    ]
-
-
-def test_the_log_tells_of_the_relays_limit(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "django_lettermint")
-    pool = FakePool()
-    (idle,) = pool.keep_idle(1)
-    LimitedRelay(pool, 1)
-
-    with pool.hold(force_new=True) as connection:
-        assert connection.session is idle
-    assert caplog.messages == [
-        "relay.test: the relay refused another connection, 1 at once are used for now"
-    ]

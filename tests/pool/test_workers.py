@@ -31,7 +31,7 @@ MAILS = 60
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one mail told about its sender."""
+    """The process and the sockets that sent a mail."""
 
     to: str
     connection: int
@@ -119,10 +119,13 @@ def test_gunicorn_with_preload_two_workers_and_two_threads(relay: Relay) -> None
     relay.reply_delay = 0.02  # long enough for both workers to get some of the work
     with running(
         *("gunicorn", "--preload", "--workers=2", "--threads=2", "--bind=127.0.0.1:0"),
-        *("--config=python:tests.worker_wsgi", "tests.worker_wsgi:application"),
+        *(
+            "--config=python:tests.pool.worker_wsgi",
+            "tests.pool.worker_wsgi:application",
+        ),
         relay=relay,
         ready=r"Listening at: (http://\S+)",
-        DJANGO_SETTINGS_MODULE="tests.worker_site",
+        DJANGO_SETTINGS_MODULE="tests.pool.worker_site",
     ) as found:
 
         def request(number: int) -> bytes:
@@ -142,12 +145,12 @@ def test_gunicorn_with_preload_two_workers_and_two_threads(relay: Relay) -> None
 
 
 def test_celery_with_prefork(relay: Relay, tmp_path: Path) -> None:
-    from tests.worker_tasks import make_app
+    from tests.pool.worker_tasks import make_app
 
     relay.reply_delay = 0.02
     app = make_app(tmp_path)
     with running(
-        *("celery", "--app=tests.worker_tasks:app", "worker", "--pool=prefork"),
+        *("celery", "--app=tests.pool.worker_tasks:app", "worker", "--pool=prefork"),
         *("--concurrency=2", "--without-gossip", "--without-mingle", "--loglevel=info"),
         relay=relay,
         ready=r" ready\.",

@@ -1,105 +1,67 @@
-"""What the connections of a pool remember of their relay's addresses and of pipelining."""
+"""What the connections of a pool know about their relay's addresses and pipelining."""
 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pytest
 
 from django_lettermint.smtp.relay_state import CAUTION_SECONDS, RelayState
 
-if TYPE_CHECKING:
-    from django_lettermint.smtp.dns import AddressInfo
 
-
-@dataclass
 class Clock:
-    now: float = 1000.0
+    now = 1000.0
 
     def __call__(self) -> float:
         self.now += 1.0
         return self.now
 
 
-def info(host: str) -> AddressInfo:
-    return socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 465)
-
-
-ONE, TWO, THREE = info("192.0.2.1"), info("192.0.2.2"), info("192.0.2.3")
-ALL = [ONE, TWO, THREE]
-
-
-def test_addresses_keep_the_order_of_the_look_up_at_first() -> None:
-    assert RelayState(Clock()).in_order(ALL) == ALL
-
-
-def test_an_address_that_failed_comes_after_those_that_did_not() -> None:
+@pytest.mark.parametrize(
+    ("events", "order"),
+    [
+        ("", "123"),
+        ("failure 1", "231"),
+        ("failure 2, failure 1, failure 3", "213"),
+        ("success 1, success 3", "312"),
+        # A failure ends the preference for its own address only.
+        ("success 2, failure 2", "132"),
+        ("success 2, failure 1", "231"),
+        # A success ends what a failure before it meant.
+        ("failure 1, success 1, success 2", "213"),
+        # The latest session was lost unused.
+        ("success 1, loss", "231"),
+        ("success 1, loss, success 2", "231"),
+    ],
+)
+def test_addresses_that_work_come_first(events: str, order: str) -> None:
+    infos = {
+        number: (socket.AF_INET, socket.SOCK_STREAM, 0, "", (f"192.0.2.{number}", 465))
+        for number in "123"
+    }
     relay = RelayState(Clock())
-    relay.note_failure(ONE)
-    assert relay.in_order(ALL) == [TWO, THREE, ONE]
-
-
-def test_the_address_that_failed_first_comes_before_those_that_failed_later() -> None:
-    relay = RelayState(Clock())
-    for each in (TWO, ONE, THREE):
-        relay.note_failure(each)
-    assert relay.in_order(ALL) == [TWO, ONE, THREE]
-
-
-def test_the_address_that_worked_last_comes_first() -> None:
-    relay = RelayState(Clock())
-    relay.note_success(ONE)
-    relay.note_success(THREE)
-    assert relay.in_order(ALL) == [THREE, ONE, TWO]
-
-
-def test_the_address_of_a_session_that_was_lost_unused_comes_last() -> None:
-    relay = RelayState(Clock())
-    relay.note_success(ONE)
-    relay.note_loss()
-    assert relay.in_order(ALL) == [TWO, THREE, ONE]
-    relay.note_success(TWO)
-    assert relay.in_order(ALL) == [TWO, THREE, ONE]
-
-
-def test_a_success_makes_up_for_a_failure() -> None:
-    relay = RelayState(Clock())
-    relay.note_failure(ONE)
-    relay.note_success(ONE)
-    relay.note_success(TWO)
-    assert relay.in_order(ALL) == [TWO, ONE, THREE]
-
-
-def test_a_failure_ends_the_preference_for_an_address() -> None:
-    relay = RelayState(Clock())
-    relay.note_success(TWO)
-    relay.note_failure(TWO)
-    assert relay.in_order(ALL) == [ONE, THREE, TWO]
-
-
-def test_a_failure_elsewhere_leaves_the_preferred_address() -> None:
-    relay = RelayState(Clock())
-    relay.note_success(TWO)
-    relay.note_failure(ONE)
-    assert relay.in_order(ALL) == [TWO, THREE, ONE]
-
-
-def test_pipelining_behind_a_message_is_allowed_at_first() -> None:
-    assert RelayState().pipelines_past_data
+    for event in filter(None, events.split(", ")):
+        kind, _, number = event.partition(" ")
+        if kind == "loss":
+            relay.note_loss()
+        else:
+            {"failure": relay.note_failure, "success": relay.note_success}[kind](
+                infos[number]
+            )
+    assert relay.in_order(infos.values()) == [infos[number] for number in order]
 
 
 def test_a_loss_while_pipelining_ends_it_for_a_while() -> None:
     clock = Clock()
     relay = RelayState(clock)
-    relay.lost_while_pipelining()
-    assert not relay.pipelines_past_data
-    clock.now += CAUTION_SECONDS - 3
-    assert not relay.pipelines_past_data
-    clock.now += 3
     assert relay.pipelines_past_data
+    relay.lost_while_pipelining()
+    clock.now += CAUTION_SECONDS - 2
+    # The clock advances by a second each time.
+    assert [relay.pipelines_past_data for _ in range(2)] == [False, True]
 
 
-def test_a_refusal_of_pipelining_ends_it_for_good() -> None:
+def test_a_refusal_of_pipelining_ends_it_for_the_life_of_the_pool() -> None:
     clock = Clock()
     relay = RelayState(clock)
     relay.refused_pipelining_past_data()

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from django_lettermint.exceptions import (
-    ConnectFailed,
-    TLSFailed,
-)
+from django_lettermint.exceptions import ConnectFailed, TLSFailed
 from django_lettermint.results import Phase
 from tests.certificates import KINDS, ca_file
 from tests.faults import once_spoken_to
@@ -20,7 +16,6 @@ from tests.faultserver import (
     FaultServer,
     On,
     drop,
-    garble,
     hang,
     inject,
     raw,
@@ -30,21 +25,27 @@ from tests.faultserver import (
 from tests.sending import (
     SHORT,
     cases,
-    interruptible,
     relay,
     session,
-    strike_and_wait,
     transaction,
 )
-from tests.smtp.connecting import (
+from tests.smtp.helpers import (
     TLS_MODES,
     connect_with,
     failure,
     failure_with,
+    verbs_before_login,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.faults import Action, Wire
+
+IN_CLEAR = {"EHLO", "STARTTLS"}
+
+
+# -- certificates ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tls", TLS_MODES)
@@ -53,8 +54,7 @@ def test_a_server_that_cannot_be_verified_gets_no_login(kind: str, tls: str) -> 
     with FaultServer(cert=kind, tls=tls) as server:
         error = failure(server)
         assert server.connections == 1
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+        assert verbs_before_login(server) <= IN_CLEAR
         assert server.violations == []
     # A certificate is renewed within hours: a queue keeps the mail until then.
     assert error.transient
@@ -72,26 +72,9 @@ def test_a_server_that_cannot_be_verified_gets_no_login(kind: str, tls: str) -> 
 def test_the_reason_of_a_wrong_certificate_is_one_sentence() -> None:
     with FaultServer(cert="wrong_host") as server:
         error = failure(server)
-    assert "not valid for '127.0.0.1'. Nothing was sent; check `host`" in str(error)
-
-
-def test_a_private_relay_is_not_trusted_without_a_ca_file() -> None:
-    with FaultServer() as server:
-        assert isinstance(failure(server, ca_file=None), TLSFailed)
-        assert server.logins == []
-
-
-def test_a_missing_ca_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    shutil.copy(ca_file(), path)
-    with FaultServer() as server:
-        config = relay(server, ca_file=str(path))
-        path.unlink()
-        error = failure_with(config)
-        assert isinstance(error, TLSFailed)
-        assert "the option `ca_file` cannot be used: " in str(error)
-        assert "ca.pem" in str(error)
-        assert server.logins == []
+    text = str(error)
+    assert text.startswith(f"TLS with 127.0.0.1:{server.port} failed: certificate not")
+    assert "not valid for '127.0.0.1'. Nothing was sent; check `host`" in text
 
 
 def test_a_replaced_ca_file_is_read_again(tmp_path: Path) -> None:
@@ -100,7 +83,12 @@ def test_a_replaced_ca_file_is_read_again(tmp_path: Path) -> None:
     with FaultServer() as server:
         config = relay(server, ca_file=str(path))
         path.write_text("no certificate\n")
-        assert "`ca_file` cannot be used" in str(failure_with(config))
+        assert "`ca_file` cannot be used: " in str(failure_with(config))
+        path.unlink()
+        error = failure_with(config)
+        assert isinstance(error, TLSFailed)
+        assert "ca.pem" in str(error)
+        assert verbs_before_login(server) == set()
         shutil.copy(ca_file(), path)
         connect_with(config).close()
 
@@ -120,6 +108,8 @@ def test_a_replaced_system_bundle_is_read_again(
         assert isinstance(failure_with(config), TLSFailed)
 
 
+# -- where TLS begins --------------------------------------------------------------------
+
 BUSY = b"421 Too many connections from this IP address\r\n"
 CLOSED = b"554-5.7.1 Your network is blocked\r\n554 5.7.1 Ask us why\r\n"
 
@@ -138,7 +128,6 @@ def refuse_in_pieces(wire: Wire) -> None:
         (raw(BUSY, close=True), 421, "Too many"),
         (raw(CLOSED, close=True), 554, "5.7.1 Ask us why"),
         (once_spoken_to(raw(BUSY, close=True)), 421, "Too many"),
-        (once_spoken_to(raw(BUSY)), 421, "Too many"),
         (once_spoken_to(raw(CLOSED)), 554, "5.7.1 Ask us why"),
         (lambda _: Answer(0, refuse_in_pieces), 421, "Too many"),
         (trickle(b"452 4.3.1 full\r\n", 0.002), 452, "4.3.1 full"),
@@ -146,10 +135,9 @@ def refuse_in_pieces(wire: Wire) -> None:
     ],
     ids=[
         "before ClientHello",
-        "before ClientHello for good",
+        "before ClientHello, permanent",
         "after ClientHello",
-        "after ClientHello and open",
-        "after ClientHello for good",
+        "after ClientHello, permanent and open",
         "octet by octet and closed",
         "octet by octet and open",
         "without text",
@@ -160,12 +148,10 @@ def test_a_refusal_in_clear_where_tls_begins_is_a_refused_connection(
 ) -> None:
     with FaultServer([On("tls", do=do)], tls=tls) as server:
         error = failure(server)
-        assert server.logins == []
         assert server.wait_for(lambda: server.open_connections == 0)
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+        assert verbs_before_login(server) <= IN_CLEAR
     assert isinstance(error, ConnectFailed)
-    assert error.transient
-    assert error.smtp_code == code
+    assert (error.smtp_code, error.transient) == (code, True)
     assert text in error.smtp_error.decode()
     assert error.step == ("greeting" if tls == "implicit" else "STARTTLS")
 
@@ -181,8 +167,7 @@ def test_no_reply_in_clear_but_a_refusal_counts_where_tls_begins(
     do = once_spoken_to(raw(said)) if wait else raw(said)
     with FaultServer([On("tls", do=do)], tls=tls) as server:
         error = failure(server)
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
+        assert verbs_before_login(server) <= IN_CLEAR
     assert isinstance(error, TLSFailed)
     assert error.smtp_code == 0
     assert "465 is implicit TLS" in str(error) or "followed by plaintext" in str(error)
@@ -204,24 +189,8 @@ def test_a_broken_refusal_where_tls_begins_is_a_failed_connection(
     with FaultServer([On("tls", do=raw(said, close=True))]) as server:
         error = failure(server)
     assert isinstance(error, ConnectFailed)
-    assert error.smtp_code == 0
+    assert (error.smtp_code, error.phase) == (0, Phase.TLS)
     assert reason in str(error)
-    assert error.phase is Phase.TLS
-
-
-def test_tls_to_a_plaintext_port_fails_with_advice() -> None:
-    with FaultServer(tls=None) as server:
-        error = failure(server, security="tls")
-        assert server.logins == []
-    assert isinstance(error, TLSFailed)
-    assert "465 is implicit TLS, the other ports STARTTLS" in str(error)
-
-
-def test_starttls_to_a_tls_port_fails_in_time() -> None:
-    with FaultServer() as server:
-        error = failure(server, security="starttls", timeout=SHORT)
-        assert server.commands == []
-    assert isinstance(error, ConnectFailed)
 
 
 @pytest.mark.parametrize("tls", TLS_MODES)
@@ -238,68 +207,13 @@ def test_starttls_to_a_tls_port_fails_in_time() -> None:
 def test_a_broken_handshake_is_a_failed_connection(do: Action, tls: str) -> None:
     with FaultServer([On("tls", do=once_spoken_to(do))], tls=tls) as server:
         error = failure(server, timeout=SHORT)
-        assert server.logins == []
         assert server.wait_for(lambda: server.open_connections == 0)
+        assert verbs_before_login(server) <= IN_CLEAR
     assert isinstance(error, ConnectFailed)
-    assert error.transient
-    assert error.phase is Phase.TLS
+    assert (error.transient, error.phase) == (True, Phase.TLS)
 
 
-def test_a_broken_record_after_the_handshake_is_a_failed_connection() -> None:
-    with FaultServer([On("ehlo", do=garble())]) as server:
-        error = failure(server)
-        assert server.logins == []
-    assert isinstance(error, ConnectFailed)
-
-
-@pytest.mark.parametrize(
-    ("ehlo_says", "code", "what"),
-    [
-        ("relay\nAUTH PLAIN", 220, "is not offered"),
-        ("relay\nSTARTTLS", 502, "was refused (502"),
-        ("relay\nSTARTTLS", 554, "was refused (554"),
-        ("relay\nSTARTTLS", 250, "was refused (250"),
-    ],
-)
-def test_a_relay_without_starttls_gets_no_login(
-    ehlo_says: str, code: int, what: str
-) -> None:
-    script = [On("ehlo", do=reply(250, ehlo_says)), On("starttls", do=reply(code))]
-    with FaultServer(script, tls="starttls") as server:
-        error = failure(server)
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
-    assert isinstance(error, TLSFailed)
-    assert error.transient
-    assert error.step == "STARTTLS"
-    assert what in str(error)
-    assert "security='tls' is safer" in str(error)
-
-
-@pytest.mark.parametrize("code", [421, 454])
-def test_starttls_refused_for_now_is_a_failed_connection(code: int) -> None:
-    later = On("starttls", do=reply(code, "4.7.0 TLS not available"))
-    with FaultServer([later], tls="starttls") as server:
-        error = failure(server)
-        assert server.logins == []
-        assert {line[:4] for _, line in server.commands} <= {b"EHLO", b"STAR"}
-    assert isinstance(error, ConnectFailed)
-    assert (error.smtp_code, error.transient) == (code, True)
-    assert (error.step, error.phase) == ("STARTTLS", Phase.TLS)
-
-
-EVIL = b"250-evil\r\n250 AUTH LOGIN\r\n"
-
-
-@pytest.mark.parametrize(
-    "do", cases(with_the_reply=inject(EVIL), later=inject(EVIL, split=True))
-)
-def test_plaintext_after_the_reply_to_starttls_is_not_read_as_tls(do: Action) -> None:
-    with FaultServer([On("starttls", do=do)], tls="starttls") as server:
-        error = failure(server)
-        assert isinstance(error, TLSFailed)
-        assert server.logins == []
-        assert server.violations == []
+# -- STARTTLS ----------------------------------------------------------------------------
 
 
 def test_only_ehlo_and_starttls_are_sent_in_clear() -> None:
@@ -311,40 +225,59 @@ def test_only_ehlo_and_starttls_are_sent_in_clear() -> None:
         assert verbs[:4] == [b"EHLO", b"STARTTLS", b"EHLO", b"AUTH"]
 
 
-@pytest.mark.parametrize("when", ["after 220", "with 220"])
-def test_a_connection_closed_after_starttls_is_a_failed_connection(when: str) -> None:
-    fault = {
-        "after 220": On("tls", do=drop()),
-        "with 220": On("starttls", do=raw(b"220 2.0.0 go ahead\r\n", close=True)),
-    }[when]
-    with FaultServer([fault], tls="starttls") as server:
-        error = failure(server)
-    assert isinstance(error, ConnectFailed)
-    assert error.phase is Phase.TLS
-
-
-@pytest.mark.parametrize("behind", cases(refusal=BUSY, junk=b"junk\r\n", reply=EVIL))
-def test_plaintext_in_the_same_segment_as_the_reply_to_starttls(behind: bytes) -> None:
-    with FaultServer([On("starttls", do=inject(behind))], tls="starttls") as server:
-        error = failure(server)
-        assert server.logins == []
-    if behind == EVIL:
-        assert isinstance(error, TLSFailed)
-        assert "was followed by plaintext" in str(error)
-    else:
-        assert isinstance(error, ConnectFailed)
-        assert error.smtp_code == (421 if behind == BUSY else 0)
-    assert error.transient
-
-
-@pytest.mark.parametrize("phase", ["banner", "tls", "ehlo", "auth"])
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_in_any_step_propagates_and_closes_the_connection(
-    kind: type[BaseException], phase: Any
+@pytest.mark.parametrize(
+    ("ehlo_says", "code", "what"),
+    [
+        ("relay\nAUTH PLAIN", 220, "is not offered"),
+        ("relay\nSTARTTLS", 250, "was refused (250"),
+        ("relay\nSTARTTLS", 500, "was refused (500"),
+        ("relay\nSTARTTLS", 554, "was refused (554"),
+    ],
+)
+def test_a_relay_without_starttls_gets_no_login(
+    ehlo_says: str, code: int, what: str
 ) -> None:
-    with FaultServer() as server, interruptible(kind) as strike:
-        do = strike_and_wait(strike)
-        server.script.append(On(phase, do=once_spoken_to(do) if phase == "tls" else do))
-        with pytest.raises(kind):
-            connect_with(relay(server, timeout=5))
-        assert server.wait_for(lambda: server.open_connections == 0)
+    script = [On("ehlo", do=reply(250, ehlo_says)), On("starttls", do=reply(code))]
+    with FaultServer(script, tls="starttls") as server:
+        error = failure(server)
+        assert verbs_before_login(server) <= IN_CLEAR
+    assert isinstance(error, TLSFailed)
+    assert (error.transient, error.step) == (True, "STARTTLS")
+    assert what in str(error)
+    assert "security='tls' is safer" in str(error)
+
+
+@pytest.mark.parametrize("code", [400, 421, 454])
+def test_starttls_refused_for_now_is_a_failed_connection(code: int) -> None:
+    later = On("starttls", do=reply(code, "4.7.0 TLS not available"))
+    with FaultServer([later], tls="starttls") as server:
+        error = failure(server)
+        assert verbs_before_login(server) == IN_CLEAR
+    assert isinstance(error, ConnectFailed)
+    assert (error.smtp_code, error.transient) == (code, True)
+    assert (error.step, error.phase) == ("STARTTLS", Phase.TLS)
+
+
+EVIL = b"250-evil\r\n250 AUTH LOGIN\r\n"
+
+
+@pytest.mark.parametrize(
+    ("do", "kind", "code"),
+    [
+        (inject(EVIL), TLSFailed, 0),
+        (inject(EVIL, split=True), TLSFailed, 0),
+        (inject(BUSY), ConnectFailed, 421),
+        (inject(b"junk\r\n"), ConnectFailed, 0),
+        (raw(b"220 2.0.0 go ahead\r\n", close=True), ConnectFailed, 0),
+    ],
+    ids=["reply", "later reply", "refusal", "junk", "end"],
+)
+def test_plaintext_after_the_reply_to_starttls_is_not_read_as_tls(
+    do: Action, kind: type[ConnectFailed | TLSFailed], code: int
+) -> None:
+    with FaultServer([On("starttls", do=do)], tls="starttls") as server:
+        error = failure(server)
+        assert verbs_before_login(server) == IN_CLEAR
+        assert server.violations == []
+    assert isinstance(error, kind)
+    assert (error.smtp_code, error.transient) == (code, True)

@@ -1,28 +1,29 @@
-"""A reader of the inbox in plain HTTP, and mail to put into it."""
+"""A relay and its inbox, seen by a reader's plain HTTP client."""
 
 from __future__ import annotations
 
 import html
 import http.client
 import re
-import smtplib
 import urllib.parse
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.message import EmailMessage
-from email.policy import SMTP
 from typing import TYPE_CHECKING
 
-from tests.relay_client import client
+from django_lettermint.testing import Relay
+from django_lettermint.testing.inbox import Inbox
+from tests.testing.records import ADA, SHOP
+from tests.testing.relay_client import client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from email.message import EmailMessage
 
-    from django_lettermint.testing import Relay
-    from django_lettermint.testing.inbox import Inbox
 
-SHOP = "shop@example.com"
-ADA = "ada@example.com"
+def text_of(source: str) -> str:
+    """Return what a page says, without its markup."""
+    without = re.sub(r"<(title|script)\b.*?</\1>|<[^>]*>", " ", source)
+    return " ".join(html.unescape(without).split())
 
 
 @dataclass(frozen=True)
@@ -37,103 +38,97 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """What a page says, without its markup."""
-        without = re.sub(r"<(title|script)\b.*?</\1>|<[^>]*>", " ", self.source)
-        return " ".join(html.unescape(without).split())
+        return text_of(self.source)
+
+    @property
+    def policy(self) -> dict[str, str]:
+        """The directives of its Content-Security-Policy."""
+        directives = self.headers["Content-Security-Policy"].split(";")
+        parts = (each.strip().partition(" ") for each in directives)
+        return {name: value for name, _, value in parts}
+
+
+@dataclass(frozen=True)
+class Reader:
+    relay: Relay
+    inbox: Inbox
+
+    @property
+    def port(self) -> int:
+        return urllib.parse.urlsplit(self.inbox.url).port or 0
+
+    def deliver(
+        self,
+        *mails: EmailMessage | bytes,
+        to: tuple[str, ...] = (ADA,),
+        security: str = "plaintext",
+    ) -> None:
+        """Send mails by a client that shares no code with the package."""
+        with client(self.relay, security) as connection:
+            for mail in mails:
+                octets = mail if isinstance(mail, bytes) else mail.as_bytes()
+                connection.sendmail(SHOP, to, octets)
+
+    @contextmanager
+    def connected(self) -> Iterator[http.client.HTTPConnection]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str | None] | None = None,
+        *,
+        body: str = "",
+    ) -> Answer:
+        """Ask as a browser on the inbox's own pages does; None leaves a header out."""
+        own: dict[str, str | None] = {"Host": f"127.0.0.1:{self.port}"}
+        if method == "POST":
+            own["Origin"] = self.inbox.url.rstrip("/")
+        own["Content-Length"] = str(len(body))
+        with self.connected() as connection:
+            connection.putrequest(
+                method, path, skip_host=True, skip_accept_encoding=True
+            )
+            for name, value in (own | dict(headers or {})).items():
+                if value is not None:
+                    connection.putheader(name, value)
+            connection.endheaders(body.encode())
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.headers, answer.read())
+
+    def get(self, path: str = "/", **headers: str | None) -> Answer:
+        return self.request("GET", path, headers)
+
+    def post(self, path: str, **fields: str) -> Answer:
+        return self.request("POST", path, body=urllib.parse.urlencode(fields))
+
+    @property
+    def subjects(self) -> list[str]:
+        """The subjects in the list, from top to bottom."""
+        found = re.findall(r"/mail/.*?<bdi>(.*?)</bdi></a>", self.get().source)
+        return [html.unescape(each) for each in found]
+
+    @property
+    def newest(self) -> str:
+        """The path of the newest mail's page."""
+        found = re.search(r'href="(/mail/[^"]+)"', self.get().source)
+        assert found, "no mail is in the list"
+        return found[1]
 
 
 @contextmanager
-def connected(inbox: Inbox) -> Iterator[http.client.HTTPConnection]:
-    port = urllib.parse.urlsplit(inbox.url).port
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def request(
-    inbox: Inbox,
-    method: str,
-    path: str,
-    headers: Mapping[str, str | None] | None = None,
-    *,
-    body: str = "",
-) -> Answer:
-    """Ask as a browser on the inbox's own pages does; None leaves a header out."""
-    own: dict[str, str | None] = {"Host": urllib.parse.urlsplit(inbox.url).netloc}
-    if method == "POST":
-        own["Origin"] = inbox.url.rstrip("/")
-    own["Content-Length"] = str(len(body))
-    sent = {**own, **(headers or {})}
-    with connected(inbox) as connection:
-        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        for name, value in sent.items():
-            if value is not None:
-                connection.putheader(name, value)
-        connection.endheaders(body.encode())
-        answer = connection.getresponse()
-        return Answer(answer.status, answer.headers, answer.read())
-
-
-def get(inbox: Inbox, path: str = "/", **headers: str | None) -> Answer:
-    return request(inbox, "GET", path, headers)
-
-
-def post(inbox: Inbox, path: str, **fields: str) -> Answer:
-    return request(inbox, "POST", path, body=urllib.parse.urlencode(fields))
-
-
-def paths(inbox: Inbox, query: str = "") -> list[str]:
-    """Return the paths of the mails in the list, from top to bottom."""
-    page = get(inbox, f"/?q={urllib.parse.quote(query)}")
-    return re.findall(r'href="(/mail/[^"]+)"', page.source)
-
-
-def subjects(inbox: Inbox, query: str = "") -> list[str]:
-    page = get(inbox, f"/?q={urllib.parse.quote(query)}")
-    found = re.findall(r'href="/mail/[^"]+">.*?<bdi>(.*?)</bdi></a>', page.source)
-    return [html.unescape(each) for each in found]
-
-
-def message(
-    subject: str = "Hi",
-    text: str = "Hello Ada.\n",
-    headers: Mapping[str, str] | None = None,
-) -> EmailMessage:
-    mail = EmailMessage()
-    mail["From"] = f"Mint Shop <{SHOP}>"
-    mail["To"] = f"Ada Lovelace <{ADA}>"
-    mail["Subject"] = subject
-    for name, value in (headers or {}).items():
-        mail[name] = value
-    mail.set_content(text)
-    return mail
-
-
-def deliver(
-    relay: Relay,
-    *mails: EmailMessage | bytes,
-    to: tuple[str, ...] = (ADA,),
-    sender: str = SHOP,
-    security: str = "tls",
-) -> None:
-    """Send mails by a client that shares no code with the package."""
-    with client(relay, security) as connection:
-        for mail in mails:
-            octets = mail if isinstance(mail, bytes) else mail.as_bytes(policy=SMTP)
-            connection.sendmail(sender, to, octets)
-
-
-def refused(
-    relay: Relay,
-    mail: EmailMessage | bytes,
-    to: tuple[str, ...] = (ADA,),
-    sender: str = SHOP,
-) -> None:
-    """Send a mail that the relay does not take."""
-    try:
-        deliver(relay, mail, to=to, sender=sender)
-    except smtplib.SMTPException:
-        return
-    raise AssertionError("The relay took it.")
+def reading(
+    webhook_url: str | None = None, webhook_secret: str | None = None
+) -> Iterator[Reader]:
+    with (
+        Relay(ports=dict.fromkeys(("plaintext", "starttls", "tls"), 0)) as relay,
+        Inbox(
+            relay, port=0, webhook_url=webhook_url, webhook_secret=webhook_secret
+        ) as inbox,
+    ):
+        yield Reader(relay, inbox)

@@ -1,437 +1,461 @@
-"""The inbox's pages: the list, a mail, what was refused."""
+"""The inbox beside a relay: its guards, its addresses, and how it begins and ends."""
 
 from __future__ import annotations
 
-import re
+import http.client
 import smtplib
+import socket
+import subprocess
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from lettermint import Webhook
 
 from django_lettermint.testing import Relay
 from django_lettermint.testing.inbox import Inbox
-from tests.relay_client import client
-from tests.testing.inbox_client import (
-    ADA,
-    SHOP,
-    deliver,
-    get,
-    message,
-    paths,
-    post,
-    refused,
-    subjects,
-)
+from tests.testing.inbox_client import Reader, reading
+from tests.testing.receiving import SECRET
+from tests.testing.records import ADA, message
+from tests.testing.relay_client import WRONG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.testing.receiving import Receiver
+
 
 @pytest.fixture
-def inbox(relay: Relay) -> Iterator[Inbox]:
-    with Inbox(relay, port=0) as inbox:
-        yield inbox
+def posting(receiver: Receiver) -> Iterator[Reader]:
+    """Read an inbox whose buttons post to the receiver; one mail is in it."""
+    with reading(receiver.url, SECRET) as reader:
+        reader.deliver(message(headers={"X-LM-Tag": "welcome"}))
+        yield reader
 
 
-# The list
+# What it shows
 
 
-def test_an_empty_inbox_says_how_to_send_the_first_mail(inbox: Inbox) -> None:
-    page = get(inbox)
-
-    assert page.status == 200
-    assert "No mail yet." in page.text
-    assert "python manage.py sendtestemail" in page.text
-
-
-def test_the_newest_mail_comes_first(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message("First"), message("Second"), message("Third"))
-
-    assert subjects(inbox) == ["Third", "Second", "First"]
-
-
-def test_mails_that_came_before_the_inbox_are_in_it(relay: Relay) -> None:
-    deliver(relay, message("Early"))
-    refused(relay, message("Early and wrong", headers={"X-LM-Tag": "a@b"}))
-
-    with Inbox(relay, port=0) as inbox:
-        assert subjects(inbox) == ["Early and wrong", "Early"]
-
-
-def test_an_inbox_needs_no_relay_that_keeps_its_messages() -> None:
-    with Relay(keep_messages=False) as relay, Inbox(relay, port=0) as inbox:
-        deliver(relay, message("Kept here"))
-
-        assert subjects(inbox) == ["Kept here"]
-
-
-def test_a_row_says_what_lettermint_will_make_of_the_mail(
-    relay: Relay, inbox: Inbox
+def test_what_the_relay_takes_or_refuses_is_there_the_newest_first(
+    reader: Reader,
 ) -> None:
-    mail = message(
-        "Your order",
-        headers={"X-Lettermint-Route": "outgoing", "X-LM-Tag": "order shipped"},
-    )
-    mail.add_attachment(b"1", "text", "csv", filename="a.csv")
-    mail.add_attachment(b"2", "text", "csv", filename="b.csv")
-    deliver(relay, mail)
-
-    row = get(inbox).text
-
-    assert "Your order" in row
-    assert f"Mint Shop <{SHOP}> → {ADA}" in row
-    assert "Hello Ada." in row
-    assert "route outgoing tag order shipped 2 attachments" in row
+    reader.deliver(message("First"))
+    reader.relay.refuse("no@example.com")
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        reader.deliver(message(), to=("no@example.com",))
+    with pytest.raises(smtplib.SMTPDataError):
+        reader.deliver(WRONG)
+    reader.deliver(message("Last"), security="starttls")
+    assert reader.subjects == ["Last", "Hi", "A recipient was refused", "First"]
+    tls = reader.relay.messages[-1].tls
+    said = f"Connection STARTTLS, connection 4, {tls}"
+    assert said in reader.get(reader.newest).text
 
 
-def test_a_mail_without_a_subject_can_be_opened(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, b"From: a@example.com\r\n\r\nx\r\n")
-
-    assert subjects(inbox) == ["(no subject)"]
-
-
-def test_the_preview_of_html_is_what_it_says(relay: Relay, inbox: Inbox) -> None:
-    mail = message()
-    mail.set_content(
-        "<title>T</title><style>p {color: red}</style><p>One &amp; <b>two</b></p>"
-        "<script>let a</script><style>i {</style>three",
-        subtype="html",
-    )
-    deliver(relay, mail)
-
-    assert "<bdi>One &amp; two three</bdi>" in get(inbox).source
+def test_records_from_before_its_start_are_in_it_without_a_relay_that_keeps_them() -> (
+    None
+):
+    relay = Relay(ports={"plaintext": 0, "starttls": 0})
+    with relay:
+        inbox = Inbox(relay, port=0)
+        reader = Reader(relay, inbox)
+        reader.deliver(message("Early"))
+        with pytest.raises(smtplib.SMTPDataError):
+            reader.deliver(WRONG)
+        with inbox:
+            relay.clear()
+            assert reader.subjects == ["Hi", "Early"]
 
 
-def test_the_list_is_limited_and_says_so(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, *(message(f"Mail {number}") for number in range(102)))
-
-    assert len(paths(inbox)) == 100
-    assert (
-        "102 mails, the newest 100 shown. Search finds the others." in get(inbox).text
-    )
-    assert subjects(inbox, "mail 1 ") == [
-        f"Mail {number}" for number in range(101, -1, -1) if "1" in str(number)
-    ]
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "invoice",
-        "INVOICE",
-        "hello invoice",
-        "ada@example.com",
-        "Lovelace",
-        "mint shop",
-        "orders-route",
-        "monthly",
-        "customer 4711",
-        "order-key",
-        "  hello  ",
-    ],
-)
-def test_a_search_looks_at_all_that_a_mail_says(
-    query: str, relay: Relay, inbox: Inbox
-) -> None:
-    extras = {
-        "X-Lettermint-Route": "orders-route",
-        "X-LM-Tag": "monthly",
-        "X-LM-Metadata-customer": "4711",
-        "Idempotency-Key": "order-key",
-    }
-    deliver(relay, message("Your Invoice", headers=extras))
-    other = b"From: x@example.org\r\nSubject: Other\r\n\r\nNothing.\r\n"
-    deliver(relay, other, to=("y@example.org",), sender="x@example.org")
-
-    assert subjects(inbox, query) == ["Your Invoice"]
-
-
-def test_a_search_that_finds_nothing_leads_back(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message())
-
-    page = get(inbox, "/?q=%22%3E%3Cscript%3E")
-
-    assert "0 of 1 mail" in page.text
-    assert "No mail has all of these words." in page.text
-    assert 'value="&quot;&gt;&lt;script&gt;"' in page.source
-
-
-def test_a_mail_is_unread_until_its_page_is_opened(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message())
-    assert "<title>(1) Inbox</title>" in get(inbox).source
-
+def test_a_mail_is_unread_until_its_page_is_opened(reader: Reader) -> None:
+    reader.deliver(message())
+    assert "<title>(1) Inbox</title>" in reader.get().source
     for _ in range(2):
-        get(inbox, *paths(inbox))
-
-    page = get(inbox)
+        reader.get(reader.newest)
+    page = reader.get()
     assert "<title>Inbox</title>" in page.source
     assert "Unread." not in page.source
 
 
-def test_an_inbox_can_be_cleared(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message())
+def test_a_search_is_part_of_the_address(reader: Reader) -> None:
+    reader.deliver(message("One"), message("Two"))
+    page = reader.get("/?q=%20t%77o+Ada")
+    assert "1 of 2 mails" in page.text
+    assert 'value="two Ada"' in page.source
 
-    answer = post(inbox, "/clear")
 
+def test_an_inbox_can_be_cleared(reader: Reader) -> None:
+    reader.deliver(message())
+    answer = reader.post("/clear")
     assert (answer.status, answer.headers["Location"]) == (303, "/")
-    assert subjects(inbox) == []
-    assert len(relay.messages) == 1
+    assert reader.subjects == []
+    assert len(reader.relay.messages) == 1
 
 
-# A mail
-
-
-def view(inbox: Inbox, name: str = "") -> str:
-    """Return the one mail's page as text."""
-    (path,) = paths(inbox)
-    return get(inbox, path + name).text
-
-
-def test_a_page_says_how_the_mail_came(relay: Relay, inbox: Inbox) -> None:
-    mail = message(headers={"Cc": "bo@example.com", "Reply-To": "help@example.com"})
-    deliver(relay, mail, to=(ADA, "bo@example.com"), security="starttls")
-
-    page = view(inbox)
-
-    (received,) = relay.messages
-    for said in (
-        f"From Mint Shop <{SHOP}>",
-        f"To Ada Lovelace <{ADA}>",
-        "Cc bo@example.com",
-        "Reply-To help@example.com",
-        f"Envelope sender {SHOP}",
-        f"Envelope recipients {ADA}, bo@example.com",
-        f"Size {len(received.content)} bytes",
-        f"Connection STARTTLS, connection 1, {received.tls}",
-    ):
-        assert said in page
-
-
-def test_a_connection_in_clear_has_no_cipher() -> None:
-    with Relay(ports={"plaintext": 0}) as relay, Inbox(relay, port=0) as inbox:
-        with smtplib.SMTP("127.0.0.1", relay.port("plaintext")) as connection:
-            connection.login("lettermint", "lm_test_token")
-            connection.send_message(message())
-
-        assert "Connection no encryption, connection 1 What" in view(inbox)
-
-
-@pytest.mark.parametrize(
-    ("octets", "said"),
-    [(1234, "1.2 kB"), (999_949, "999.9 kB"), (1_260_000, "1.3 MB")],
-)
-def test_a_size_is_rounded(octets: int, said: str, relay: Relay, inbox: Inbox) -> None:
-    head = b"Subject: Size\r\n\r\n"
-    lines = (b"x" * 98 + b"\r\n") * 12_700
-    deliver(relay, head + lines[: octets - len(head) - 2] + b"\r\n")
-    (received,) = relay.messages
-    assert abs(len(received.content) - octets) < 3
-
-    assert f"Size {said}" in view(inbox)
-
-
-def test_a_page_says_what_lettermint_reads(relay: Relay, inbox: Inbox) -> None:
-    extras = {
-        "X-Lettermint-Route": "outgoing",
-        "X-LM-Tag": "order shipped",
-        "X-LM-Metadata-order_id": "4711",
-        "Idempotency-Key": "key-1",
-    }
-    deliver(relay, message(headers=extras))
-
-    page = view(inbox)
-
-    assert "Route outgoing Tag order shipped Metadata order_id 4711" in page
-    assert "Idempotency key key-1" in page
-    assert f"Message id {relay.messages[0].id}" in page
-
-
-def test_what_a_mail_does_not_say_is_none(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message())
-
-    page = view(inbox)
-
-    assert "Route none: the project's default Tag none Idempotency key none" in page
-
-
-def test_the_headers_are_shown_with_what_is_read_from_them(
-    relay: Relay, inbox: Inbox
-) -> None:
-    extras = {
-        "X-Lettermint-Route": "outgoing",
-        "X-LM-Tag": "one",
-        "X-Tag": "two",
-        "X-LM-Metadata-Order": "4711",
-        "X-Metadata-city": "Besançon",
-        "Idempotency-Key": "key-1",
-        "X-Mailer": "mine",
-    }
-    deliver(relay, message(headers=extras))
-
-    page = view(inbox, "headers")
-
-    assert "X-Lettermint-Route outgoing route outgoing" in page
-    assert "X-LM-Tag one tag one" in page
-    assert "X-Tag two not read: X-LM-Tag comes first" in page
-    assert "X-LM-Metadata-Order 4711 metadata Order: 4711" in page
-    assert "X-Metadata-city Besançon metadata city: Besançon" in page
-    assert "Idempotency-Key key-1 idempotency key" in page
-    assert "X-Mailer mine Content-Type" in page
-
-
-def test_an_x_tag_alone_is_the_tag(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message(headers={"X-Tag": "two"}))
-
-    assert "X-Tag two tag two" in view(inbox, "headers")
-
-
-def test_the_text_is_shown_with_its_links(relay: Relay, inbox: Inbox) -> None:
-    text = "<b>Not bold</b>: http://localhost:8000/a?b=1&c=2, or (https://x.example)."
-    deliver(relay, message(text=text))
-    (path,) = paths(inbox)
-
-    page = get(inbox, f"{path}text").source
-
-    to = 'target="_blank" rel="noopener noreferrer"'
-    first, second = "http://localhost:8000/a?b=1&amp;c=2", "https://x.example"
-    assert (
-        f'&lt;b&gt;Not bold&lt;/b&gt;: <a href="{first}" {to}>{first}</a>, '
-        f'or (<a href="{second}" {to}>{second}</a>).'
-    ) in page
-
-
-def test_the_source_is_shown_and_can_be_saved(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message("Grüße"))
-    (path,) = paths(inbox)
-    (received,) = relay.messages
-
-    shown = get(inbox, f"{path}source")
-    saved = get(inbox, f"{path}message.eml")
-
-    assert "Subject: =?utf-8?" in shown.text
-    assert saved.body == received.content
+def test_each_view_of_a_mail_has_its_address(reader: Reader) -> None:
+    reader.deliver(message("Grüße"))
+    path = reader.newest
+    for view in ("Text", "Headers", "Source"):
+        page = reader.get(path + view.lower())
+        assert f'aria-current="page">{view}<' in page.source
+    saved = reader.get(f"{path}message.eml")
+    assert saved.body == reader.relay.messages[0].content
     assert saved.headers["Content-Type"] == "message/rfc822"
     assert saved.headers["Content-Disposition"].startswith("attachment")
 
 
-def test_a_long_source_is_cut_and_says_so(relay: Relay, inbox: Inbox) -> None:
-    deliver(relay, message(text="0123456789\n" * 60_000))
-    (path,) = paths(inbox)
-
-    page = get(inbox, f"{path}source")
-
-    assert re.search(r"… and \d+\.\d kB more\.", page.text)
-    assert len(page.body) < 550_000
+# Guards
 
 
 @pytest.mark.parametrize(
-    ("kinds", "best"),
+    "host",
+    ["127.0.0.1:{}", "localhost:{}", "LocalHost:{}", "localhost:9025", "localhost"],
+)
+def test_the_inbox_answers_to_the_names_of_this_machine(
+    host: str, reader: Reader
+) -> None:
+    assert reader.get("/", Host=host.format(reader.port)).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
     [
-        (("plain", "html"), "HTML"),
-        (("plain",), "Text"),
-        (("html",), "HTML"),
-        ((), "Headers"),
+        None,
+        "",
+        "evil.example",
+        "evil.example:{}",
+        "localhost.evil.example:{}",
+        "127.0.0.1.evil.example",
+        "evil@127.0.0.1:{}",
+        "127.0.0.1:{}:1",
+        "127.0.0.1:x",
+        "0.0.0.0:{}",
+        "localhost, evil.example",
     ],
 )
-def test_a_page_begins_with_the_best_view_that_there_is(
-    kinds: tuple[str, ...], best: str, relay: Relay, inbox: Inbox
+def test_any_other_name_gets_nothing(host: str | None, reader: Reader) -> None:
+    reader.deliver(message())
+    foreign = host and host.format(reader.port)
+    for path in ("/", "/live", "/style.css", "/none"):
+        answer = reader.get(path, Host=foreign)
+        assert answer.status == 403
+        assert f"open {reader.inbox.url}" in answer.text
+        assert "mail/" not in answer.source
+
+
+def test_a_request_with_two_names_gets_nothing(reader: Reader) -> None:
+    with socket.create_connection(("127.0.0.1", reader.port), timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.0 403 ")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        (None, None),
+        ("", None),
+        ("null", None),
+        ("http://evil.example", None),
+        ("https://127.0.0.1:{}", None),
+        ("http://127.0.0.1:8000", None),
+        ("http://localhost:{}", None),
+        ("http://127.0.0.1", None),
+        ("http://evil.example", "evil.example"),
+    ],
+)
+def test_a_form_on_another_site_changes_nothing(
+    origin: str | None, host: str | None, posting: Reader, receiver: Receiver
 ) -> None:
-    mail = message()
-    mail.clear_content()
-    for kind in kinds:
-        mail.add_alternative(f"<p>{kind}</p>", subtype=kind)
-    if not kinds:
-        mail.add_attachment(b"", "application", "octet-stream", filename="a")
-    deliver(relay, mail)
-    (path,) = paths(inbox)
-
-    page = get(inbox, path).source
-
-    assert re.findall(r'aria-current="page">(\w+)<', page) == [best]
+    sent = {"Origin": origin and origin.format(posting.port)}
+    sent |= {"Host": host} if host else {}
+    form = f"event=bounced&recipient={ADA}"
+    for path in ("/clear", f"{posting.newest}events"):
+        assert posting.request("POST", path, sent, body=form).status == 403
+    assert posting.subjects == ["Hi"]
+    assert receiver.requests == []
 
 
-def test_a_view_that_a_mail_does_not_have_is_the_best_one(
-    relay: Relay, inbox: Inbox
+@pytest.mark.parametrize("length", ["65537", "999999999", "9999999999", "-1", "x", ""])
+def test_a_body_that_no_form_has_is_refused(length: str, reader: Reader) -> None:
+    reader.deliver(message())
+    answer = reader.request("POST", "/clear", {"Content-Length": length})
+    assert answer.status == 413
+    assert reader.subjects == ["Hi"]
+
+
+def test_no_answer_opens_anything_to_other_sites(reader: Reader) -> None:
+    reader.deliver(message())
+    mail = reader.newest
+    own = ["/", "/style.css", "/none", mail]
+    for path in (*own, f"{mail}document", f"{mail}message.eml"):
+        headers = (answer := reader.get(path, Origin="http://evil.example")).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["Server"].strip() == "LettermintInbox"
+        assert "Access-Control-Allow-Origin" not in headers
+        assert answer.policy["default-src"] == "'none'"
+        if path in own:
+            assert answer.policy["frame-ancestors"] == "'none'"
+            policy = headers["Content-Security-Policy"]
+            assert "unsafe" not in policy
+            assert "http" not in policy
+
+
+def test_only_this_machine_can_connect(reader: Reader) -> None:
+    # The port is free at another address.
+    socket.create_server(("127.0.0.2", reader.port)).close()
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/none",
+        "/mail/",
+        "/mail/../style.css",
+        "/style.css/",
+        "/static/style.css",
+        "/templates/page.html",
+        "/%2e%2e/server.py",
+        "*",
+    ],
+)
+def test_an_address_that_does_not_exist_is_not_found(path: str, reader: Reader) -> None:
+    assert reader.get(path).status == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["", "text", "document", "message.eml", "attachments/0", "events"]
+)
+def test_a_mail_that_is_gone_is_not_found(path: str, reader: Reader) -> None:
+    reader.deliver(message())
+    mail = reader.newest
+    reader.post("/clear")
+    answer = (reader.post if path == "events" else reader.get)(mail + path)
+    assert answer.status == 404
+    assert "the inbox keeps the newest ones only" in answer.text
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/clear"), ("POST", "/")])
+def test_a_method_that_is_not_for_a_page_is_refused(
+    method: str, path: str, reader: Reader
 ) -> None:
-    deliver(relay, message())
-    (path,) = paths(inbox)
-
-    assert 'aria-current="page">Text<' in get(inbox, f"{path}html").source
-
-
-# What was refused
+    reader.deliver(message())
+    assert reader.request(method, path).status == 405
+    assert reader.subjects == ["Hi"]
 
 
-def test_a_broken_rule_is_shown_with_its_text(relay: Relay, inbox: Inbox) -> None:
-    refused(relay, message("Wrong", headers={"X-LM-Tag": "a@b"}))
-
-    assert "refused 550 5.6.0 The tag is invalid" in get(inbox).text
-    page = view(inbox)
-    assert "The relay refused this. 550 5.6.0 The tag is invalid" in page
-    assert "What Lettermint reads" not in page
-    assert "Webhooks" not in page
-    assert "X-LM-Tag a@b" in view(inbox, "headers")
-
-
-def test_a_recipient_that_is_refused_is_shown(relay: Relay, inbox: Inbox) -> None:
-    relay.refuse("nobody@example.com")
-
-    refused(relay, message(), to=("nobody@example.com",))
-
-    assert subjects(inbox) == ["A recipient was refused"]
-    page = view(inbox)
-    assert "nobody@example.com: 550 5.1.1 No such mailbox" in page
-    assert "Source" not in page
-    assert subjects(inbox, "nobody") == ["A recipient was refused"]
-
-
-def test_a_refusal_without_content_has_no_empty_frame_for_it(
-    relay: Relay, inbox: Inbox
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("style.css", "text/css"),
+        ("inbox.js", "text/javascript"),
+        ("icon.svg", "image/svg"),
+    ],
+)
+def test_the_files_of_a_page_are_served_by_the_inbox(
+    name: str, kind: str, reader: Reader
 ) -> None:
-    relay.refuse("nobody@example.com")
-
-    refused(relay, message(), to=("nobody@example.com",))
-
-    (path,) = paths(inbox)
-    page = get(inbox, path).source
-    assert 'aria-label="Content"' not in page
-    assert 'aria-label="Message"' in page
+    answer = reader.get(f"/{name}")
+    assert answer.headers["Content-Type"].startswith(kind)
+    assert answer.body
 
 
-def test_a_sender_that_is_refused_is_shown(relay: Relay, inbox: Inbox) -> None:
-    relay.refuse("spam@example.com", verb="MAIL")
-
-    refused(relay, message(), sender="spam@example.com")
-
-    assert subjects(inbox) == ["A sender was refused"]
-    assert "spam@example.com: 550" in view(inbox)
+# Webhooks
 
 
-def test_a_login_that_is_refused_is_shown(relay: Relay, inbox: Inbox) -> None:
-    with pytest.raises(smtplib.SMTPAuthenticationError):
-        client(relay, token="wrong")
+@pytest.mark.parametrize(
+    ("button", "event"),
+    [
+        ("delivered", "message.delivered"),
+        ("bounced", "message.hard_bounced"),
+        ("deferred", "message.soft_bounced"),
+        ("complained", "message.spam_complaint"),
+        ("opened", "message.opened"),
+        ("clicked", "message.clicked"),
+        ("unsubscribed", "message.unsubscribed"),
+    ],
+)
+def test_a_button_posts_its_event_signed(
+    button: str, event: str, posting: Reader, receiver: Receiver
+) -> None:
+    path = posting.newest
+    assert f'value="{button}"' in posting.get(path).source
+    answer = posting.post(f"{path}events", event=button, recipient=ADA)
+    assert (answer.status, answer.headers["Location"]) == (303, f"{path}#webhooks")
+    ((headers, body),) = receiver.requests
+    payload = Webhook(SECRET).verify(body, headers)
+    assert payload["event"] == event
+    assert payload["data"]["message_id"] == posting.relay.messages[0].id
+    assert payload["data"]["recipient"] == ADA
+    assert payload["data"]["tag"] == "welcome"
+    views = [posting.get(path + view) for view in ("", "text", "headers", "source")]
+    for page in (posting.get(), *views):
+        assert SECRET not in page.source
+        assert posting.relay.token not in page.source
+    assert f"{button} {ADA} 200" in views[0].text
 
-    assert "A login was refused" in subjects(inbox)
-    assert "535 5.7.8" in get(inbox, paths(inbox)[0]).text
+
+def test_an_event_is_about_the_recipient_and_the_mail_that_were_chosen(
+    posting: Reader, receiver: Receiver
+) -> None:
+    posting.deliver(message(), to=(ADA, "bo@example.com"))
+    path = posting.newest
+    for recipient in ("bo@example.com", ADA):
+        posting.post(f"{path}events", event="bounced", recipient=recipient)
+    first, second = receiver.events
+    assert first["data"]["recipient"] == "bo@example.com"
+    assert second["data"]["recipient"] == ADA
+    assert first["id"] != second["id"]
+    said = f"bounced {ADA} 200 bounced bo@example.com 200"
+    assert said in posting.get(path).text
+    posting.deliver(message())
+    assert "bounced bo@example.com" not in posting.get(posting.newest).text
 
 
-# Markup
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"event": "bounced"},
+        {"recipient": ADA},
+        {"event": "exploded", "recipient": ADA},
+        {"event": "message.opened", "recipient": ADA},
+        {"event": "bounced", "recipient": "eve@example.com"},
+    ],
+    ids=str,
+)
+def test_an_event_that_no_button_posts_is_refused(
+    fields: dict[str, str], posting: Reader, receiver: Receiver
+) -> None:
+    assert posting.post(f"{posting.newest}events", **fields).status == 400
+    assert receiver.requests == []
 
 
-HOSTILE = "\"'><script>alert(1)</script>&amp;$title${x}"
+def test_a_mail_that_was_refused_has_no_events(
+    posting: Reader, receiver: Receiver
+) -> None:
+    with pytest.raises(smtplib.SMTPDataError):
+        posting.deliver(WRONG)
+    path = posting.newest
+    assert "bounced" not in posting.get(path).text
+    answer = posting.post(f"{path}events", event="bounced", recipient=ADA)
+    assert answer.status == 400
+    assert receiver.requests == []
 
 
-def test_nothing_that_a_mail_says_becomes_markup(relay: Relay, inbox: Inbox) -> None:
-    mail = message(
-        HOSTILE, HOSTILE, {"X-LM-Metadata-a": HOSTILE, "Cc": "x@example.com"}
+def test_an_inbox_that_knows_no_url_says_how_to_give_it(reader: Reader) -> None:
+    reader.deliver(message())
+    page = reader.get(reader.newest)
+    assert "Start the relay with --webhook URL --secret SECRET" in page.text
+    assert "<button" not in page.source
+    answer = reader.post(f"{reader.newest}events", event="bounced", recipient=ADA)
+    assert answer.status == 409
+    assert "--webhook URL" in answer.text
+    assert reader.relay.webhooks.deliveries == []
+
+
+@pytest.mark.parametrize(
+    ("url", "secret", "wrong"),
+    [
+        ("ftp://localhost/", "whsec_x", "not an http"),
+        ("http://localhost:8000/", None, "needs webhook_secret"),
+        ("http://localhost:8000/", "", "needs webhook_secret"),
+    ],
+)
+def test_a_webhook_that_cannot_be_posted_is_an_error_at_once(
+    url: str, secret: str | None, wrong: str, relay: Relay
+) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        Inbox(relay, webhook_url=url, webhook_secret=secret)
+
+
+# Live
+
+
+def follow(connection: http.client.HTTPConnection) -> Iterator[str]:
+    """Yield the versions that the inbox tells."""
+    connection.request("GET", "/live")
+    answer = connection.getresponse()
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    for line in answer:
+        if line.startswith(b"data: "):
+            yield line.removeprefix(b"data: ").strip().decode()
+
+
+def test_a_stream_tells_each_change(reader: Reader) -> None:
+    with reader.connected() as connection:
+        versions = follow(connection)
+        first = next(versions)
+        assert f'data-version="{first}"' in reader.get().source
+        reader.deliver(message("Another"))
+        second = next(versions)
+        reader.post("/clear")
+        third = next(versions)
+    assert len({first, second, third}) == 3
+    reader.deliver(message("After the stream has ended"))
+    assert len(reader.subjects) == 1
+
+
+# Start and end
+
+
+def test_closing_ends_the_streams_and_all_threads(relay: Relay) -> None:
+    before = set(threading.enumerate())
+    inbox = Inbox(relay, port=0)
+    reader = Reader(relay, inbox)
+    inbox.start()
+    with reader.connected() as one, reader.connected() as silent:
+        silent.connect()
+        versions = follow(one)
+        next(versions)
+        inbox.close()
+        assert list(versions) == []
+    assert set(threading.enumerate()) <= before
+
+
+def test_an_inbox_can_be_closed_twice_and_started_again(reader: Reader) -> None:
+    inbox, url = reader.inbox, reader.inbox.url
+    reader.deliver(message("Before"))
+    with pytest.raises(RuntimeError, match="running already"):
+        inbox.start()
+    with pytest.raises(OSError, match="in use"):
+        Inbox(reader.relay, port=reader.port).start()
+    inbox.close()
+    inbox.close()
+    reader.deliver(message("Between"))
+    inbox.start()
+    reader.deliver(message("After"))
+    assert inbox.url == url
+    assert reader.subjects == ["After", "Between", "Before"]
+    with reader.connected() as connection:
+        assert next(follow(connection))
+
+
+def test_the_port_is_8025_unless_given(relay: Relay) -> None:
+    assert Inbox(relay).url == "http://127.0.0.1:8025/"
+
+
+def test_the_inbox_needs_no_django() -> None:
+    program = """if True:
+        import sys
+        sys.modules["django"] = sys.modules["anymail"] = None
+        from django_lettermint.testing import Relay
+        from django_lettermint.testing.inbox import Inbox
+        with Relay() as relay, Inbox(relay, port=0) as inbox:
+            import urllib.request
+            print(urllib.request.urlopen(inbox.url).status)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    mail.replace_header("From", f'"{HOSTILE[2:]}" <a@example.com>')
-    mail.add_attachment(b"", "text", "plain", filename=HOSTILE)
-    deliver(relay, mail)
-    (path,) = paths(inbox)
-
-    for page in ("/", path, f"{path}text", f"{path}headers", f"{path}source"):
-        answer = get(inbox, page)
-        assert "<script>" not in answer.source
-        assert "alert(1)" in answer.text
-    assert "&amp;amp;$title${x}" in get(inbox).source
+    assert (done.stdout, done.stderr) == ("200\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import smtplib
 import threading
 from base64 import b64decode
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from django.test import override_settings
 from django_lettermint.message import LettermintMessage
 from django_lettermint.testing.inbox import Inbox
 from tests.browsing import picture, serving, use_phone
-from tests.testing.inbox_client import ADA, SHOP, deliver, message, refused
+from tests.testing.inbox_client import reading
+from tests.testing.receiving import SECRET
+from tests.testing.records import ADA, SHOP, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,21 +25,14 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, FrameLocator, Locator, Page
 
-    from django_lettermint.testing import Relay
+    from tests.testing.inbox_client import Reader
 
 pytestmark = [pytest.mark.browser, pytest.mark.external]
 
-SECRET = "whsec_inbox"
 PNG = b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
     "AABJRU5ErkJggg=="
 )
-
-
-@pytest.fixture
-def inbox(relay: Relay) -> Iterator[Inbox]:
-    with Inbox(relay, port=0) as inbox:
-        yield inbox
 
 
 @contextmanager
@@ -81,8 +77,8 @@ def mails(page: Page) -> Locator:
     )
 
 
-def open_mail(page: Page, inbox: Inbox, subject: str) -> FrameLocator:
-    page.goto(inbox.url)
+def open_mail(page: Page, reader: Reader, subject: str) -> FrameLocator:
+    page.goto(reader.inbox.url)
     page.get_by_role("link", name=subject).click()
     return page.frame_locator("iframe")
 
@@ -113,22 +109,23 @@ def order() -> LettermintMessage:
     return mail
 
 
-def backend(relay: Relay) -> override_settings:
-    return override_settings(
-        EMAIL_BACKEND="django_lettermint.backend.EmailBackend",
-        ANYMAIL=relay.settings(),
-    )
+def send_order(reader: Reader) -> None:
+    options = {
+        "EMAIL_BACKEND": "django_lettermint.backend.EmailBackend",
+        "ANYMAIL": reader.relay.settings(),
+    }
+    with override_settings(**options):
+        order().send()
 
 
 def test_a_mail_appears_live_and_shows_all_that_it_has(
-    relay: Relay, inbox: Inbox, page: Page, screenshots: Path
+    reader: Reader, page: Page, screenshots: Path
 ) -> None:
-    page.goto(inbox.url)
+    page.goto(reader.inbox.url)
     page.get_by_text("No mail yet.").wait_for()
     page.evaluate("window.notReloaded = true")
 
-    with backend(relay):
-        order().send()
+    send_order(reader)
 
     row = mails(page)
     row.get_by_text("tag order shipped").wait_for()
@@ -140,9 +137,9 @@ def test_a_mail_appears_live_and_shows_all_that_it_has(
     page.get_by_role("link", name="Your order").click()
     frame = page.frame_locator("iframe")
     frame.get_by_role("heading", name="It is on its way").wait_for()
-    reading = page.get_by_role("region", name="What Lettermint reads")
+    read = page.get_by_role("region", name="What Lettermint reads")
     for said in ("outgoing", "order shipped", "Metadata order_id", "4711"):
-        reading.get_by_text(said, exact=True).wait_for()
+        read.get_by_text(said, exact=True).wait_for()
     with page.expect_download() as download:
         page.get_by_role("link", name="invoice.csv").click()
     assert download.value.suggested_filename == "invoice.csv"
@@ -151,15 +148,17 @@ def test_a_mail_appears_live_and_shows_all_that_it_has(
 
 
 def test_the_list_shows_what_is_taken_and_what_is_refused(
-    relay: Relay, inbox: Inbox, page: Page, screenshots: Path
+    reader: Reader, page: Page, screenshots: Path
 ) -> None:
-    page.goto(inbox.url)
+    page.goto(reader.inbox.url)
     page.get_by_text("No mail yet.").wait_for()
 
-    deliver(relay, message("Welcome", headers={"X-LM-Tag": "welcome"}))
-    refused(relay, message("Your password", headers={"X-LM-Tag": "user@example.com"}))
-    with backend(relay):
-        order().send()
+    reader.deliver(message("Welcome", headers={"X-LM-Tag": "welcome"}))
+    with pytest.raises(smtplib.SMTPDataError):
+        reader.deliver(
+            message("Your password", headers={"X-LM-Tag": "user@example.com"})
+        )
+    send_order(reader)
 
     page.get_by_text("3 mails").wait_for()
     subjects = mails(page).get_by_role("link").locator("bdi").all_inner_texts()
@@ -172,31 +171,40 @@ def test_the_list_shows_what_is_taken_and_what_is_refused(
     assert "550 5.6.0 The tag is invalid" in refusal.inner_text()
 
 
-def test_a_mail_opened_in_another_tab_is_read_here_as_well(
-    relay: Relay, inbox: Inbox, page: Page, browser: Browser
+def test_a_list_follows_what_other_tabs_do(
+    reader: Reader, page: Page, browser: Browser
 ) -> None:
-    deliver(relay, message())
-    page.goto(inbox.url)
+    reader.deliver(message("First"))
+    page.goto(reader.inbox.url)
+    link = page.get_by_role("link", name="First")
     page.get_by_text("Unread.").wait_for(state="attached")
+    link.focus()
 
     other = browser.new_page()
-    other.goto(page.get_by_role("link", name="Hi").evaluate("link => link.href"))
-    other.close()
-
+    other.goto(link.evaluate("link => link.href"))
     page.get_by_text("Unread.").wait_for(state="detached")
     page.wait_for_function("document.title === 'Inbox'")
+    reader.deliver(message("Second"))
+    page.get_by_role("link", name="Second").wait_for()
+    # The focus stays where it is.
+    assert "First" in page.evaluate("document.activeElement.textContent")
+
+    other.goto(reader.inbox.url)
+    other.get_by_role("button", name="Clear").click()
+    page.get_by_text("No mail yet.").wait_for()
+    assert mails(page).count() == 0
+    assert page.get_by_role("button", name="Clear").count() == 0
+    other.close()
 
 
-def test_a_search_stays_a_search_when_mail_arrives(
-    relay: Relay, inbox: Inbox, page: Page
-) -> None:
-    deliver(relay, message("Order 1"), message("Other"))
-    page.goto(inbox.url)
+def test_a_search_stays_a_search_when_mail_arrives(reader: Reader, page: Page) -> None:
+    reader.deliver(message("Order 1"), message("Other"))
+    page.goto(reader.inbox.url)
     page.get_by_label("Search mails").fill("order")
     page.keyboard.press("Enter")
     page.get_by_text("1 of 2 mails").wait_for()
 
-    deliver(relay, message("Another"), message("Order 2"))
+    reader.deliver(message("Another"), message("Order 2"))
 
     page.get_by_text("2 of 4 mails").wait_for()
     assert mails(page).count() == 2
@@ -225,18 +233,16 @@ HOSTILE = """</iframe></body></html><h1>Broken out</h1>
 """
 
 
-def test_hostile_html_does_nothing(relay: Relay, inbox: Inbox, page: Page) -> None:
+def test_hostile_html_does_nothing(reader: Reader, page: Page) -> None:
     said: list[str] = []
     page.on("console", lambda event: said.append(event.text))
     dialogs: list[str] = []
     page.on("dialog", lambda dialog: dialogs.append(dialog.message))
     with elsewhere() as (url, asked):
-        mail = message("Hostile")
-        mail.add_alternative(HOSTILE.format(url=url), subtype="html")
-        deliver(relay, mail)
+        reader.deliver(message("Hostile", html=HOSTILE.format(url=url)))
 
         with page.expect_console_message(lambda event: "'<meta" in event.text):
-            frame = open_mail(page, inbox, "Hostile")
+            frame = open_mail(page, reader, "Hostile")
         frame.get_by_text("The end").wait_for()
         address = page.url
         for name in ("Submit", "Clear all"):
@@ -253,23 +259,21 @@ def test_hostile_html_does_nothing(relay: Relay, inbox: Inbox, page: Page) -> No
     assert (page.title(), dialogs) == ("Hostile", [])
     assert len(page.context.pages) == 1
     assert page.url.startswith(address)
-    assert len(relay.messages) == 1
+    assert reader.subjects == ["Hostile"]
     refused = "\n".join(said)
     for what in ("image.png", "frame", "Blocked script execution", "base-uri"):
         assert what in refused
 
 
 def test_content_from_elsewhere_is_loaded_when_asked(
-    relay: Relay, inbox: Inbox, page: Page
+    reader: Reader, page: Page
 ) -> None:
     with elsewhere() as (url, asked):
-        mail = message("Remote")
         markup = (
             f'<img src="{url}/image.png" alt="Logo"><script src="{url}/x.js"></script>'
         )
-        mail.add_alternative(markup, subtype="html")
-        deliver(relay, mail)
-        open_mail(page, inbox, "Remote").get_by_role("img", name="Logo").wait_for()
+        reader.deliver(message("Remote", html=markup))
+        open_mail(page, reader, "Remote").get_by_role("img", name="Logo").wait_for()
         assert asked == []
 
         with page.expect_response(f"{url}/image.png"):
@@ -282,14 +286,12 @@ def test_content_from_elsewhere_is_loaded_when_asked(
 
 
 def test_a_link_in_a_mail_opens_a_tab_that_knows_nothing_of_the_inbox(
-    relay: Relay, inbox: Inbox, page: Page
+    reader: Reader, page: Page
 ) -> None:
     with elsewhere() as (url, asked):
-        mail = message("Link")
         markup = f'<a href="{url}/confirm" rel="opener" target="named">Confirm</a>'
-        mail.add_alternative(markup, subtype="html")
-        deliver(relay, mail)
-        frame = open_mail(page, inbox, "Link")
+        reader.deliver(message("Link", html=markup))
+        frame = open_mail(page, reader, "Link")
 
         with page.expect_popup() as popup:
             frame.get_by_role("link", name="Confirm").click()
@@ -302,12 +304,14 @@ def test_a_link_in_a_mail_opens_a_tab_that_knows_nothing_of_the_inbox(
 
 
 def test_a_button_brings_a_bounce_into_the_project(
-    relay: Relay, page: Page, tmp_path: Path, screenshots: Path
+    reader: Reader, page: Page, tmp_path: Path, screenshots: Path
 ) -> None:
+    relay = reader.relay
     settings = relay.settings() | {"LETTERMINT_SIGNING_SECRET": SECRET}
     with serving(tmp_path / "db.sqlite3", **settings) as site:
         hooks = f"{site}anymail/lettermint/tracking/"
-        with Inbox(relay, port=0, webhook_url=hooks, webhook_secret=SECRET) as inbox:
+        inbox = Inbox(relay, port=0, webhook_url=hooks, webhook_secret=SECRET)
+        with inbox:
             page.goto(site)
             page.get_by_label("Subject").fill("Welcome")
             page.get_by_role("button", name="Send", exact=True).click()
@@ -333,11 +337,9 @@ def test_a_button_brings_a_bounce_into_the_project(
         page.goto("about:blank")
 
 
-def test_the_inbox_can_be_used_by_keyboard_alone(
-    relay: Relay, inbox: Inbox, page: Page
-) -> None:
-    deliver(relay, message("First"), message("Second"))
-    page.goto(inbox.url)
+def test_the_inbox_can_be_used_by_keyboard_alone(reader: Reader, page: Page) -> None:
+    reader.deliver(message("First"), message("Second"))
+    page.goto(reader.inbox.url)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Tab")
@@ -359,54 +361,23 @@ def test_the_inbox_can_be_used_by_keyboard_alone(
     page.get_by_role("heading", level=1, name="Inbox").wait_for()
 
 
-def test_the_focus_stays_where_it_is_when_mail_arrives(
-    relay: Relay, inbox: Inbox, page: Page
-) -> None:
-    deliver(relay, message("First"))
-    page.goto(inbox.url)
-    page.get_by_role("link", name="First").focus()
-
-    deliver(relay, message("Second"))
-
-    page.get_by_role("link", name="Second").wait_for()
-    assert "First" in page.evaluate("document.activeElement.textContent")
-
-
-def test_a_list_that_is_cleared_elsewhere_is_empty_here(
-    relay: Relay, inbox: Inbox, page: Page, browser: Browser
-) -> None:
-    deliver(relay, message())
-    page.goto(inbox.url)
-    other = browser.new_page()
-    other.goto(inbox.url)
-
-    other.get_by_role("button", name="Clear").click()
-
-    page.get_by_text("No mail yet.").wait_for()
-    assert mails(page).count() == 0
-    assert page.get_by_role("button", name="Clear").count() == 0
-    other.close()
-
-
 def test_a_page_goes_on_when_the_inbox_was_restarted(
-    relay: Relay, inbox: Inbox, page: Page
+    reader: Reader, page: Page
 ) -> None:
-    page.goto(inbox.url)
+    page.goto(reader.inbox.url)
     page.get_by_text("No mail yet.").wait_for()
 
-    inbox.close()
-    deliver(relay, message("Meanwhile"))
-    inbox.start()
+    reader.inbox.close()
+    reader.deliver(message("Meanwhile"))
+    reader.inbox.start()
 
     page.get_by_role("link", name="Meanwhile").wait_for()
 
 
-def test_times_are_those_of_the_reader(
-    relay: Relay, inbox: Inbox, browser: Browser
-) -> None:
-    deliver(relay, message())
+def test_times_are_those_of_the_reader(reader: Reader, browser: Browser) -> None:
+    reader.deliver(message())
     page = browser.new_page(timezone_id="Asia/Kathmandu", locale="en-GB")
-    page.goto(inbox.url)
+    page.goto(reader.inbox.url)
 
     page.wait_for_function(
         """() => {
@@ -418,12 +389,10 @@ def test_times_are_those_of_the_reader(
     page.close()
 
 
-def test_the_inbox_works_without_scripts(
-    relay: Relay, inbox: Inbox, browser: Browser
-) -> None:
-    deliver(relay, message("Plain"))
+def test_the_inbox_works_without_scripts(reader: Reader, browser: Browser) -> None:
+    reader.deliver(message("Plain"))
     page = browser.new_page(java_script_enabled=False)
-    page.goto(inbox.url)
+    page.goto(reader.inbox.url)
 
     page.get_by_role("link", name="Plain").click()
     page.get_by_role("link", name="Source").click()
@@ -433,19 +402,19 @@ def test_the_inbox_works_without_scripts(
 
 
 @pytest.mark.parametrize("view", ["", "html", "text", "headers", "source"])
-def test_a_page_fits_a_phone_and_names_its_controls(
-    view: str, relay: Relay, page: Page
-) -> None:
-    mail = message("Subject" * 20, headers={"X-LM-Metadata-long": "x" * 200})
-    mail.add_alternative("<p>" + "wide" * 100, subtype="html")
+def test_a_page_fits_a_phone_and_names_its_controls(view: str, page: Page) -> None:
+    mail = message(
+        "Subject" * 20,
+        headers={"X-LM-Metadata-long": "x" * 200},
+        html="<p>" + "wide" * 100,
+    )
     mail.add_attachment(b"x", "text", "csv", filename="x" * 80 + ".csv")
-    deliver(relay, mail, to=(ADA, f"{'a' * 60}@{'b' * 60}.example.com"))
     use_phone(page)
-    url = f"http://127.0.0.1:1/{'x' * 100}"
-    with Inbox(relay, port=0, webhook_url=url, webhook_secret=SECRET) as inbox:
-        page.goto(inbox.url)
+    with reading(f"http://127.0.0.1:1/{'x' * 100}", SECRET) as reader:
+        reader.deliver(mail, to=(ADA, f"{'a' * 60}@{'b' * 60}.example.com"))
+        page.goto(reader.inbox.url)
         if view:
-            page.goto(f"{inbox.url}mail/{relay.messages[0].id}/{view}")
+            page.goto(f"{page.url.rstrip('/')}{reader.newest}{view}")
 
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.get_by_role("heading", level=1).count() == 1

@@ -1,4 +1,4 @@
-"""manage.py requeue_lettermint: run again what killed workers have left behind."""
+"""manage.py requeue_lettermint: run again the mail that killed workers had begun."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from django.utils import timezone
 class Command(BaseCommand):
     """Sets abandoned mail of django-tasks-db back to ready.
 
-    That framework runs a task at most once: one that a killed worker had begun stays
-    RUNNING for ever. Repeating ours is safe, as the relay knows the idempotency keys.
+    django-tasks-db runs a task at most once: a task that a killed worker had begun stays
+    RUNNING. Repeating ours is safe, as the relay knows the idempotency keys.
     """
 
-    help = (
-        "Queue again the mail that killed workers of django-tasks-db have left behind."
-    )
+    help = "Queue again the mail that killed workers of django-tasks-db had begun."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
@@ -29,17 +27,17 @@ class Command(BaseCommand):
             type=float,
             default=600.0,
             metavar="SECONDS",
-            help="take tasks that have been running for longer: more than the option "
-            "`deadline`, so that no worker is at it still; default: %(default)g",
+            help="take tasks that have been running for longer than this; must exceed the "
+            "option `deadline`, so that no worker still runs them; default: %(default)g",
         )
         parser.add_argument(
             "--failed",
             action="store_true",
-            help="take crashed tasks as well, once the reason is mended",
+            help="take failed tasks as well; fix the cause first",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Set them back, and say how many."""
+        """Set the tasks back and write their number."""
         if not apps.is_installed("django_tasks_db"):
             raise CommandError(
                 "django_tasks_db is not in INSTALLED_APPS; docs/queues.md says how other "
@@ -50,9 +48,9 @@ class Command(BaseCommand):
         from django_lettermint.send_task import send
 
         begun = timezone.now() - timedelta(seconds=options["older_than"])
-        left_behind = Q(status="RUNNING", started_at__lt=begun)
+        abandoned = Q(status="RUNNING", started_at__lt=begun)
         if options["failed"]:
-            left_behind |= Q(status="FAILED")
-        ours = DBTaskResult.objects.filter(left_behind, task_path=send.module_path)
+            abandoned |= Q(status="FAILED")
+        ours = DBTaskResult.objects.filter(abandoned, task_path=send.module_path)
         count = ours.update(status="READY", started_at=None, finished_at=None)
         self.stdout.write(f"{count} tasks are ready to run again")

@@ -1,4 +1,4 @@
-"""manage.py test_lettermint: see a mail go to Lettermint, step by step."""
+"""manage.py test_lettermint: send a test mail to Lettermint, step by step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from django_lettermint.management.dns_records import Record
     from django_lettermint.results import SendResult
 
-#: For terminals and files that cannot hold these signs.
+#: For outputs whose encoding lacks these signs.
 _PLAIN = str.maketrans({"✓": "+", "✗": "x", "→": ":", "…": "..."})
 
 
@@ -106,7 +106,7 @@ class Command(BaseCommand):
         backend = find_backend(options["using"])
         config = _config(backend, options["tenant"])
         self._token = config.endpoint.token
-        self._introduce(backend.alias, config)
+        self._show_relay(backend.alias, config)
         if options["scan_ports"]:
             self._scan(config)
         elif options["check"]:
@@ -118,7 +118,7 @@ class Command(BaseCommand):
         if options["dns"] or has_records:
             self._look_up(backend, next(messages).from_email)
 
-    def _introduce(self, alias: str | None, config: RelayConfig) -> None:
+    def _show_relay(self, alias: str | None, config: RelayConfig) -> None:
         place = {
             "tenant": config.endpoint.tenant,
             "host": config.endpoint.host,
@@ -223,7 +223,7 @@ class Command(BaseCommand):
         self.stdout.write(self._without_token(text))
 
     def _without_token(self, text: str) -> str:
-        """Guard against a token in a place where none belongs, the user name say."""
+        """Redact a token that was set as another option, such as the user name."""
         return text.replace(self._token.reveal(), "***") if self._token else text
 
 
@@ -262,7 +262,7 @@ def _domain(backend: EmailBackend, sender: str) -> str:
 
 
 def _messages(options: Mapping[str, Any]) -> Iterator[LettermintMessage]:
-    """Return the mails to send; raise Failed if the options make no sense."""
+    """Return the mails to send; raise Failed if an option is invalid."""
     count = options["count"]
     if count < 1:
         raise Failed(

@@ -30,7 +30,7 @@ class Mail:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        #: Its page has been opened.
+        #: Whether its page has been opened.
         self.opened = False
 
     @property
@@ -82,15 +82,19 @@ class Mail:
     @cached_property
     def _words(self) -> str:
         record, headers = self.record, self.record.headers
-        told = [
+        texts = [
             *(self.subject, self.sender, self.refusal, self._text),
             *(record.mail_from, *record.recipients),
             *(str(headers.get(name, "")) for name in ("To", "Cc", "Reply-To")),
         ]
         if isinstance(record, ReceivedMessage):
-            told += [record.route or "", record.tag or "", record.idempotency_key or ""]
-            told += [f"{key} {value}" for key, value in record.metadata.items()]
-        return "\n".join(told).casefold()
+            texts += [
+                record.route or "",
+                record.tag or "",
+                record.idempotency_key or "",
+            ]
+            texts += [f"{key} {value}" for key, value in record.metadata.items()]
+        return "\n".join(texts).casefold()
 
     def matches(self, query: str) -> bool:
         """Return whether each word of `query` occurs in the mail, in any case."""
@@ -118,7 +122,7 @@ class Mailbox:
         return f"{self._name}-{self._changes}"
 
     def add(self, record: Record) -> None:
-        """Keep a record, and drop the oldest ones that are too much; quick."""
+        """Keep a record, and drop the oldest ones above the limits; quick."""
         with self._changed:
             if record.id in self._mails:
                 return
@@ -146,7 +150,7 @@ class Mailbox:
             self._notify()
 
     def get(self, mail_id: str) -> Mail | None:
-        """Return the mail of that id, if it is still here."""
+        """Return the mail with this id, or None if it was dropped."""
         with self._changed:
             return self._mails.get(mail_id)
 
@@ -156,7 +160,7 @@ class Mailbox:
             return iter(list(reversed(self._mails.values())))
 
     def wait(self, version: str, timeout: float) -> str:
-        """Return the version as soon as it is another one; nothing once it is closed.
+        """Return the version once it is another one; empty once the mailbox is closed.
 
         After `timeout` seconds the same version is returned.
         """
@@ -167,11 +171,11 @@ class Mailbox:
             return "" if self._closed else self.version
 
     def open(self) -> None:
-        """Let others wait again."""
+        """Allow waiting again."""
         self._closed = False
 
     def close(self) -> None:
-        """End all that wait; the mails stay."""
+        """Wake all waiting threads; the mails stay."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

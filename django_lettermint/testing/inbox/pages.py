@@ -75,7 +75,7 @@ def show_if(condition: object, template: str, **values: object) -> Html:
 
 
 def page(title: str, content: Html, *, version: str = "") -> str:
-    """Return a whole page; `version` marks one that follows what arrives."""
+    """Return a whole page; with `version`, it follows the mailbox live."""
     return render("page", title=title, content=content, version=version)
 
 
@@ -348,7 +348,7 @@ def _answer(delivery: WebhookDelivery) -> Html:
 
 
 def problem(title: str, text: str) -> str:
-    """Return a page that says what was wrong and what to do."""
+    """Return an error page, which says what to do."""
     return page(title, render("problem", title=title, text=text))
 
 
@@ -365,7 +365,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def size(octets: int) -> str:
-    """Return a size for people."""
+    """Return a size with its unit."""
     if octets < 1000:
         return f"{octets} bytes"
     return f"{octets / 1000:.1f} kB" if octets < 10**6 else f"{octets / 10**6:.1f} MB"

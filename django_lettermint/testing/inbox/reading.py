@@ -54,7 +54,7 @@ class Part:
     name: str
     #: Without its angle brackets.
     content_id: str
-    #: It is to be shown as a file.
+    #: Whether it is shown as a file.
     attached: bool
     octets: bytes = field(repr=False)
 
@@ -63,7 +63,7 @@ class Part:
         try:
             return self.octets.decode(self.charset or "utf-8", "replace")
         except (LookupError, ValueError):
-            # No charset that Python knows, or one that is no text encoding.
+            # Python does not know the charset, or it is no text encoding.
             return self.octets.decode("utf-8", "replace")
 
     @property
@@ -88,7 +88,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a reader sees of a message."""
+    """The parts of a message as a mail program shows them."""
 
     html: Part | None
     text: Part | None
@@ -218,9 +218,9 @@ def _parameter(headers: EmailMessage, field_name: str, name: str) -> str:
 
 
 def visible_text(markup: str) -> str:
-    """Return roughly what HTML says, in linear time."""
+    """Return roughly the text of HTML, in linear time."""
     first, *tags = markup.split("<")
-    said, hidden = [first], ""
+    texts, hidden = [first], ""
     for each in tags:
         tag, _, text = each.partition(">")
         name = "".join(_TAG_NAME.findall(tag)).lower()
@@ -229,5 +229,5 @@ def visible_text(markup: str) -> str:
         elif name == hidden:
             hidden = ""
         if not hidden:
-            said.append(text)
-    return html.unescape(" ".join(said))
+            texts.append(text)
+    return html.unescape(" ".join(texts))

@@ -25,14 +25,14 @@ MAX_OCTETS = 100 * 1024 * 1024
 _MAX_BODY = 64 * 1024
 #: Seconds for a client to send its request, or to read.
 _CLIENT_TIMEOUT = 10.0
-#: Seconds after which a stream that has nothing to tell says so, or finds itself dead.
+#: Seconds between writes to an idle stream; a write fails if the client has left.
 _HEARTBEAT = 15.0
 #: Seconds that requests may take to end when the inbox is closed.
 _PATIENCE = 5.0
 #: Seconds within which the server notices that it is to end.
 _POLL = 0.1
 # A page elsewhere can let its own name point to 127.0.0.1, and so read what answers to
-# any name (DNS rebinding). The port may be another one, behind `ssh -L` say.
+# any name (DNS rebinding). The port differs behind `ssh -L`, for example.
 _HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE | re.ASCII)
 
 
@@ -82,10 +82,10 @@ class Inbox:
     def start(self) -> None:
         """Listen, beginning with what the relay has received already.
 
-        Raises RuntimeError if it runs, OSError if the port is taken.
+        Raises RuntimeError if it is running, OSError if the port is taken.
         """
         if self._server:
-            raise RuntimeError("The inbox runs already.")
+            raise RuntimeError("The inbox is running already.")
         server = _Server(self._port, self._site, self._mailbox)
         self._port = server.server_port
         self._server = server
@@ -97,7 +97,7 @@ class Inbox:
         server.start()
 
     def close(self) -> None:
-        """Stop listening and end all requests; does nothing if it does not run."""
+        """Stop listening and end all requests; does nothing if it is not running."""
         if self._server:
             self._relay.remove_listener(self._mailbox.add)
             self._mailbox.close()
@@ -128,7 +128,7 @@ class _Server(ThreadingHTTPServer):
         )
 
     def server_bind(self) -> None:
-        # HTTPServer looks its own name up, which may take long without a network.
+        # HTTPServer looks up the host's name, which may take long without a network.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "127.0.0.1", int(self.server_address[1])
 
@@ -136,7 +136,7 @@ class _Server(ThreadingHTTPServer):
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """End the requests, those of clients that never say anything included."""
+        """Stop serving, and end all requests, also those of silent clients."""
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def handle(self) -> None:
-        # Clients leave when they like.
+        # Clients may leave at any time.
         with contextlib.suppress(OSError):
             super().handle()
 
@@ -238,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(response.body)
 
     def _stream(self) -> None:
-        """Tell the version of the mailbox at each change (server-sent events)."""
+        """Send the version of the mailbox at each change (server-sent events)."""
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-store")

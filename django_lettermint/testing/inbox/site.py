@@ -1,4 +1,4 @@
-"""What each address of the inbox answers; knows nothing of sockets."""
+"""The inbox's URLs and their responses, without sockets."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def problem(status: HTTPStatus, text: str) -> Response:
     return html(pages.problem(status.phrase, text), status)
 
 
-def see(location: str) -> Response:
-    """Lead a browser on after a POST."""
+def redirect(location: str) -> Response:
+    """Redirect a browser after a POST."""
     return Response(status=HTTPStatus.SEE_OTHER, headers={"Location": location})
 
 
@@ -99,7 +99,7 @@ class Site:
         ]
 
     def answer(self, method: str, target: str, body: bytes = b"") -> Response:
-        """Return what a request is answered; `target` is a path with its query."""
+        """Return the response to a request; `target` is a path with its query."""
         path, _, query = target.partition("?")
         given = body.decode("utf-8", "replace") if method == "POST" else query
         fields = dict(urllib.parse.parse_qsl(given))
@@ -129,14 +129,14 @@ class Site:
     # All mails
 
     def index(self, query: Query) -> Response:
-        # The version first: what arrives meanwhile makes the page fetch again.
+        # The version first: mail that arrives meanwhile makes the page fetch again.
         version = self._mailbox.version
         asked = query.get("q", "").strip()
         return html(pages.mail_list(self._mailbox, query=asked, version=version))
 
     def clear(self, query: Query) -> Response:
         self._mailbox.clear()
-        return see("/")
+        return redirect("/")
 
     def static(self, query: Query, name: str) -> Response:
         return Response(
@@ -206,7 +206,7 @@ class Site:
             self._webhook_secret,
             events=[new_event(record, name, recipient)],
         )
-        return see(f"/mail/{mail.id}/#webhooks")
+        return redirect(f"/mail/{mail.id}/#webhooks")
 
 
 def _file(name: str, content_type: str, octets: bytes) -> Response:

@@ -1,7 +1,7 @@
 // Keeps the list up to date and lets arrow keys walk through it. All works without.
 const list = document.getElementById("mails");
 
-// The server tells UTC; the reader's clock shows another time.
+// The server sends UTC; show the reader's local time.
 function localise(root) {
   for (const time of root.querySelectorAll("time")) {
     const moment = new Date(time.dateTime);
@@ -60,7 +60,7 @@ async function refresh() {
   fetching = false;
 }
 
-// A browser has six connections to a server: tabs that nobody sees give theirs back.
+// A browser has six connections to a server: hidden tabs close theirs.
 let stream = null;
 function follow() {
   if (document.hidden) {

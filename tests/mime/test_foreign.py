@@ -1,0 +1,465 @@
+"""What others have built is sent as it is where it can travel, its header by our rules.
+
+MIME objects as attachments, what is signed, and messages of classes with an own
+`message()`.
+"""
+
+from __future__ import annotations
+
+import email
+from email import policy
+from email.header import Header
+from email.message import EmailMessage as MimeMessage
+from email.message import Message, MIMEPart
+from email.mime.application import MIMEApplication
+from email.mime.base import MIMEBase
+from email.mime.message import MIMEMessage
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+from typing import TYPE_CHECKING, Any
+
+import django
+import pytest
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+
+from django_lettermint.backend import EmailBackend
+from django_lettermint.exceptions import LettermintInvalidMessage
+from django_lettermint.mime import seven_bit, with_crlf
+from tests.hostile import leaves
+from tests.preparing import envelope, parsed
+
+from .conformance import check, check_header, check_lines
+from .making import (
+    BOUNCE,
+    OCTET_STREAM,
+    attached,
+    found_in,
+    octets_of,
+    refusal,
+    with_entry,
+    with_file,
+    written,
+)
+from .readers import decoded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INJECTIONS = ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1", "a\n", "a\r\n\r\nbody"]
+
+
+# -- MIME objects ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        BOUNCE,
+        b"Subject: a\r\n\tb\r\n c\r\nX:  y \r\n\r\nbody",
+        b"Content-Type: text/plain\nSubject: caf\xe9\n\nol\xe9\n",
+        b"\nno header at all\n",
+    ],
+)
+@pytest.mark.parametrize("how", [policy.compat32, policy.default])
+def test_a_parsed_mail_keeps_all_its_lines(raw: bytes, how: Any) -> None:
+    mime = email.message_from_bytes(raw, policy=how)
+    content = written(with_file("bounce.eml", mime, "message/rfc822"))
+    found = octets_of(content).splitlines()
+    assert [line.split() for line in found if line] == [
+        line.split() for line in raw.splitlines() if line
+    ]
+
+
+@pytest.mark.parametrize("name", ["log.eml", None])
+@pytest.mark.parametrize(
+    "octets", [b"Subject: log\n\n" + b"0" * 1400, b"Subject: a\n\nb\0c\n"]
+)
+def test_a_mime_object_with_mail_that_cannot_travel_becomes_a_file(
+    octets: bytes, name: str | None
+) -> None:
+    part = MIMEMessage(email.message_from_bytes(octets))
+    if name:
+        part.add_header("Content-Disposition", "attachment", filename=name)
+    content = written(with_entry(part))
+    kind, found_name, found = found_in(content)
+    assert (kind, found_name) == (OCTET_STREAM, name)
+    assert isinstance(found, bytes)
+    assert found.split() == octets.split()
+    assert attached(content).get_content_disposition() == "attachment"
+
+
+@pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize(
+    "octets", [b"1\n.\n2\0\r", b"\r\n", b"ascii\n", b"\xe9" * 2000, b""]
+)
+def test_the_octets_of_a_mime_object_arrive(buffer: Any, octets: bytes) -> None:
+    part = MIMEBase("application", "x-scan")
+    part.set_payload(buffer(octets))
+    content = written(with_entry(part))
+    check(content)
+    assert found_in(content)[2] == octets
+
+
+@pytest.mark.parametrize("octets", [b"a\n.\nb", b"a\0b", b"\xe9" * 2000, b"x" * 2000])
+def test_the_text_of_a_mime_object_arrives(octets: bytes) -> None:
+    part = MIMEText("")
+    part.set_payload(octets)
+    part.set_param("charset", "iso-8859-1")
+    content = written(with_entry(part))
+    check(content)
+    found = found_in(content)[2]
+    assert isinstance(found, bytes)
+    assert found.replace(b"\r\n", b"\n") == octets
+
+
+@pytest.mark.parametrize("encoding", [None, "7bit", "8bit"])
+@pytest.mark.parametrize("payload", ["Größe\r\n", "Größe\r\n".encode()])
+def test_text_of_8_bits_in_a_mime_object_says_so(
+    encoding: str | None, payload: Any
+) -> None:
+    part = MIMEBase("text", "calendar", charset="utf-8")
+    part.set_payload(payload)
+    if encoding:
+        part["Content-Transfer-Encoding"] = encoding
+    content = written(with_entry(part))
+    check(content)
+    assert attached(content)["Content-Transfer-Encoding"] == "8bit"
+    assert found_in(content)[2] == "Größe\r\n".encode()
+    assert part["Content-Transfer-Encoding"] == encoding
+
+
+def test_parts_of_parts_are_written_each_as_it_needs() -> None:
+    bare: Any = Message()
+    bare.set_payload("no header")
+    scan = MIMEBase("application", "x-scan")
+    scan.set_payload(b"1\n2\0")
+    part = MIMEMultipart("related")
+    part.preamble = "This is a message in several parts."
+    for each in (bare, MIMEText("x" * 1200), scan):
+        part.attach(each)
+    content = written(with_entry(part))
+    check_lines(content)
+    parts: Any = attached(content).get_payload()
+    found = [each.get_payload(decode=True) for each in parts]
+    assert found == [b"no header", b"x" * 1200, b"1\n2\0"]
+    assert part.get_boundary() is None
+
+
+def test_a_part_of_the_newer_kind_is_written() -> None:
+    part = MIMEPart()
+    part.set_content(b"\x89PNG\n", maintype="image", subtype="png", cid="<logo>")
+    part.add_header("Content-Disposition", "inline", filename="größe.png")
+    content = written(with_entry(part))
+    check(content)
+    assert found_in(content) == ("image/png", "größe.png", b"\x89PNG\n")
+    assert attached(content)["Content-ID"] == "<logo>"
+
+
+@pytest.mark.parametrize("end", [b"", b"x" * 1200])
+def test_a_multipart_without_a_boundary_is_sent(end: bytes) -> None:
+    raw = b"Content-Type: multipart/report\n\n--r\n\nlost\n--r--\n" + end
+    content = written(with_entry(email.message_from_bytes(raw)))
+    check_lines(content)
+    kind, _, found = found_in(content)
+    assert kind == (OCTET_STREAM if end else "multipart/report")
+    assert isinstance(found, bytes)
+    assert found.split() == raw.partition(b"\n\n")[2].split()
+
+
+@pytest.mark.parametrize(
+    "value", ["größe", "größe\x0b\u2028", Header("größe", "utf-8")]
+)
+def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any) -> None:
+    part = MIMEText("text")
+    part["Content-Description"] = value
+    content = written(with_entry(part))
+    check(content)
+    assert decoded(str(attached(content)["Content-Description"])) == str(value)
+
+
+def test_folded_fields_of_a_part_stay_as_they_are() -> None:
+    part = MIMEText("text")
+    part["X-Folded"] = "one\n two\r\n\tthree"
+    assert b"X-Folded: one\r\n two\r\n\tthree\r\n" in written(with_entry(part))
+
+
+def test_a_header_that_python_made_is_written_by_the_same_rules() -> None:
+    inner = MimeMessage()
+    inner["Subject"] = "é" * 200
+    inner["To"] = '"Größe, Import and everything else (Sales)" <a@größe.example>'
+    inner["Cc"] = "undisclosed"
+    inner["X-Signature"] = "sha256=" + "ab" * 100
+    inner.set_content("text")
+    octets = octets_of(written(with_entry(("a.eml", inner, "message/rfc822"))))
+    check_header(octets.split(b"MIME-Version")[0])
+    found: Any = email.message_from_bytes(octets, policy=policy.default)
+    assert found["To"].addresses[0].addr_spec == "a@xn--gre-6ka8i.example"
+    for name in ("Subject", "Cc", "X-Signature"):
+        assert found[name] == inner[name]
+    inner["List-Post"] = "<https://lists.example/ü>"
+    text = refusal(with_entry(("a.eml", inner, "message/rfc822")))
+    assert text.startswith("attachment 'a.eml': header 'List-Post': ")
+
+
+def with_field(name: str, value: str) -> MIMEText:
+    part = MIMEText("text")
+    part[name] = value
+    return part
+
+
+def with_payload(payload: Any) -> MIMEBase:
+    part = MIMEBase("application", "x-scan")
+    part.set_payload(payload)
+    return part
+
+
+def with_file_name(name: str) -> MIMEBase:
+    part = MIMEApplication(b"data")
+    part.add_header("Content-Disposition", "attachment", filename=name)
+    return part
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (with_field("X-Long", "x" * 1100), "header 'X-Long': "),
+        (with_field("X-Long", "a\0b"), "header 'X-Long': "),
+        (with_payload([MIMEText("in no multipart")]), "payload"),
+        (with_payload(5), "payload"),
+        *((with_file_name(value), "Content-Disposition") for value in INJECTIONS[:3]),
+    ],
+)
+def test_a_part_that_cannot_be_written_is_refused(part: Message, text: str) -> None:
+    assert text in refusal(with_entry(part))
+
+
+# -- What is signed --------------------------------------------------------------------------
+
+
+def sealed(kind: str, inner: str) -> MIMEMultipart:
+    part = MIMEMultipart(kind, protocol="application/pgp-signature")
+    part.attach(MIMEText(inner, "plain", "us-ascii"))
+    part.attach(MIMEText("--", "pgp-signature", "us-ascii"))
+    return part
+
+
+@pytest.mark.parametrize("kind", ["signed", "encrypted"])
+@pytest.mark.parametrize("text", ["Hi\n", " -- \nFrom me\n.\n", "x" * 998 + "\n"])
+def test_what_is_signed_is_not_touched(kind: str, text: str) -> None:
+    part = sealed(kind, text)
+    expected = part.as_bytes(policy=part.policy.clone(linesep="\r\n"))
+    message = with_entry(part)
+    message.attach("a.txt", "x" * 2000 + "\0é", "text/plain")
+    made = envelope(message)
+    for each in (made, made.seven_bit()):
+        assert expected.partition(b"\r\n\r\n")[2] in each.content
+
+
+@pytest.mark.parametrize("kind", ["signed", "encrypted"])
+@pytest.mark.parametrize("text", ["0" * 1200 + "\n", "a\0b\n", "a\rb\n"])
+def test_what_is_signed_and_cannot_travel_is_refused(kind: str, text: str) -> None:
+    outer = MIMEMultipart()
+    outer.attach(sealed(kind, text))
+    assert f"multipart/{kind}" in refusal(with_entry(sealed(kind, text)))
+    assert f"multipart/{kind}" in refusal(with_entry(outer))
+
+
+def test_what_is_signed_in_8_bits_goes_to_a_relay_that_takes_them_only() -> None:
+    part = sealed("signed", "")
+    leaf: Any = part.get_payload(0)
+    leaf.set_payload("Größe\n".encode().decode("ascii", "surrogateescape"))
+    leaf.replace_header("Content-Transfer-Encoding", "8bit")
+    made = envelope(with_entry(part))
+    assert "\r\n\r\nGröße\r\n".encode() in made.content
+    with pytest.raises(LettermintInvalidMessage, match="signed"):
+        made.seven_bit()
+
+
+# -- Relays without 8BITMIME -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "found"),
+    [
+        ("text/plain; charset=cp500\r\n", "Hi".encode("cp500"), "Hi".encode("cp500")),
+        ("text/plain\r\n", "Größe".encode(), "Größe".encode()),
+        ("image/png\r\n", b"\xff\0", b"\xff\0"),
+        (
+            "application/x\r\nContent-Transfer-Encoding: base64\r\n",
+            b"QUJD" * 1000,
+            b"ABC" * 1000,
+        ),
+    ],
+)
+def test_a_leaf_is_encoded_once(head: str, body: bytes, found: bytes) -> None:
+    leaf = f"Content-Type: {head}\r\n".encode() + body
+    outer = (
+        b"Content-Type: multipart/mixed; boundary=b\r\n"
+        b"Content-Transfer-Encoding: 8bit\r\n\r\n--b\r\n" + leaf + b"\r\n--b--\r\n"
+    )
+    for content in (seven_bit(with_crlf(leaf)), seven_bit(outer)):
+        check_lines(content)
+        assert content.isascii()
+        assert b"8bit" not in content
+        assert [each.rstrip(b"\r\n") for each in leaves(content)] == [found]
+
+
+def test_an_encoded_composite_part_keeps_its_label() -> None:
+    # RFC 2045 forbids it, but without the label no reader could decode it.
+    outer = (
+        b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        b"U3ViamVjdDogeAoKYm9keQ==\r\n"
+    )
+    assert b"base64" in seven_bit(outer)
+
+
+# -- Classes with an own message() -----------------------------------------------------------
+
+
+class Old(EmailMultiAlternatives):
+    """A subclass written before Django 6.0."""
+
+    def message(self) -> Any:  # type: ignore[override] # as such classes are
+        made = super().message()
+        made["X-Own"] = "yes"
+        return made
+
+
+class New(EmailMultiAlternatives):
+    """A subclass that passes the policy on, by keywords alone."""
+
+    def message(self, **keywords: Any) -> Any:
+        made = super().message(**keywords)
+        made["X-Own"] = "yes"
+        return made
+
+
+class Careful(EmailMultiAlternatives):
+    """A subclass that works with the header objects of Python's newer policies."""
+
+    def message(self, *, policy: Any = email.policy.default) -> Any:
+        if django.VERSION < (6, 0):
+            made: Any = super().message()
+            made["X-Own"] = "yes"
+        else:
+            made = super().message(policy=policy)
+            made["X-Own"] = "yes" if made["To"].addresses else "no"
+        return made
+
+
+@pytest.mark.parametrize("kind", [Old, New, Careful])
+def test_a_class_with_an_own_message_writes_the_same_mail(kind: Any) -> None:
+    message = kind(
+        "größe",
+        "Grüße\n",
+        "Ann <a@straße.example>",
+        ["nø@b.example"],
+        cc=["c@d.example"],
+    )
+    message.alternatives = [["<p>Hello</p>\n", "text/html"]]
+    message.attach("page.mht", b"0" * 1200, "multipart/x-mht")
+    message.extra_headers = {
+        "reply-to": "Ann <ann@straße.example>",
+        "List-Unsubscribe": f"<https://example.com/{'u' * 200}>",
+    }
+    made = envelope(message)
+    check_lines(made.content)
+    for line in (
+        "X-Own: yes",
+        "From: Ann <a@xn--strae-oqa.example>",
+        "To: nø@b.example",
+        "Reply-To: Ann <ann@xn--strae-oqa.example>",
+        f"List-Unsubscribe: <https://example.com/{'u' * 200}>",
+    ):
+        assert line.encode() in made.content.replace(b"\r\n ", b" ").split(b"\r\n")
+    assert parsed(made.content)["Subject"] == "größe"
+    texts = ["Grüße\r\n".encode(), b"<p>Hello</p>\r\n"]
+    assert leaves(made.content) == [*texts, b"0" * 1200]
+    assert found_in(made.content)[:2] == (OCTET_STREAM, "page.mht")
+
+
+def returning(make: Callable[[], object]) -> EmailMessage:
+    message = EmailMessage("Subject", "Hi", "shop@example.com", ["ann@example.com"])
+    message.message = make  # type: ignore[method-assign, assignment] # as users do
+    return message
+
+
+def own(**fields: str) -> MIMEText:
+    made = MIMEText("Größe", "plain", "utf-8")
+    made["Subject"] = "own"
+    for name, value in fields.items():
+        made[name.replace("_", "-")] = value
+    return made
+
+
+def test_a_message_of_another_policy_is_sent() -> None:
+    content = envelope(returning(own)).content
+    assert parsed(content)["Subject"] == "own"
+    assert leaves(content) == ["Größe".encode()]
+
+
+@pytest.mark.parametrize("kind", ["signed", "encrypted"])
+def test_what_an_own_message_signs_is_not_touched(kind: str) -> None:
+    made = sealed(kind, "Hi \n")
+    made["Subject"] = "größe"
+    made.set_boundary("own")
+    content = written(returning(lambda: made))
+    assert content.startswith(b"Subject: =?utf-8?")
+    body = made.as_bytes(policy=policy.compat32.clone(linesep="\r\n"))
+    assert content.endswith(body.partition(b"\r\n\r\n")[2])
+    assert kind in refusal(returning(lambda: sealed(kind, "0" * 1200)))
+
+
+def error_of(make: Callable[[], object]) -> str:
+    error = EmailBackend(api_token="lm_unused").prepare(returning(make)).error
+    assert isinstance(error, LettermintInvalidMessage)
+    return str(error)
+
+
+@pytest.mark.parametrize("odd", [None, "text", b"bytes", 5])
+def test_an_own_message_that_returns_something_else_is_refused(odd: object) -> None:
+    assert "not a MIME message" in error_of(lambda: odd)
+
+
+def test_what_an_own_message_raises_is_told() -> None:
+    assert "division by zero (ZeroDivisionError); check" in error_of(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        *(("X-Own", value, "header 'X-Own': ") for value in INJECTIONS),
+        ("X-Own", "x" * 1100, "over 998 octets"),
+        ("X-Own", "a\r\n " + "x" * 1100, "over 998 octets"),
+        *(
+            (name, "value", f"header '{name}' of the class")
+            for name in ("X-LM-Tag", "x-tag", "X-Metadata-k", "idempotency-key")
+        ),
+        # From Python 3.14 on, the message itself refuses the name.
+        *((name, "a", "name") for name in ("X-A\r\nX-Evil", "X A", "X:A", "Xé")),
+    ],
+)
+def test_a_field_of_an_own_message_that_cannot_be_sent_is_refused(
+    name: str, value: str, text: str
+) -> None:
+    assert text in error_of(lambda: own(**{name: value}))
+
+
+def test_an_own_class_encodes_no_field_that_programs_read() -> None:
+    message = New("Hello", "Text", "a@b.example", ["c@d.example"])
+    message.extra_headers = {"List-Unsubscribe": "<https://shop.example/é>"}
+    assert refusal(message).startswith("header 'List-Unsubscribe': ")
+
+
+@pytest.mark.parametrize("name", ["Bcc", "bcc", "Resent-Bcc"])
+def test_an_own_message_shows_no_blind_recipients(name: str) -> None:
+    made = own(**{name: "hidden@example.com"})
+    content = envelope(returning(lambda: made)).content
+    assert b"hidden" not in content
+    assert b"bcc:" not in content.lower()
+    assert made[name] == "hidden@example.com"
+
+
+def test_an_attached_mail_keeps_its_own_headers() -> None:
+    content = envelope(with_entry(own(X_LM_Tag="own", Bcc="own"))).content
+    assert b"\r\nX-LM-Tag: own\r\nBcc: own\r\n" in content

@@ -1,0 +1,529 @@
+"""Refusals, invalid replies, losses and time-outs, before and after the commit point."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from django_lettermint.conf import backend_config
+from django_lettermint.results import Outcome, Phase
+from django_lettermint.smtp import RelayState, ServerClosing
+from django_lettermint.smtp.replies import ProtocolError
+from tests.delivery.memory_relay import MemoryRelay, Script
+from tests.faultserver import (
+    Answer,
+    FaultServer,
+    On,
+    accept_then,
+    drop,
+    endless,
+    hang,
+    raw,
+    reply,
+    stall,
+    trickle,
+)
+from tests.sending import (
+    SHORT,
+    cases,
+    interruptible,
+    session,
+    spoken,
+    strike_and_wait,
+    transaction,
+)
+from tests.smtp.helpers import (
+    BIG,
+    CHUNKING,
+    NOT_SENT,
+    SENT,
+    UNKNOWN,
+    ObservedStream,
+    code,
+    outcomes,
+    send_one,
+    window,
+)
+
+if TYPE_CHECKING:
+    from django_lettermint.smtp.stream import SMTPStream
+    from tests.faults import Action, Wire
+
+PIPELINING = cases(on=True, off=False)
+BY_DATA_AND_BDAT = cases(data=False, bdat=True)
+STEPS = {
+    "mail": Phase.MAIL,
+    "rcpt": Phase.RCPT,
+    "data": Phase.DATA,
+    "dot": Phase.COMMIT,
+}
+
+
+# -- refusals --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pipelining", PIPELINING)
+@pytest.mark.parametrize("status", [451, 550])
+@pytest.mark.parametrize("step", STEPS)
+def test_the_next_message_is_sent_after_a_refused_one_and_rset(
+    step: Any, status: int, pipelining: Any
+) -> None:
+    with FaultServer([On(step, message=1, do=reply(status, "5.0.0 no"))]) as server:
+        with session(server, pipelining=pipelining) as held:
+            one, two = window("--")
+            held.send(one)
+            assert (one.outcome, one.phase, code(one)) == (
+                NOT_SENT,
+                STEPS[step],
+                status,
+            )
+            assert one.failure is None
+            assert one.permanent_failure is (status >= 500)
+            assert (held.needs_rset, held.reusable) == (True, True)
+            assert held.carried is (step == "dot")
+            held.send(two)
+            assert two.outcome is SENT
+            assert (held.needs_rset, held.reusable) == (False, True)
+            assert held.carried
+        assert server.delivered == {"2@x.test": 1}
+        assert spoken(server).count("RSET") == 1
+        assert server.connections == 1
+        assert server.violations == []
+
+
+@pytest.mark.parametrize(
+    ("step", "chunking"),
+    [*((step, False) for step in STEPS), ("mail", True), ("rcpt", True), ("dot", True)],
+)
+@pytest.mark.parametrize("refusal", ["451 4.3.0 later", "550 5.0.0 no", "451 4.4.2 x"])
+def test_a_refused_message_does_not_affect_pipelined_neighbours(
+    step: Any, chunking: Any, refusal: str
+) -> None:
+    refused = On(step, message=2, do=reply(int(refusal[:3]), refusal[4:]))
+    with FaultServer([refused], features=CHUNKING) as server:
+        with session(server, chunking=chunking) as held:
+            several = window("rrrr")
+            held.send_all(several)
+        assert outcomes(several) == [SENT, NOT_SENT, SENT, SENT]
+        assert (several[1].phase, str(several[1].reply)) == (STEPS[step], refusal)
+        assert server.delivered == {"1@x.test": 1, "3@x.test": 1, "4@x.test": 1}
+        assert server.connections == 1
+        assert server.violations == []
+
+
+@pytest.mark.parametrize("pipelining", PIPELINING)
+@pytest.mark.parametrize("refusal", ["450 4.2.0 busy", "451 4.4.2 x", "554 5.4.2 x"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_message_is_sent_to_the_recipients_that_are_accepted(
+    number: int, refusal: str, pipelining: Any
+) -> None:
+    refused = On("rcpt", match=f"{number}@", do=raw(refusal.encode() + b"\r\n"))
+    with FaultServer([refused]) as server:
+        one = transaction("1@x.test", "2@x.test", "3@x.test")
+        send_one(server, one, pipelining=pipelining)
+        assert one.outcome is SENT
+        assert str(one.replies[f"{number}@x.test"]) == refusal
+        assert len(one.accepted) == 2
+        assert set(server.delivered) == set(one.accepted) == set(one.not_refused)
+
+
+REFUSED_MAIL, REFUSED_RCPT = On("mail", do=reply(451)), On("rcpt", do=reply(550))
+OK_RCPT, GO_AHEAD = On("rcpt", do=reply(250)), On("data", do=reply(354))
+
+
+@pytest.mark.parametrize(
+    ("script", "chunking", "expected"),
+    [
+        ([On("rcpt", do=reply(251))], False, (SENT, Phase.DONE, 250)),
+        ([On("rcpt", do=reply(252))], False, (SENT, Phase.DONE, 250)),
+        # What follows a refusal does not change the reason.
+        ([REFUSED_RCPT, On("data", do=reply(451))], False, (NOT_SENT, Phase.RCPT, 550)),
+        ([REFUSED_RCPT, On("data", do=drop())], False, (NOT_SENT, Phase.RCPT, 550)),
+        ([REFUSED_RCPT, On("data", do=reply(421))], False, (NOT_SENT, Phase.RCPT, 550)),
+        (
+            [REFUSED_RCPT, On("data", do=raw(b"?\r\n"))],
+            False,
+            (NOT_SENT, Phase.RCPT, 550),
+        ),
+        # A lone dot might deliver the message.
+        ([REFUSED_MAIL, OK_RCPT, GO_AHEAD], False, (NOT_SENT, Phase.MAIL, 451)),
+        ([REFUSED_RCPT, On("bdat", do=reply(250))], True, (NOT_SENT, Phase.RCPT, 550)),
+        (
+            [REFUSED_MAIL, OK_RCPT, On("bdat", do=reply(250))],
+            True,
+            (UNKNOWN, Phase.COMMIT, None),
+        ),
+    ],
+)
+def test_the_first_refusal_decides(
+    script: list[On], chunking: Any, expected: tuple[Outcome, Phase, int | None]
+) -> None:
+    with FaultServer(script, features=CHUNKING) as server:
+        one = transaction("1@x.test", "2@x.test")
+        send_one(server, one, chunking=chunking)
+        assert (one.outcome, one.phase, code(one)) == expected
+        assert (one.failure is None) is (one.reply is not None)
+        assert set(server.delivered) <= set(one.accepted)
+
+
+@pytest.mark.parametrize("status", [450, 550])
+def test_replies_after_a_refused_sender_are_not_about_recipients(status: int) -> None:
+    with FaultServer([On("mail", do=reply(status, "5.1.0 no"))]) as server:
+        one = send_one(server, transaction("1@x.test", "2@x.test"))
+        assert (one.phase, code(one), one.replies) == (Phase.MAIL, status, {})
+
+
+@pytest.mark.parametrize("status", [250, 554])
+def test_a_server_that_waits_for_content_without_recipients_gets_a_lone_dot(
+    status: int,
+) -> None:
+    script = [
+        On("rcpt", message=1, do=reply(550)),
+        On("data", message=1, do=reply(354)),
+        On("dot", message=1, do=reply(status)),
+    ]
+    with FaultServer(script) as server, session(server) as held:
+        one, two = window("--")
+        held.send(one)
+        assert (one.outcome, one.phase) == (NOT_SENT, Phase.RCPT)
+        assert (held.reusable, held.needs_rset, held.alive()) == (True, True, True)
+        held.send(two)
+        assert two.outcome is SENT
+        assert server.delivered == {"2@x.test": 1}
+        assert b"DATA\r\n.\r\nRSET\r\nMAIL" in server.received[1]
+
+
+@pytest.mark.parametrize(
+    "do", cases(refused=reply(500), drop=drop(), closing=reply(421), odd=reply(354))
+)
+def test_a_failed_rset_closes_the_connection(do: Action) -> None:
+    with FaultServer([On("rset", do=do)]) as server, session(server) as held:
+        held.session.needs_rset = True
+        held.send(one := transaction())
+        assert one.outcome is NOT_SENT
+        assert isinstance(one.failure, OSError)
+        assert held.closed
+
+
+# -- refusals that announce a loss -----------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [451, 421, 554])
+@pytest.mark.parametrize("step", ["mail", "rcpt"])
+def test_x42_is_a_loss_when_the_server_closes_the_connection(
+    step: Any, status: int
+) -> None:
+    leave = reply(status, f"{status // 100}.4.2 Timeout", close=True)
+    with FaultServer([On(step, do=leave)]) as server:
+        one = send_one(server, transaction("1@x.test", "2@x.test"))
+        assert (one.outcome, one.reply) == (NOT_SENT, None)
+        assert isinstance(one.failure, OSError)
+        assert one.not_refused == ("1@x.test", "2@x.test")
+
+
+@pytest.mark.parametrize("chunking", BY_DATA_AND_BDAT)
+@pytest.mark.parametrize(
+    ("step", "refusal", "closed"),
+    [
+        ("mail", "451 4.4.2 idle", True),
+        ("mail", "421 4.4.2 idle", True),
+        ("mail", "554 5.4.2 idle", True),
+        ("rset", "451 4.4.2 idle", True),
+        ("rcpt", "451 4.4.2 no answer", False),
+        ("mail", "451 4.4.1 no answer", False),
+    ],
+)
+def test_x42_as_the_first_reply_after_idling_closes_the_connection(
+    step: Any, refusal: str, closed: Any, chunking: Any
+) -> None:
+    leave = reply(int(refusal[:3]), refusal[4:])
+    with FaultServer([On(step, do=leave)], features=CHUNKING) as server:
+        with session(server, chunking=chunking) as held:
+            held.session.needs_rset = step == "rset"
+            one = transaction()
+            one.after_idle = True
+            held.send(one)
+            assert held.closed is closed
+        assert one.outcome is NOT_SENT
+        assert (one.reply is None) is closed
+        if closed:
+            assert isinstance(one.failure, ServerClosing)
+            assert str(one.failure.reply) == refusal
+
+
+# -- invalid replies and losses before the commit point --------------------------------
+
+INVALID = {
+    "code 850": raw(b"850 x\r\n"),
+    "mixed": raw(b"250-a\r\n550 b\r\n"),
+    "cut": raw(b"250-a\r\n", close=True),
+    "no end": raw(b"250 ok", close=True),
+    "endless": endless(b"250-more\r\n"),
+    "221": reply(221, "bye"),
+    "fin": drop(),
+    "rst": drop(rst=True),
+    "hang": hang(),
+    "slow": trickle(b"250-slow\r\n" * 99, 0.05),
+}
+
+
+@pytest.mark.parametrize("step", ["mail", "rcpt", "data"])
+@pytest.mark.parametrize("fault", [*INVALID, "421", "other"])
+@pytest.mark.parametrize("pipelining", PIPELINING)
+def test_an_invalid_reply_ends_the_message_before_its_content(
+    step: Any, fault: str, pipelining: Any
+) -> None:
+    others = {
+        "421": reply(421, "4.3.2 bye", close=True),
+        "other": reply(250 if step == "data" else 354),
+    }
+    with FaultServer([On(step, do=(INVALID | others)[fault])]) as server:
+        one = send_one(server, transaction(), timeout=SHORT, pipelining=pipelining)
+        assert (one.outcome, one.phase, one.reply) == (NOT_SENT, STEPS[step], None)
+        assert isinstance(one.failure, OSError)
+        if fault == "other":
+            assert "unexpected reply to " in str(one.failure)
+        assert server.wait_for(lambda: server.open_connections == 0)
+        assert b"Subject" not in server.received[1]
+
+
+@pytest.mark.parametrize(
+    "do",
+    cases(
+        reply=raw(b"250 spurious\r\n"),
+        closing=raw(b"421 idle\r\n"),
+        junk=raw(b"?\r\n"),
+        drop=drop(),
+    ),
+)
+def test_nothing_is_sent_after_input_while_idle(do: Action) -> None:
+    with FaultServer() as server, session(server) as held:
+        one, two = window("--")
+        held.send(one)
+        assert held.alive()
+        server.act(1, do)
+        assert not held.alive()
+        held.send(two)
+        assert two.outcome is NOT_SENT
+        assert isinstance(two.failure, ConnectionResetError)
+        assert held.closed
+        assert spoken(server).count("MAIL") == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "status"),
+    [
+        (b"451 4.3.0 oops\r\n", 451),
+        (b"250 ok\r\n", None),
+        (b"421 bye\r\n", None),
+        (b"junk\r\n", None),
+        (b"451 4.3.0 cut", None),
+    ],
+    ids=["refusal", "success", "closing", "junk", "cut"],
+)
+def test_a_second_reply_to_data_stops_the_message_before_its_end(
+    extra: bytes, status: int | None
+) -> None:
+    def answer_twice(wire: Wire) -> None:
+        wire.write(b"354 go\r\n" + extra)
+        wire.pause()
+
+    script = [On("data", do=lambda _: Answer(0, answer_twice))]
+    with FaultServer(script) as server:
+        one = send_one(server, transaction(), timeout=SHORT)
+        assert (one.outcome, one.phase, code(one)) == (NOT_SENT, Phase.CONTENT, status)
+        assert (one.failure is None) is (status is not None)
+        assert b"\r\n.\r\n" not in server.received[1]
+
+
+def test_a_refusal_before_a_reset_counts_though_writing_fails() -> None:
+    def refuse_and_reset(wire: Wire) -> None:
+        wire.write(b"354 go\r\n552 5.3.4 too big\r\n")
+        wire.drop(rst=True)
+
+    script = [On("data", do=lambda _: Answer(0, refuse_and_reset))]
+    with FaultServer(script, tls=None) as server:
+        one = transaction()
+        with session(server) as held:
+            poll = select.poll()
+            poll.register(held.stream.socket, 0)  # errors only
+
+            def before_write(data: bytes) -> None:
+                if b"Subject" in data:
+                    assert poll.poll(5000)
+
+            observed = ObservedStream(held.stream, before_write=before_write)
+            held.session.stream = cast("SMTPStream", observed)
+            held.send(one)
+        assert (one.phase, code(one), one.failure) == (Phase.CONTENT, 552, None)
+
+
+@pytest.mark.parametrize("close", cases(stays=False, leaves=True))
+@pytest.mark.parametrize("status", [451, 552])
+def test_a_refusal_while_the_content_is_written_stops_the_writing(
+    status: int, close: Any
+) -> None:
+    refused = reply(status, "4.3.0 enough", close=close)
+    early = On("body", after_bytes=50_000, do=refused)
+    with FaultServer([early], rcvbuf=4096) as server:
+        one = send_one(server, transaction(content=BIG * 3), timeout=5)
+        assert one.outcome is NOT_SENT
+        if one.reply is None:
+            # The kernel may drop what a server said when it resets the connection.
+            assert close
+            assert isinstance(one.failure, OSError)
+        else:
+            assert (one.phase, code(one)) == (Phase.CONTENT, status)
+        assert server.wait_for(lambda: server.open_connections == 0)
+        assert len(server.received[1]) < len(BIG) * 2
+
+
+@pytest.mark.parametrize(
+    ("do", "chunking"),
+    [
+        (drop(), False),
+        (drop(rst=True), False),
+        (hang(), False),
+        (reply(421, close=True), False),
+        (reply(250), False),
+        (drop(), True),
+        (drop(rst=True), True),
+        (hang(), True),
+    ],
+    ids=["fin", "rst", "hang", "421", "250", "bdat-fin", "bdat-rst", "bdat-hang"],
+)
+def test_a_loss_while_the_content_is_written_is_not_sent(
+    do: Action, chunking: Any
+) -> None:
+    early = On("body", after_bytes=50_000, do=do)
+    with FaultServer([early], features=CHUNKING, rcvbuf=4096) as server:
+        one = transaction(content=BIG)
+        send_one(server, one, timeout=SHORT, chunking=chunking)
+        assert one.outcome is NOT_SENT
+        assert isinstance(one.failure, OSError)
+        assert chunking or one.phase is Phase.CONTENT
+        assert server.deliveries == []
+
+
+# -- the commit point ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunking", BY_DATA_AND_BDAT)
+@pytest.mark.parametrize("fault", [*INVALID, "accepted in silence", "354"])
+def test_without_a_valid_final_reply_the_message_is_unknown(
+    fault: str, chunking: Any
+) -> None:
+    others = {"accepted in silence": drop(deliver=True), "354": reply(354)}
+    script = [On("dot", do=(INVALID | others)[fault])]
+    options = {"final_reply_timeout": SHORT, "chunking": chunking}
+    with FaultServer(script, features=CHUNKING) as server:
+        one = send_one(server, transaction(), **options)
+        assert (one.outcome, one.phase, one.reply) == (UNKNOWN, Phase.COMMIT, None)
+        assert isinstance(one.failure, OSError)
+        assert server.wait_for(lambda: server.open_connections == 0)
+
+
+@pytest.mark.parametrize("chunking", BY_DATA_AND_BDAT)
+def test_a_confirmed_message_is_sent_even_if_the_connection_is_lost_afterwards(
+    chunking: Any,
+) -> None:
+    with FaultServer([On("dot", do=drop(after=True))], features=CHUNKING) as server:
+        with session(server, chunking=chunking) as held:
+            one, two = window("--")
+            held.send_all([one, two])
+        assert (one.outcome, one.failure) == (SENT, None)
+        # A chunk may be on its way before the loss is seen.
+        assert two.outcome is NOT_SENT or (chunking and two.outcome is UNKNOWN)
+        assert isinstance(two.failure, OSError)
+        assert server.delivered == {"1@x.test": 1}
+
+
+@pytest.mark.parametrize("chunking", BY_DATA_AND_BDAT)
+def test_421_as_the_final_reply_is_a_refusal_and_closes_the_connection(
+    chunking: Any,
+) -> None:
+    script = [On("dot", message=1, do=reply(421, "4.3.2 shutting down"))]
+    with FaultServer(script, features=CHUNKING) as server:
+        with session(server, chunking=chunking) as held:
+            one, two = window("--")
+            held.send_all([one, two])
+            assert held.closed
+        assert (one.outcome, code(one)) == (NOT_SENT, 421)
+        assert (two.outcome, two.reply) == (NOT_SENT, None)
+        assert server.delivered == {}
+
+
+def test_an_extra_final_reply_does_not_confirm_the_next_message() -> None:
+    script = [On("dot", message=1, do=accept_then(raw(b"250 ok\r\n250 ok\r\n")))]
+    with FaultServer(script) as server, session(server) as held:
+        several = window("--")
+        held.send_all(several)
+        assert outcomes(several) == [SENT, NOT_SENT]
+        assert isinstance(several[1].failure, ProtocolError)
+        assert server.delivered == {"1@x.test": 1}
+
+
+# -- time ------------------------------------------------------------------------------
+
+
+def test_the_final_reply_has_a_timeout_of_its_own() -> None:
+    with FaultServer([On("dot", do=stall(2 * SHORT))]) as server:
+        one = send_one(server, transaction(), timeout=SHORT, final_reply_timeout=5)
+        assert one.outcome is SENT
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_deadline_of_a_message_ends_any_phase(step: Any) -> None:
+    with FaultServer([On(step, do=hang())]) as server:
+        began = time.monotonic()
+        one = send_one(server, transaction(seconds=SHORT), timeout=30)
+        assert time.monotonic() - began < 5
+        assert one.outcome is (UNKNOWN if step == "dot" else NOT_SENT)
+        assert isinstance(one.failure, TimeoutError)
+
+
+def test_the_deadline_of_a_message_limits_the_sum_of_slow_replies() -> None:
+    recipients = [f"{number}@x.test" for number in range(20)]
+    with FaultServer([On("rcpt", do=stall(0.2))]) as server:
+        began = time.monotonic()
+        one = send_one(server, transaction(*recipients, seconds=1), timeout=0.5)
+        assert time.monotonic() - began < 2.5
+        assert (one.outcome, one.phase) == (NOT_SENT, Phase.RCPT)
+
+
+def test_a_message_whose_time_has_passed_is_not_committed() -> None:
+    relay = MemoryRelay(Script(), knows_keys=False)
+    one = transaction(seconds=-1.0)
+    config = backend_config({"api_token": "t"}).relay
+    # The stream in memory takes no time, so the commit point is the first to check.
+    relay.connect(RelayState()).send(one, config=config)
+    assert (one.outcome, one.phase) == (NOT_SENT, Phase.CONTENT)
+    assert isinstance(one.failure, TimeoutError)
+    assert not relay.delivered
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize(
+    ("step", "outcome", "chunking"),
+    [
+        ("mail", NOT_SENT, False),
+        ("data", NOT_SENT, False),
+        ("dot", UNKNOWN, False),
+        ("dot", UNKNOWN, True),
+    ],
+)
+def test_an_interrupt_propagates_and_leaves_a_certain_outcome(
+    step: Any, outcome: Outcome, chunking: Any, kind: type[BaseException]
+) -> None:
+    with FaultServer(features=CHUNKING) as server, interruptible(kind) as strike:
+        server.script.append(On(step, do=strike_and_wait(strike)))
+        with session(server, chunking=chunking) as held:
+            one, two = window("--")
+            with pytest.raises(kind):
+                held.send(one, [two])
+            assert held.closed
+            assert outcomes([one, two]) == [outcome, NOT_SENT]
+        assert server.wait_for(lambda: server.open_connections == 0)

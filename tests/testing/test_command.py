@@ -1,0 +1,333 @@
+"""`lettermint_relay`: what it prints, takes, saves and posts, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import signal
+import smtplib
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import django
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+from lettermint import Webhook
+
+from django_lettermint.message import LettermintMessage
+from django_lettermint.testing import command as relay_command
+from tests.testing.receiving import SECRET, receiving
+from tests.testing.relay_client import MESSAGE, WRONG, client, send
+from tests.testing.relay_process import MODULE, Served, relay_process, serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANAGE = ("-m", "django", "lettermint_relay")
+PLAIN = "plaintext"
+
+
+def mail(relay: Served) -> None:
+    send(relay, security=PLAIN)
+
+
+def mailing(content: bytes) -> Any:
+    """Return what sends a message that is taken."""
+    return lambda relay: send(relay, content, security=PLAIN)
+
+
+# What it prints
+
+
+@pytest.mark.parametrize(
+    ("command", "number"), [(MODULE, signal.SIGINT), (MANAGE, signal.SIGTERM)]
+)
+def test_it_prints_settings_and_each_mail_and_ends_by_a_signal(
+    command: tuple[str, ...], number: int
+) -> None:
+    with relay_process(command=command) as relay:
+        style = "MAILERS" if django.VERSION >= (6, 1) else "EMAIL_BACKEND"
+        assert style in relay.settings
+        port = relay.port(PLAIN)
+        with override_settings(**relay.settings):
+            LettermintMessage(
+                "Your order",
+                "Sent.",
+                "shop@example.com",
+                ["ada@example.com"],
+                bcc=["bob@example.com"],
+                route="outgoing",
+                tag="order shipped",
+                metadata={"order_id": 4711},
+            ).send()
+        shown = relay.read_until("metadata:")
+        with urllib.request.urlopen(relay.inbox, timeout=10) as page:
+            assert "Your order" in page.read().decode()
+        with client(relay, PLAIN):
+            relay.end(number)
+    assert "Your order\n" in shown
+    assert "from:     shop@example.com\n" in shown
+    assert "to:       ada@example.com, bob@example.com\n" in shown
+    assert "route:    outgoing\n" in shown
+    assert "tag:      order shipped\n" in shown
+    assert "order_id=4711" in shown
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def test_without_an_inbox_none_is_printed() -> None:
+    assert serve().inbox
+    assert not serve("--no-inbox").inbox
+
+
+def test_what_is_refused_is_printed_with_the_reply() -> None:
+    def act(relay: Served) -> None:
+        with client(relay, PLAIN) as connection:
+            connection.mail("shop@example.com")
+            assert connection.rcpt("a=b@example.com")[0] == 550
+            assert connection.rcpt("later@example.com")[0] == 450
+        with pytest.raises(smtplib.SMTPDataError):
+            send(relay, WRONG, security=PLAIN)
+
+    options = ("--refuse", "a=b@example.com", "--refuse", "later@example.com=450")
+    shown = serve("--no-inbox", *options, act=act).output
+    assert "REFUSED RCPT a=b@example.com: 550 5.1.1 No such mailbox\n" in shown
+    assert "REFUSED RCPT later@example.com: 450 4.2.1" in shown
+    assert "from:     shop@example.com\n" in shown
+    message = shown.partition("REFUSED DATA: 550 5.6.0 The tag is invalid\n")[2]
+    assert "to:       user@example.com\n" in message
+    assert "subject:  Hi\n" in message
+
+
+def test_a_wrong_token_is_printed_with_the_next_step_but_not_itself() -> None:
+    def act(relay: Served) -> None:
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            client(relay, PLAIN, token="lm_wrong")
+
+    shown = serve("--no-inbox", act=act).output
+    assert "REFUSED AUTH: 535" in shown
+    assert "use the token of the settings above" in shown
+    assert "lm_wrong" not in shown
+
+
+def test_nothing_in_a_mail_can_control_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    subject = b"Subject: \x1b[2J=?utf-8?q?=C2=9B=0Agr=C3=BC=C3=9Fe?=\r\n\r\n"
+    shown = serve("--no-inbox", act=mailing(subject)).output
+    assert "gr\\xfc\\xdfe" in shown
+    assert "\x1b" not in shown
+    assert "\x9b" not in shown
+
+
+def test_a_line_that_is_very_long_is_cut() -> None:
+    long = b"X-LM-Metadata-k: " + b"v" * 900 + b"\r\n" + MESSAGE
+    shown = serve("--no-inbox", act=mailing(long)).output.splitlines()
+    assert (len(shown[-1]), shown[-1][-4:]) == (303, "v...")
+
+
+def test_a_mail_without_a_subject_is_printed_as_such() -> None:
+    assert "(no subject)" in serve("--no-inbox", act=mailing(b"\r\nHi\r\n")).output
+
+
+# What it does
+
+
+def test_with_tls_the_settings_hold_after_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "ca"
+    options = ("--tls", "--no-inbox", "--ca-folder", str(folder))
+    first = serve(*options)
+    port = str(first.port("tls"))
+    second = serve(*options, "--port", port, act=send)
+    assert second.settings == first.settings
+    assert "user@example.com" in second.output
+    kept = sorted(folder.iterdir())
+    assert [path.name for path in kept] == ["ca.pem", "server.pem"]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in kept)
+
+
+def test_mails_are_saved_octet_for_octet(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "mails"
+    content = b"Subject: =?utf-8?q?gr=C3=BC?=\r\n\r\n\xc3\xbc\r\n.dot\r\n"
+    options = ("--no-inbox", "--save", str(folder))
+    shown = serve(*options, act=mailing(content)).output
+    (path,) = folder.iterdir()
+    assert f"saved as {path}\n" in shown
+    assert path.suffix == ".eml"
+    assert path.read_bytes() == content
+
+
+def test_a_mail_that_cannot_be_saved_is_printed_as_such(tmp_path: Path) -> None:
+    def act(relay: Served) -> None:
+        shutil.rmtree(tmp_path / "mails")
+        mail(relay)
+
+    options = ("--no-inbox", "--save", str(tmp_path / "mails"))
+    assert "NOT SAVED" in serve(*options, act=act).output
+
+
+def test_a_reply_can_be_delayed() -> None:
+    took: list[float] = []
+
+    def act(relay: Served) -> None:
+        started = time.monotonic()
+        mail(relay)
+        took.append(time.monotonic() - started)
+
+    serve("--no-inbox", "--reply-delay", "0.2", act=act)
+    assert took[0] >= 0.2
+
+
+def test_webhooks_follow_each_mail_and_their_secret_is_printed_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LETTERMINT_SIGNING_SECRET", SECRET)
+
+    def act(relay: Served) -> None:
+        send(relay, to="hardbounce@testing.lettermint.co", security=PLAIN)
+
+    with receiving() as receiver:
+        relay = serve(
+            "--webhook", receiver.url, act=act, until="webhook message.hard_bounced"
+        )
+    address = "hardbounce@testing.lettermint.co"
+    assert "webhook message.created for all recipients: 200\n" in relay.output
+    assert f"webhook message.hard_bounced for {address}: 200\n" in relay.output
+    assert "import os\n" in relay.output
+    assert 'os.environ["LETTERMINT_SIGNING_SECRET"]' in relay.output
+    assert SECRET not in relay.output
+    for headers, body in receiver.requests:
+        Webhook(SECRET).verify(body, headers)
+    assert [event["event"] for event in receiver.events] == [
+        *("message.created", "message.sent", "message.hard_bounced")
+    ]
+
+
+def test_a_site_that_does_not_answer_its_webhooks_is_named() -> None:
+    with receiving() as gone:
+        pass
+    options = ("--no-inbox", "--webhook", gone.url, "--secret", SECRET)
+    assert "no answer ([Errno" in serve(*options, act=mail, until="no answer (").output
+
+
+def test_a_thread_that_serves_leaves_signals_alone() -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    seen: list[Any] = []
+
+    class Enough(Exception):
+        pass
+
+    def act(relay: Served) -> None:
+        seen.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
+        raise Enough
+
+    def work() -> None:
+        with pytest.raises(Enough):
+            serve(act=act)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == handlers
+
+
+# What it refuses to do
+
+
+def failure(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[object, str]:
+    """Start a relay that cannot run; return its exit code and what it prints."""
+    with pytest.raises(SystemExit) as caught:
+        relay_command.main([*options])
+    printed = capsys.readouterr()
+    assert not printed.out, "settings of a relay that does not run"
+    return caught.value.code, printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--port", "65536"), "'65536' is not a port"),
+        (("--inbox-port", "-1"), "'-1' is not a port"),
+        (("--reply-delay", "-1"), "'-1' is not a number of seconds"),
+        (("--reply-delay", "nan"), "'nan' is not a number of seconds"),
+        (("--webhook", "localhost/hook"), "is not an http:// or https:// address"),
+        (("--refuse", "nobody"), "'nobody' is not ADDRESS or ADDRESS=CODE"),
+        (("--refuse", "a@example.com=250"), "with a code from 400 to 599"),
+        (("--refuse", "a@example.com=600"), "with a code from 400 to 599"),
+        (("--refuse", "a@example.com="), "with a code from 400 to 599"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_its_value(
+    arguments: tuple[str, str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = failure(capsys, *arguments)
+    assert code == 2
+    assert complaint in text
+
+
+@pytest.mark.parametrize("option", ["--port", "--inbox-port"])
+def test_a_port_that_is_taken_is_an_error_that_names_the_option(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        code, text = failure(capsys, "--port", "0", option, port)
+        with pytest.raises(CommandError, match=f"port {port} .* with {option}.$"):
+            call_command("lettermint_relay", "--port", "0", option, port)
+    assert code == 1
+    assert f"port {port} of 127.0.0.1 is in use" in text
+    assert text.endswith(f"choose another port with {option}.\n")
+
+
+@pytest.mark.parametrize("content", [None, "broken"])
+def test_certificates_that_are_no_use_are_an_error_that_names_the_option(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "ca"
+    if content is None:
+        folder.touch()
+    else:
+        folder.mkdir()
+        for name in ("ca.pem", "server.pem"):
+            (folder / name).write_text(content)
+    code, text = failure(capsys, "--port", "0", "--tls", "--ca-folder", str(folder))
+    assert code == 1
+    assert "another folder with --ca-folder" in text
+
+
+def test_a_folder_for_mails_that_is_a_file_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    options = ("--port", "0", "--no-inbox", "--save", str(tmp_path / "file"))
+    code, text = failure(capsys, *options)
+    assert code == 1
+    assert f"--save {tmp_path / 'file'}: " in text
+
+
+def test_webhooks_need_a_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LETTERMINT_SIGNING_SECRET", raising=False)
+    code, text = failure(capsys, "--port", "0", "--webhook", "http://127.0.0.1:8000/")
+    assert code == 1
+    assert "--webhook needs a secret: set LETTERMINT_SIGNING_SECRET" in text
+
+
+def test_without_the_extra_it_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    for name in ("relay", "certificates"):
+        monkeypatch.delitem(
+            sys.modules, f"django_lettermint.testing.{name}", raising=False
+        )
+    code, text = failure(capsys, "--port", "0")
+    assert code == 1
+    assert "pip install 'django-lettermint-smtp[testing]'" in text

@@ -1,0 +1,352 @@
+"""The local relay: how it is reached, what it keeps, how it starts and ends."""
+
+from __future__ import annotations
+
+import smtplib
+import socket
+import ssl
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from django_lettermint.testing import Logins, Refusal, Relay
+from tests.testing.relay_client import (
+    MESSAGE,
+    WRONG,
+    anonymous,
+    client,
+    send,
+    trust,
+)
+
+if TYPE_CHECKING:
+    from django_lettermint.testing import ReceivedMessage
+
+both_ports = pytest.mark.parametrize("security", ["tls", "starttls"])
+
+
+def connect(relay: Relay, security: str = "tls") -> socket.socket:
+    return socket.create_connection(("127.0.0.1", relay.port(security)), timeout=10)
+
+
+def handshake(relay: Relay, security: str) -> socket.socket:
+    """Return a connection on which the TLS handshake comes next."""
+    raw = connect(relay, security)
+    if security == "starttls":
+        raw.recv(1000)
+        raw.sendall(b"STARTTLS\r\n")
+        raw.recv(1000)
+    return raw
+
+
+# What arrives
+
+
+@both_ports
+def test_a_message_arrives_as_it_was_sent(relay: Relay, security: str) -> None:
+    content = MESSAGE + b".\r\n..two dots\r\nno newline"
+    send(relay, content, to=("a@example.com", "b@example.com"), security=security)
+    (message,) = relay.messages
+    assert message.content == content + b"\r\n"
+    assert message.mail_from == "sender@example.com"
+    assert message.recipients == ("a@example.com", "b@example.com")
+    assert (message.security, message.connection) == (security, 1)
+    assert message.tls.startswith("TLSv1.")
+    assert message.headers["Subject"] == message.mime["Subject"] == "Hi"
+    assert message.mime.get_content().startswith("Hello.")
+
+
+def test_the_51st_recipient_is_refused(relay: Relay) -> None:
+    recipients = [f"user{number}@example.com" for number in range(51)]
+    with client(relay) as connection:
+        refused = connection.sendmail("a@example.com", recipients, MESSAGE)
+    ((address, (code, text)),) = refused.items()
+    assert (address, code, text[:6]) == ("user50@example.com", 452, b"4.5.3 ")
+    assert relay.messages[0].recipients == tuple(recipients[:50])
+    assert relay.statistics.recipients == 50
+    assert relay.statistics.refused_recipients == 1
+
+
+def test_a_refused_message_is_kept_with_the_rule_and_its_content(relay: Relay) -> None:
+    with pytest.raises(smtplib.SMTPDataError):
+        send(relay, WRONG)
+    assert relay.messages == []
+    [refusal] = relay.refusals
+    assert (refusal.command, refusal.code) == ("DATA", 550)
+    assert refusal.text == "5.6.0 The tag is invalid"
+    assert (refusal.content, refusal.headers["Subject"]) == (WRONG, "Hi")
+    assert refusal.mail_from == "sender@example.com"
+    assert refusal.recipients == ("user@example.com",)
+    assert refusal.security == "tls"
+    assert refusal.tls.startswith("TLSv1.")
+
+
+def test_logins_and_addresses_that_are_refused_are_kept_in_order(relay: Relay) -> None:
+    relay.refuse("No@example.com")
+    relay.refuse("later@example.com", 450, "4.2.1 Not now")
+    relay.refuse("spam@example.com", 550, "5.7.1 Not verified", verb="MAIL")
+    with pytest.raises(smtplib.SMTPAuthenticationError):
+        client(relay, token="lm_wrong")
+    with client(relay) as connection:
+        assert connection.mail("spam@example.com") == (550, b"5.7.1 Not verified")
+        connection.mail("sender@example.com")
+        connection.rcpt("user@example.com")
+        assert connection.rcpt("later@example.com") == (450, b"4.2.1 Not now")
+        assert connection.rcpt("no@example.com") == (550, b"5.1.1 No such mailbox")
+        relay.accept("no@example.com")
+        assert connection.rcpt("no@example.com")[0] == 250
+    *logins, sender, later, unknown = relay.refusals
+    assert {each.command for each in logins} == {"AUTH"}
+    assert (sender.command, sender.address) == ("MAIL", "spam@example.com")
+    assert (later.command, later.address) == ("RCPT", "later@example.com")
+    assert (unknown.recipients, unknown.content) == (("user@example.com",), b"")
+    assert "lm_wrong" not in repr(relay.refusals)
+
+
+def test_waiting_ends_when_the_message_is_there(relay: Relay) -> None:
+    sender = threading.Thread(target=send, args=[relay])
+    sender.start()
+    assert len(relay.wait_for(1)) == 1
+    sender.join()
+    with pytest.raises(TimeoutError):
+        relay.wait_for(2, timeout=0.01)
+
+
+def test_records_can_be_forgotten_or_not_kept_while_counting_goes_on(
+    relay: Relay,
+) -> None:
+    with Relay(keep_messages=False) as forgetful:
+        send(forgetful)
+        assert (forgetful.messages, forgetful.statistics.messages) == ([], 1)
+    send(relay)
+    with pytest.raises(smtplib.SMTPDataError):
+        send(relay, WRONG)
+    relay.clear()
+    assert (relay.messages, relay.refusals) == ([], [])
+    assert relay.statistics.messages == 1
+    assert relay.statistics.octets == len(MESSAGE)
+
+
+def test_a_listener_gets_messages_and_refusals_that_are_kept_by_then(
+    relay: Relay,
+) -> None:
+    heard: list[Any] = []
+
+    def listener(record: ReceivedMessage | Refusal) -> None:
+        kept: list[Any] = [*relay.messages, *relay.refusals]
+        heard.append((type(record).__name__, record in kept))
+
+    relay.add_listener(listener)
+    send(relay)
+    with pytest.raises(smtplib.SMTPDataError):
+        send(relay, WRONG)
+    relay.remove_listener(listener)
+    send(relay)
+    assert heard == [("ReceivedMessage", True), ("Refusal", True)]
+
+
+# How it is reached
+
+
+def test_options_and_settings_lead_to_the_relay(relay: Relay) -> None:
+    assert relay.options("starttls", timeout=3) == {
+        "api_token": "lm_test_token",
+        "host": "127.0.0.1",
+        "port": relay.port("starttls"),
+        "security": "starttls",
+        "ca_file": relay.ca_file,
+        "idempotency": True,
+        "timeout": 3,
+    }
+    assert relay.settings()["LETTERMINT_PORT"] == relay.port("tls")
+
+
+def test_it_can_serve_in_clear_on_loopback() -> None:
+    with Relay(ports={"plaintext": 0}) as relay:
+        assert "ca_file" not in relay.options("plaintext")
+        send(relay, security="plaintext")
+        (message,) = relay.messages
+    assert (message.security, message.tls) == ("plaintext", "")
+
+
+def test_the_features_are_those_of_the_documentation(relay: Relay) -> None:
+    with anonymous(relay) as connection:
+        assert connection.esmtp_features == {
+            "pipelining": "",
+            "size": "26214400",
+            "8bitmime": "",
+            "smtputf8": "",
+            "enhancedstatuscodes": "",
+            "auth": " PLAIN LOGIN CRAM-MD5",
+        }
+
+
+def test_features_can_be_left_out_and_added() -> None:
+    without = {"8BITMIME", "STARTTLS", "PIPELINING", "AUTH"}
+    with Relay(chunking=True, limits="MAILMAX=5", without=without) as relay:
+        with smtplib.SMTP("localhost", relay.port("starttls"), timeout=10) as plain:
+            plain.ehlo()
+            assert not plain.has_extn("starttls")
+            assert plain.docmd("STARTTLS")[0] == 503
+        with anonymous(relay) as connection:
+            features = connection.esmtp_features
+            assert connection.docmd("AUTH PLAIN")[0] == 504
+    assert features.keys() == {
+        *("size", "smtputf8", "enhancedstatuscodes", "chunking", "limits")
+    }
+    assert features["limits"] == "MAILMAX=5"
+    with pytest.raises(ValueError, match="DSN: no such EHLO keyword"):
+        Relay(without={"DSN"})
+
+
+def test_a_parameter_that_is_not_offered_is_refused() -> None:
+    with Relay(without={"8BITMIME"}) as relay, client(relay) as connection:
+        assert connection.mail("a@example.com", ["BODY=8BITMIME"])[0] == 555
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+def test_each_mechanism_works_alone(mechanism: str) -> None:
+    with Relay(mechanisms=[mechanism]) as relay:
+        with client(relay) as connection:
+            assert connection.esmtp_features["auth"].strip() == mechanism
+        with pytest.raises(smtplib.SMTPAuthenticationError) as refused:
+            client(relay, token="wrong")
+        assert refused.value.smtp_code == 535
+        assert relay.logins == Logins(attempts=2, successes=1)
+
+
+def test_tokens_of_one_project_share_its_idempotency_keys() -> None:
+    keyed = b"Idempotency-Key: order-1\r\n" + MESSAGE
+    with Relay(other_tokens=["lm_other"]) as relay:
+        for token in ("lm_other", "lm_test_token"):
+            with client(relay, token=token) as connection:
+                connection.sendmail("sender@example.com", ["user@example.com"], keyed)
+        (message,) = relay.messages
+        assert relay.statistics.replays == 1
+    assert message.token == "lm_other"
+    assert "lm_other" not in repr(message)
+
+
+# TLS
+
+
+def test_no_login_and_no_mail_in_clear_where_starttls_is_offered(relay: Relay) -> None:
+    with smtplib.SMTP("localhost", relay.port("starttls"), timeout=10) as connection:
+        connection.ehlo()
+        assert connection.has_extn("starttls")
+        assert not connection.has_extn("auth")
+        assert connection.mail("sender@example.com")[0] == 530
+        assert connection.docmd("AUTH", "PLAIN AGEAYg==")[0] == 530
+        assert connection.docmd("STARTTLS", "now")[0] == 501
+        connection.starttls(context=trust(relay))
+        connection.ehlo()
+        assert not connection.has_extn("starttls")
+        assert connection.has_extn("auth")
+        assert connection.docmd("STARTTLS")[0] == 503
+
+
+def test_commands_in_clear_behind_starttls_are_thrown_away(relay: Relay) -> None:
+    with connect(relay, "starttls") as raw:
+        raw.recv(1000)
+        raw.sendall(b"STARTTLS\r\nEHLO injected\r\n")
+        assert raw.recv(1000).startswith(b"220 ")
+        with trust(relay).wrap_socket(raw, server_hostname="localhost") as secured:
+            secured.sendall(b"NOOP\r\n")
+            assert secured.recv(1000) == b"250 2.0.0 At your service\r\n"
+
+
+@both_ports
+def test_a_client_that_distrusts_the_certificate_leaves_nothing_behind(
+    relay: Relay, security: str
+) -> None:
+    with handshake(relay, security) as raw, pytest.raises(ssl.SSLError):
+        ssl.create_default_context().wrap_socket(raw, server_hostname="localhost")
+    relay.wait_until(lambda now: now.open == 0)
+    send(relay)
+    assert len(relay.messages) == 1
+
+
+def test_certificates_in_a_folder_stay_after_the_relay(tmp_path: Path) -> None:
+    with Relay(ca_folder=tmp_path) as relay:
+        ca_file, trusted = relay.ca_file, trust(relay)
+    with Relay(ca_folder=tmp_path) as relay:
+        assert relay.ca_file == ca_file
+        with connect(relay) as raw:
+            trusted.wrap_socket(raw, server_hostname="localhost").close()
+
+
+# Connections, start and end
+
+
+def test_connections_are_counted_and_can_be_cut(relay: Relay) -> None:
+    first, second = client(relay), client(relay, "starttls")
+    assert (relay.statistics.connections, relay.statistics.open) == (2, 2)
+    relay.drop_connections()
+    for connection in (first, second):
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            connection.noop()
+    send(relay)
+    now = relay.wait_until(lambda now: now.open == 0)
+    assert (now.connections, now.peak) == (3, 2)
+
+
+def test_a_silent_connection_is_closed_after_the_idle_timeout() -> None:
+    with Relay(idle_timeout=0.05) as relay, connect(relay) as raw:
+        assert raw.recv(1000) == b""
+
+
+def test_in_an_outage_the_relay_is_unreachable_and_then_on_the_same_ports(
+    relay: Relay,
+) -> None:
+    with client(relay) as connection, relay.outage():
+        with pytest.raises(ConnectionRefusedError):
+            connect(relay)
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            connection.noop()
+        connection.close()
+    send(relay)
+
+
+def test_a_relay_that_is_stopped_in_an_outage_stays_stopped(relay: Relay) -> None:
+    with relay.outage():
+        relay.stop()
+    with pytest.raises(ConnectionRefusedError):
+        connect(relay)
+
+
+def test_a_stopped_relay_keeps_its_messages_and_starts_again_on_its_ports() -> None:
+    relay = Relay()
+    with pytest.raises(RuntimeError, match="never started"):
+        _ = relay.ca_file
+    with pytest.raises(RuntimeError, match="not running"):
+        relay.drop_connections()
+    relay.stop()
+    with relay:
+        ca_file, options = Path(relay.ca_file), relay.options()
+        send(relay)
+        with pytest.raises(RuntimeError, match="running already"):
+            relay.start()
+    assert not ca_file.exists()
+    with relay:
+        assert relay.options() == options
+        send(relay)
+    assert len(relay.messages) == 2
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    relay = Relay()
+    with relay:
+        port = relay.port("tls")
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="use"):
+        relay.start()
+
+
+@both_ports
+def test_stopping_does_not_wait_for_an_unfinished_handshake(
+    relay: Relay, security: str
+) -> None:
+    with handshake(relay, security) as raw:
+        relay.stop()
+        assert raw.recv(1000) == b""

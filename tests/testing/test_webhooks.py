@@ -1,0 +1,299 @@
+"""The relay's webhooks, received by a plain web server and checked by the official SDK."""
+
+from __future__ import annotations
+
+import smtplib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from lettermint import Webhook, WebhookVerificationError
+
+from django_lettermint.testing import (
+    Relay,
+    WebhookDelivery,
+    events_for,
+    make_event,
+    post_event,
+    sign,
+)
+from tests.testing.receiving import SECRET, receiving
+from tests.testing.records import received
+from tests.testing.relay_client import MESSAGE, send
+
+if TYPE_CHECKING:
+    from tests.testing.receiving import Receiver
+
+
+# Events
+
+
+def test_the_creation_of_a_message_is_told_once_with_its_addresses() -> None:
+    head = (
+        b"From: Acme <news@example.com>\r\nTo: a@example.com\r\n"
+        b"Cc: b@example.com\r\nReply-To: Help <help@example.com>\r\n\r\n"
+    )
+    everyone = ("a@example.com", "b@example.com", "c@example.com")
+    created, *others = events_for(received(head, recipients=everyone))
+    assert created.event == "message.created"
+    assert created.data["from"] == {"email": "news@example.com", "name": "Acme"}
+    assert created.data["to"] == ["a@example.com"]
+    assert created.data["cc"] == ["b@example.com"]
+    assert created.data["bcc"] == ["c@example.com"]
+    assert created.data["reply_to"] == "help@example.com"
+    assert "recipient" not in created.data
+    names = [event.event for event in others]
+    assert names == ["message.sent", "message.delivered"] * 3
+
+
+def test_a_message_without_addresses_in_its_header_has_those_of_its_envelope() -> None:
+    created = next(events_for(received()))
+    assert created.data["from"] == {"email": "shop@example.com", "name": None}
+    assert created.data["bcc"] == ["ada@example.com"]
+    assert created.data["reply_to"] is None
+
+
+@pytest.mark.parametrize(
+    ("local", "events"),
+    [
+        ("ok", ["message.delivered"]),
+        ("ok+anything", ["message.delivered"]),
+        ("SoftBounce", ["message.soft_bounced"]),
+        ("hardbounce+x", ["message.hard_bounced"]),
+        ("spamcomplaint", ["message.delivered", "message.spam_complaint"]),
+        ("dsn", ["message.hard_bounced"]),
+    ],
+)
+def test_a_test_address_stands_for_its_events(local: str, events: list[str]) -> None:
+    address, other = f"{local}@testing.lettermint.co", "hardbounce@example.com"
+    _, *made = events_for(received(recipients=(other, address)))
+    told = [(event.event, event.data["recipient"]) for event in made]
+    assert told == [
+        ("message.sent", other),
+        ("message.delivered", other),
+        *((event, address) for event in ("message.sent", *events)),
+    ]
+
+
+def test_a_message_has_the_same_events_each_time_each_with_its_own_id() -> None:
+    message = received(recipients=("a@example.com", "b@example.com"))
+    first, second = (list(events_for(message)) for _ in range(2))
+    assert first == second
+    assert len({event.id for event in first}) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("message.policy_rejected", {"reason", "score", "spam_symbols"}),
+        ("message.soft_bounced", {"response"}),
+        ("message.suppressed", {"reason"}),
+        ("message.failed", {"reason", "response"}),
+        ("message.unsubscribed", {"unsubscribed_at"}),
+        ("message.opened", {"opened_at", "first_open", "user_agent", "bot"}),
+        ("message.clicked", {"clicked_at", "destination_url", "user_agent"}),
+    ],
+)
+def test_any_event_can_be_made(name: str, fields: set[str]) -> None:
+    message = received(recipients=("a@example.com", "b@example.com"))
+    event = make_event(message, name)
+    assert event.event == name
+    of_the_message = name == "message.policy_rejected"
+    assert event.data.get("recipient") == (None if of_the_message else "a@example.com")
+    assert event.data["metadata"] == event.data["tags"] == []
+    assert event.data["tag"] is None
+    assert fields <= event.data.keys()
+    another = make_event(message, name, "b@example.com", tag="else", reason="manual")
+    assert another.id != event.id
+    assert (another.data["tag"], another.data["reason"]) == ("else", "manual")
+    assert of_the_message or another.data["recipient"] == "b@example.com"
+
+
+# Posting
+
+
+def test_a_delivery_is_posted_signed_and_with_the_documented_headers(
+    relay: Relay, receiver: Receiver
+) -> None:
+    tagged = b"X-LM-Tag: welcome\r\nX-LM-Metadata-UserID: \xc3\xa9/1\r\n"
+    send(relay, tagged + MESSAGE)
+    delivery = relay.webhooks.post(receiver.url, SECRET)[-1]
+    assert (delivery.status, delivery.attempt, delivery.error) == (200, 1, "")
+    headers, body = receiver.requests[-1]
+    assert b'"\xc3\xa9/1"' in body
+    assert headers["X-Lettermint-Event"] == "message.delivered"
+    assert headers["X-Lettermint-Attempt"] == "1"
+    moment = headers["X-Lettermint-Delivery"]
+    assert headers["X-Lettermint-Signature"].startswith(f"t={moment},v1=")
+    envelope = Webhook(SECRET).verify(body, headers)
+    assert envelope["id"] == delivery.event.id
+    assert envelope["timestamp"].endswith("Z")
+    assert envelope["data"] == {
+        "message_id": relay.messages[0].id,
+        "subject": "Hi",
+        "metadata": {"UserID": "é/1"},
+        "tag": "welcome",
+        "tags": [{"name": "__lettermint_tag", "value": "welcome"}],
+        "recipient": "user@example.com",
+        "response": {
+            "status_code": 250,
+            "enhanced_status_code": "2.0.0",
+            "content": "OK",
+        },
+    }
+    context = receiver.events[-1]["context"]
+    assert context.keys() == {"scope", "team_id", "project_id", "route_id"}
+    assert relay.token not in repr(delivery)
+    assert SECRET not in repr(delivery)
+
+
+def test_chosen_events_can_be_posted_several_times(
+    relay: Relay, receiver: Receiver
+) -> None:
+    opened = make_event(received(), "message.opened")
+    deliveries = relay.webhooks.post(receiver.url, SECRET, events=[opened], attempts=3)
+    assert [delivery.event for delivery in deliveries] == [opened] * 3
+    assert [delivery.attempt for delivery in deliveries] == [1, 2, 3]
+    assert relay.webhooks.deliveries == deliveries
+    assert len({body for _, body in receiver.requests}) == 1
+    attempts = [headers["X-Lettermint-Attempt"] for headers, _ in receiver.requests]
+    assert attempts == ["1", "2", "3"]
+
+
+def test_the_events_of_chosen_messages_can_be_posted(
+    relay: Relay, receiver: Receiver
+) -> None:
+    send(relay)
+    message = received()
+    relay.webhooks.post(receiver.url, SECRET, messages=[message])
+    assert {each["data"]["message_id"] for each in receiver.events} == {message.id}
+
+
+@pytest.mark.parametrize(
+    "options", [{"wrong_signature": True}, {"timestamp": int(time.time()) - 301}]
+)
+def test_a_wrong_or_old_signature_does_not_verify(
+    receiver: Receiver, options: dict[str, Any]
+) -> None:
+    post_event(receiver.url, make_event(received(), "message.sent"), SECRET, **options)
+    ((headers, body),) = receiver.requests
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify(body, headers)
+
+
+def test_the_signature_is_that_of_the_documentation() -> None:
+    assert sign(b"{}", "whsec_test", 1700000000) == (
+        "t=1700000000,v1="
+        "35495024f4ef3f94e5a93e22221544c4b75e9a42300cd965ab81cb85cd994e91"
+    )
+
+
+@pytest.mark.parametrize("status", [302, 400, 503])
+def test_the_status_of_the_answer_is_recorded(receiver: Receiver, status: int) -> None:
+    receiver.status = status
+    delivery = post_event(receiver.url, make_event(received(), "message.sent"), SECRET)
+    assert (delivery.status, delivery.error) == (status, "")
+    assert len(receiver.requests) == 1
+
+
+def failed(url: str) -> WebhookDelivery:
+    delivery = post_event(url, make_event(received(), "message.sent"), SECRET)
+    assert delivery.status is None
+    return delivery
+
+
+def test_a_receiver_that_does_not_run_is_recorded() -> None:
+    with receiving() as gone:
+        pass
+    error = failed(gone.url).error
+    assert "refused" in error
+    assert "urlopen" not in error
+
+
+def test_a_receiver_that_closes_the_connection_is_recorded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=read_and_close, args=(server,))
+        thread.start()
+        delivery = failed(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        thread.join()
+    assert "closed connection" in delivery.error
+
+
+def read_and_close(server: socket.socket) -> None:
+    """Read a request up to its last byte, and close the connection without an answer."""
+    connection, _ = server.accept()
+    length = 0
+    with connection, connection.makefile("rb") as request:
+        while (line := request.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        request.read(length)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "127.0.0.1/hook",
+        "http://",
+        "http://[::1/hook",
+        "http://localhost:65536/hook",
+        "http://localhost:0/hook",
+        "http://localhost/hook/é",
+    ],
+)
+def test_an_address_that_is_not_of_the_web_is_a_mistake(url: str, relay: Relay) -> None:
+    wrong = pytest.raises(ValueError, match="is not an http:// or https:// address")
+    with wrong:
+        post_event(url, make_event(received(), "message.sent"), SECRET)
+    with wrong:
+        relay.webhooks.subscribe(url, SECRET)
+
+
+# Subscriptions
+
+
+def test_a_subscription_posts_each_message_but_no_refusal(
+    relay: Relay, receiver: Receiver
+) -> None:
+    relay.webhooks.subscribe(receiver.url, SECRET, attempts=2)
+    relay.refuse("no@example.com")
+    send(relay)
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        send(relay, to="no@example.com")
+    send(relay, to="dsn@testing.lettermint.co")
+    deliveries = relay.webhooks.wait_for(12)
+    assert deliveries == relay.webhooks.deliveries
+    assert [delivery.attempt for delivery in deliveries] == [1, 2] * 6
+    assert [each["event"] for each in receiver.events[::2]] == [
+        *("message.created", "message.sent", "message.delivered"),
+        *("message.created", "message.sent", "message.hard_bounced"),
+    ]
+    with pytest.raises(TimeoutError, match=r"12 of 13 webhooks after 0\.01 s"):
+        relay.webhooks.wait_for(13, timeout=0.01)
+
+
+def test_a_slow_receiver_does_not_hold_up_the_mail(
+    relay: Relay, receiver: Receiver
+) -> None:
+    receiver.may_answer.clear()
+    relay.webhooks.subscribe(receiver.url, SECRET)
+    send(relay)
+    send(relay)
+    assert relay.webhooks.deliveries == []
+    receiver.may_answer.set()
+    assert len(relay.webhooks.wait_for(6)) == 6
+
+
+def test_subscriptions_end_with_the_relay(receiver: Receiver) -> None:
+    before = threading.active_count()
+    relay = Relay()
+    with relay:
+        relay.webhooks.subscribe(receiver.url, SECRET)
+    with relay:
+        send(relay)
+    assert relay.webhooks.deliveries == []
+    assert threading.active_count() == before

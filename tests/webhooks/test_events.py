@@ -1,0 +1,206 @@
+"""What each payload about sent mail becomes in Anymail's terms."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from anymail.signals import AnymailTrackingEvent, EventType, RejectReason
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_lettermint.webhooks.events import (
+    INBOUND,
+    TEST,
+    TRACKING_EVENTS,
+    read_event,
+    tracking_event,
+)
+from tests.snippets import DOCS
+from tests.webhooks.payloads import (
+    DATA,
+    JSON,
+    LETTERMINT_ID,
+    OUR_ID,
+    RECIPIENT,
+    payload,
+)
+
+KEY = "django_message_id"
+#: The table of the documentation, as (event, event type, reject reason or a dash).
+DOCUMENTED = re.findall(
+    r"^\| `(\S+)` \| (\w+) \| (\S+) \|",
+    (DOCS / "webhooks.md").read_text(),
+    re.MULTILINE,
+)
+
+
+def tracked(
+    event_type: str, *, key: str | None = KEY, **changes: Any
+) -> AnymailTrackingEvent:
+    event = read_event(payload(event_type, **changes))
+    return tracking_event(event, correlation_key=key)
+
+
+@pytest.mark.parametrize(("event_type", "mapped", "reason"), DOCUMENTED)
+def test_each_event_is_mapped_as_documented(
+    event_type: str, mapped: str, reason: str
+) -> None:
+    # Without a reason: the one of a suppression would replace the table's.
+    event = tracked(event_type, reason=None)
+
+    assert event.event_type == mapped.lower()
+    assert event.reject_reason == (reason.lower() if reason.isupper() else None)
+
+
+def test_every_event_is_documented() -> None:
+    assert {event_type for event_type, *_ in DOCUMENTED} == {*TRACKING_EVENTS}
+    assert set(DATA) == {*TRACKING_EVENTS, INBOUND, TEST}
+
+
+@pytest.mark.parametrize(
+    "event_type", sorted(name for name in TRACKING_EVENTS if name.startswith("message"))
+)
+def test_each_message_event_has_our_id_and_no_trace_of_its_key(event_type: str) -> None:
+    event = tracked(event_type)
+
+    assert event.message_id == OUR_ID
+    assert event.metadata == {"user": "123"}
+    assert event.tags == ["welcome", "campaign=spring"]
+    assert event.event_id == "54d7e8c9-1195-4ba0-9d3f-b9af92305add"
+    assert event.timestamp == datetime(2026, 2, 8, 20, 14, 0, 123000, tzinfo=UTC)
+    assert event.esp_event == payload(event_type)
+
+
+@pytest.mark.parametrize(
+    ("event_type", "changes", "expected"),
+    [
+        ("message.hard_bounced", {}, {"recipient": RECIPIENT}),
+        ("message.hard_bounced", {}, {"mta_response": "User unknown"}),
+        ("message.failed", {}, {"description": "Internal processing error"}),
+        (
+            "message.failed",
+            {"reason": None, "reason_code": "enforced_tls_failed"},
+            {"description": "enforced_tls_failed"},
+        ),
+        ("message.clicked", {}, {"click_url": "https://acme.example/start?a=1"}),
+        ("message.clicked", {}, {"user_agent": "Mozilla/5.0"}),
+        ("message.teleported", {}, {"event_type": EventType.UNKNOWN}),
+        ("message.teleported", {"recipient": RECIPIENT}, {"recipient": RECIPIENT}),
+        ("message.suppressed", {"reason": "hard_bounce"}, {"reject_reason": "bounced"}),
+        ("message.suppressed", {"reason": "spam_complaint"}, {"reject_reason": "spam"}),
+        (
+            "message.suppressed",
+            {"reason": "unsubscribe"},
+            {"reject_reason": RejectReason.UNSUBSCRIBED},
+        ),
+        ("message.suppressed", {"reason": "manual"}, {"reject_reason": "blocked"}),
+        ("message.suppressed", {"reason": ["spam"]}, {"reject_reason": "blocked"}),
+    ],
+)
+def test_an_event_has_what_its_data_tell(
+    event_type: str, changes: dict[str, Any], expected: dict[str, object]
+) -> None:
+    assert vars(tracked(event_type, **changes)).items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("key", "metadata", "message_id", "others"),
+    [
+        (KEY, [], LETTERMINT_ID, {}),
+        (KEY, None, LETTERMINT_ID, {}),
+        (KEY, "x", LETTERMINT_ID, {}),
+        (KEY, {"user": "1"}, LETTERMINT_ID, {"user": "1"}),
+        (KEY, {KEY: 7}, LETTERMINT_ID, {}),
+        (None, {KEY: OUR_ID}, LETTERMINT_ID, {KEY: OUR_ID}),
+        ("ref", {"ref": "r1", "a": "b"}, "r1", {"a": "b"}),
+    ],
+)
+def test_the_id_is_taken_out_of_the_metadata(
+    key: str | None, metadata: object, message_id: str, others: dict[str, str]
+) -> None:
+    event = tracked("message.delivered", key=key, metadata=metadata)
+
+    assert (event.message_id, event.metadata) == (message_id, others)
+
+
+@pytest.mark.parametrize(
+    ("tag", "tags", "expected"),
+    [
+        (None, None, []),
+        ("a", [], ["a"]),
+        ("b", ["a", "b"], ["b", "a"]),
+        (None, [{"name": "__lettermint_tag", "value": "a b"}], ["a b"]),
+        ("a", [{"name": "__lettermint_tag", "value": "a"}], ["a"]),
+        ("a", [{"name": "c", "value": "a"}], ["a", "c=a"]),
+        (None, ["a", 3, None, ["b"], {"name": "c"}, {}], ["a"]),
+        (None, [{"value": "a"}, {"name": 1, "value": "b"}], ["a", "b"]),
+        (None, [{"name": "c", "value": ["d"]}], []),
+        (None, {"name": "c", "value": "d"}, []),
+    ],
+)
+def test_tags_are_strings_without_duplicates(
+    tag: object, tags: object, expected: list[str]
+) -> None:
+    assert tracked("message.sent", tag=tag, tags=tags).tags == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"timestamp": "2026-02-08T20:14:00.000Z"},
+        {"timestamp": "2026-02-08T22:14:00+02:00"},
+        {"timestamp": "2026-02-08T20:14:00"},
+        {"timestamp": None, "created_at": "2026-02-08T20:14:00Z"},
+    ],
+)
+def test_a_timestamp_is_aware_and_utc(fields: dict[str, object]) -> None:
+    event = read_event(payload("message.sent") | fields)
+
+    assert event.timestamp == datetime(2026, 2, 8, 20, 14, tzinfo=UTC)
+    assert event.timestamp.tzinfo is UTC
+
+
+def test_empty_data_may_come_as_a_list() -> None:
+    assert read_event(payload("message.sent") | {"data": []}).data == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("id", [None, "", 7, "a b", "é", "line\nbreak", "x" * 129]),
+        ("event", [None, "", ["message.sent"]]),
+        ("data", [None, ["x"], "x"]),
+        ("timestamp", [None, "", 1770581640, "yesterday", "9" * 5000]),
+        ("timestamp", ["2026-02-30T00:00:00Z", "0001-01-01T00:00:00+23:00"]),
+    ],
+)
+def test_an_odd_envelope_names_its_field(field: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{field}_invalid$"):
+            read_event(payload("message.sent") | {field: value})
+
+
+@pytest.mark.parametrize("field", ["id", "event", "data", "timestamp"])
+def test_an_envelope_without_one_of_its_fields_names_it(field: str) -> None:
+    content = payload("message.sent")
+    del content[field]
+    with pytest.raises(ValueError, match=f"^{field}_invalid$"):
+        read_event(content)
+
+
+@given(
+    st.sampled_from(sorted(TRACKING_EVENTS)),
+    st.dictionaries(st.sampled_from(["id", "event", "timestamp"]), JSON),
+    st.dictionaries(st.sampled_from(sorted(DATA["message.clicked"])), JSON),
+)
+def test_any_payload_is_read_or_refused(
+    event_type: str, changes: dict[str, Any], data: dict[str, Any]
+) -> None:
+    try:
+        event = read_event(payload(event_type) | {"data": data} | changes)
+    except ValueError:
+        return
+    assert tracking_event(event, correlation_key=KEY).event_id == event.id

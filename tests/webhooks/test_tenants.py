@@ -1,0 +1,162 @@
+"""Webhooks whose URL names a tenant are verified by that tenant's secret."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from anymail.exceptions import AnymailConfigurationError
+from django.test import Client
+from django.urls import reverse
+
+from tests.webhooks.payloads import payload
+from tests.webhooks.posting import Receiver, post
+
+SENT = payload("message.sent")
+KNOWN: dict[str, Mapping[str, object]] = {
+    "acme": {"signing_secret": "whsec_acme"},
+    "globex": {"signing_secret": ["whsec_globex", "whsec_new"]},
+    "initech": {"api_token": "lm_initech"},
+    "hooli": {"signing_secret": ""},
+    "odd": {"signing_secret": 5},
+    "müller": {"signing_secret": "whsec_muller"},
+    "5": {"signing_secret": "whsec_5"},
+}
+
+
+def tenants(name: str) -> Mapping[str, object]:
+    if name == "away":
+        raise ConnectionError("the database is away")
+    return KNOWN[name]
+
+
+@pytest.fixture(autouse=True)
+def _tenants(settings: Any, _project: None) -> None:
+    settings.ROOT_URLCONF = "tests.webhooks.urls_tenants"
+    settings.ANYMAIL = {}
+    settings.LETTERMINT_SIGNING_SECRET = "whsec_settings"
+    settings.LETTERMINT_TENANTS = tenants
+
+
+def url(tenant: str, kind: str = "tracking", prefix: str = "of") -> str:
+    return f"/{prefix}/{tenant}/lettermint/{kind}/"
+
+
+@pytest.mark.parametrize(
+    ("tenant", "secret"),
+    [
+        ("acme", "whsec_acme"),
+        ("globex", "whsec_globex"),
+        ("globex", "whsec_new"),
+        ("müller", "whsec_muller"),
+    ],
+)
+def test_an_event_is_verified_by_the_secret_of_its_tenant(
+    tenant: str, secret: str, receiver: Receiver
+) -> None:
+    received = payload("message.inbound") | {"id": "2"}
+    assert post(SENT, secret, url=url(tenant)).status_code == 200
+    assert post(received, secret, url=url(tenant, "inbound")).status_code == 200
+
+    assert [each.tenant for each in receiver.events] == [tenant, tenant]
+
+
+def test_a_tenant_may_be_of_any_path_converter(receiver: Receiver) -> None:
+    assert post(SENT, "whsec_5", url=url("5", prefix="number")).status_code == 200
+    assert [each.tenant for each in receiver.events] == ["5"]
+
+
+def test_the_urls_reverse_with_the_tenant() -> None:
+    reversed_url = reverse("lettermint_tracking_webhook", kwargs={"tenant": "acme"})
+
+    assert reversed_url == "/of/acme/lettermint/tracking/"
+
+
+def test_without_a_tenant_in_the_url_the_settings_have_the_secret(
+    receiver: Receiver,
+) -> None:
+    assert post(SENT, "whsec_settings", url="/lettermint/tracking/").status_code == 200
+    assert post(SENT, "whsec_acme", url="/lettermint/tracking/").status_code == 400
+
+    assert [each.tenant for each in receiver.events] == [None]
+
+
+@pytest.mark.parametrize(
+    ("tenant", "secret"),
+    [
+        ("acme", "whsec_globex"),
+        ("acme", "whsec_settings"),
+        ("nobody", "whsec_settings"),
+        ("nobody", ""),
+        ("initech", "whsec_settings"),
+        ("initech", ""),
+        ("hooli", ""),
+        ("odd", "5"),
+        ("a" * 300, "whsec_settings"),
+        (" acme", "whsec_acme"),
+    ],
+)
+def test_a_refusal_does_not_reveal_which_tenants_exist(
+    tenant: str, secret: str, receiver: Receiver
+) -> None:
+    response = post(SENT, secret, url=url(tenant))
+
+    expected = post(SENT, "whsec_wrong", url=url("acme"))
+    assert response.status_code == expected.status_code == 400
+    assert (response.content, [*response.headers]) == (b"", [*expected.headers])
+    assert receiver.events == []
+
+
+def test_without_a_resolver_each_tenant_is_unknown(
+    settings: Any, receiver: Receiver
+) -> None:
+    settings.LETTERMINT_TENANTS = None
+
+    assert post(SENT, "whsec_settings", url=url("acme")).status_code == 400
+
+
+def test_the_log_gives_the_reason_and_no_secret(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    for tenant in ("nobody", "odd"):
+        post(SENT, "whsec_settings", url=url(tenant))
+
+    assert "tenant 'nobody': the function in the option `tenants`" in caplog.text
+    assert "tenants('odd')['signing_secret'] must be a string" in caplog.text
+    assert "whsec_" not in caplog.text
+
+
+def test_an_event_is_kept_while_the_resolver_fails(receiver: Receiver) -> None:
+    assert post(SENT, "whsec_settings", url=url("away")).status_code == 500
+    with pytest.raises(AnymailConfigurationError, match=r"cannot be looked up now"):
+        Client().post(url("away"), b"{}", "application/json")
+    assert receiver.events == []
+
+
+def test_an_event_of_each_tenant_runs_once(receiver: Receiver) -> None:
+    for _ in range(2):
+        post(SENT, "whsec_acme", url=url("acme"))
+        post(SENT, "whsec_globex", url=url("globex"))
+        post(SENT, "whsec_settings", url="/lettermint/tracking/")
+
+    assert [each.tenant for each in receiver.events] == ["acme", "globex", None]
+
+
+def test_deduplication_may_be_off_for_one_tenant(
+    settings: Any, receiver: Receiver
+) -> None:
+    settings.LETTERMINT_TENANTS = lambda name: {**KNOWN[name], "webhook_dedupe": False}
+    for _ in range(2):
+        post(SENT, "whsec_acme", url=url("acme"))
+
+    assert len(receiver.events) == 2
+
+
+def test_a_secret_of_the_view_takes_precedence(receiver: Receiver) -> None:
+    assert post(SENT, "whsec_own", url="/own/nobody/").status_code == 200
+    assert post(SENT, "whsec_acme", url="/own/acme/").status_code == 400
+
+    assert [each.tenant for each in receiver.events] == ["nobody"]
