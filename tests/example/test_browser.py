@@ -110,7 +110,10 @@ def test_a_mail_is_sent_with_the_token_of_the_chosen_tenant(
         card(page, subject).get_by_text("SENT", exact=True).wait_for()
 
     tokens = {str(each.headers["Subject"]): each.token for each in relay.messages}
-    assert (tokens["From north"], tokens["From the default"]) == ("lm_north", relay.token)
+    assert (tokens["From north"], tokens["From the default"]) == (
+        "lm_north",
+        relay.token,
+    )
 
 
 def test_a_bounce_appears_at_its_mail_with_the_recipient_and_reason(
