@@ -1,4 +1,4 @@
-"""A rendered message, frozen: the bytes that every attempt sends alike."""
+"""A rendered message: the same bytes for every attempt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Envelope:
     idempotency_key: str | None = None
     #: An address needs RFC 6531.
     smtputf8: bool = False
-    #: Whose token it needs, by name.
+    #: The name of the tenant with whose token it is sent.
     tenant: str | None = None
 
     @property
@@ -106,7 +106,7 @@ class Envelope:
             "idempotency_key": self.idempotency_key,
             "smtputf8": self.smtputf8,
         }
-        # Releases that know no tenants must not read it: they would use another token.
+        # Older releases ignore tenants and would use another token: they must refuse it.
         return {**form, "version": 2, "tenant": self.tenant} if self.tenant else form
 
     @classmethod
@@ -138,7 +138,7 @@ class Envelope:
         raise ValueError("not an envelope: it was changed after to_json()")
 
     def _is_sound(self) -> bool:
-        """Return whether nothing in it could become a command of its own."""
+        """Return whether no part of it could be read as another SMTP command."""
         addresses = (self.mail_from, *self.recipients)
         content = self.content
         return with_crlf(content) == content and not any(

@@ -54,7 +54,7 @@ _active: ContextVar[Layer] = ContextVar(
 
 
 class LettermintMessage(EmailMultiAlternatives):
-    """A message with Lettermint's extras; what is not given stays unset.
+    """A message with Lettermint's extras; extras that are not given stay unset.
 
     None keeps a field's lower layers (raw headers, `extras()` block, send defaults) off.
     """
@@ -63,9 +63,9 @@ class LettermintMessage(EmailMultiAlternatives):
     tag: str | None
     metadata: Mapping[str, object] | None
     idempotency_key: str | None
-    #: For whom it is sent; None: for no tenant, with the token of the settings.
+    #: The tenant it is sent for; None for no tenant, with the token of the settings.
     tenant: str | None
-    #: What became of it; its `status` is None until it was sent.
+    #: Its delivery status; `status` is None until it was sent.
     anymail_status: AnymailStatus
 
     def __init__(
@@ -86,7 +86,7 @@ class LettermintMessage(EmailMultiAlternatives):
             self.tenant = tenant
 
 
-#: They run when the block has ended: their mail would have another tenant.
+#: Such functions run after the block has ended: their mail would have another tenant.
 _TOO_LATE = (
     "extras() decorates no async function and no generator: "
     "write `with extras(…):` inside of it"
@@ -137,7 +137,7 @@ def extras(
     metadata: Mapping[str, object] | None = UNSET,
     tenant: str | None = UNSET,
 ) -> _Block:
-    """Set extras, and the tenant, for every message sent inside the block, by whomever.
+    """Set extras and the tenant of every message sent inside the block.
 
     Inner blocks win, per field and per metadata key. There is no idempotency key: one key
     for several messages would lose all but the first. It decorates plain functions, too.
@@ -154,10 +154,10 @@ def active_extras() -> Layer:
 def tenant_of(
     message: EmailMessage, otherwise: object, *, signed: object = UNSET
 ) -> object:
-    """Return whom a message is sent for: its attribute, its header, a block, `otherwise`.
+    """Return the tenant of a message: from attribute, header, block, or `otherwise`.
 
-    `signed` is what `signed_tenant()` has returned. Whether the result is a name is not
-    checked. None says that there is no tenant.
+    `signed` is the result of `signed_tenant()`. Whether the result is a valid name is not
+    checked. None means no tenant.
     """
     tenant = given_attributes(message, ["tenant"]).get("tenant", signed)
     if tenant is UNSET and message.extra_headers:
@@ -173,7 +173,7 @@ def signed_tenant(message: EmailMessage) -> Any:
     Raises LettermintInvalidMessage if it was not written for this very message.
     """
     headers: object = message.extra_headers
-    if not isinstance(headers, Mapping):  # which is refused elsewhere
+    if not isinstance(headers, Mapping):  # refused elsewhere
         return UNSET
     found = [
         value for name, value in headers.items() if str(name).lower() == TENANT.lower()
@@ -190,7 +190,7 @@ def signed_tenant(message: EmailMessage) -> Any:
 
 
 def _signer(message: EmailMessage) -> signing.Signer:
-    """Return what signs a name for one message: no other message can use the signature.
+    """Return a signer for one message: the signature fits no other message.
 
     Attachments and alternatives are left out: queues write them anew.
     """
@@ -214,7 +214,7 @@ def attribute_layer(
 ) -> dict[str, object]:
     """Read the extras in a message's attributes, Anymail's `tags` and `esp_extra` too.
 
-    `unsupported` is told what Lettermint has no header for; if it returns, that is left out.
+    `unsupported` is called for features without a header; if it returns, they are left out.
     """
     layer: dict[str, object] = {}
     values = given_attributes(message, SOURCES)
@@ -234,10 +234,10 @@ def attribute_layer(
 def default_layer(
     defaults: Mapping[str, object], unsupported: Callable[[str], None] = _refuse
 ) -> dict[str, object]:
-    """Read the extras in send defaults, of which those in our own words win.
+    """Read the extras in send defaults; our own names win over Anymail's.
 
-    Defaults for Lettermint and for all of Anymail's backends arrive merged: no message
-    can help it if they differ.
+    Defaults for Lettermint and for all of Anymail's backends are merged already, so a
+    difference between them is no error of the message.
     """
     if not defaults:
         return {}
@@ -278,7 +278,7 @@ def freeze(message: _Message) -> _Message:
 
 
 def _freeze_sender(message: EmailMessage, headers: dict[str, Any]) -> None:
-    """Make the envelope sender what Django takes for it."""
+    """Move the envelope sender to `from_email`, where Django takes it from."""
     sender = _attribute(message, "envelope_sender")
     if sender in (UNSET, None):
         return
@@ -292,7 +292,8 @@ def _freeze_sender(message: EmailMessage, headers: dict[str, Any]) -> None:
 def given_attributes(message: EmailMessage, names: Iterable[str]) -> dict[str, Any]:
     """Return those of the attributes that a message has.
 
-    What a property raises goes on, AttributeError as well: the mail would lack something.
+    An error in a property propagates, even AttributeError: otherwise the mail would be
+    sent incomplete.
     """
     found = {}
     for name in names:

@@ -55,13 +55,13 @@ _NAMESPACE = uuid.UUID("6c5f0e0c-9f0c-5d59-9d67-2f1f3a3b8a56")
 
 _ADDRESS_LISTS = ("to", "cc", "bcc", "reply_to")
 _BY_RECIPIENT = ("merge_metadata", "merge_headers")
-#: What is read from a message, and Anymail's way to lay it over a send default.
+#: Attributes that are read, and how Anymail combines each with a send default.
 _ATTRIBUTES = {
     **dict.fromkeys(("from_email", "envelope_sender", "subject", "body"), last),
     **dict.fromkeys((*_ADDRESS_LISTS, "alternatives", "attachments"), concat_lists),
     **dict.fromkeys(_BY_RECIPIENT, merge_dicts_one_level),
 }
-#: What Anymail reads besides, and Lettermint's relay has no header for.
+#: Other attributes of Anymail, for which Lettermint's relay has no header.
 _UNSUPPORTED = tuple(
     name
     for name, *_ in BasePayload.anymail_message_attrs
@@ -71,7 +71,7 @@ _READ = _ATTRIBUTES | dict.fromkeys(_UNSUPPORTED, last)
 
 
 class _Copy(NamedTuple):
-    """What a message is to its recipients: all of them, or with merge_* one."""
+    """The message for all recipients, or with merge_* for one."""
 
     to: Sequence[Mailbox]
     headers: Mapping[str, str]
@@ -79,10 +79,10 @@ class _Copy(NamedTuple):
 
 
 class Payload:
-    """What a message, its defaults and its surroundings say.
+    """The content of a message, with send defaults and `extras()` blocks applied.
 
-    The message itself is never changed. Raises LettermintInvalidMessage for whatever is
-    wrong with it, here or in `prepare()`.
+    The message itself is never changed. Raises LettermintInvalidMessage for an invalid
+    message, here or in `prepare()`.
     """
 
     def __init__(self, message: EmailMessage, backend: EmailBackend) -> None:
@@ -123,7 +123,7 @@ class Payload:
         self.layers.append(attribute_layer(message, self.unsupported))
 
     def unsupported(self, feature: str) -> None:
-        """Refuse what Lettermint cannot do, unless it is to be left out."""
+        """Raise for a feature that Lettermint lacks, unless such features are ignored."""
         # Without message, payload and backend, the error can be pickled.
         if not self.backend.ignore_unsupported_features:
             raise AnymailUnsupportedFeature(
@@ -178,7 +178,7 @@ class Payload:
         key = each.extras.idempotency_key
         own_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
         extras, correlation_key = each.extras, self.backend.correlation_key
-        # An id that the caller gave as metadata is carried already.
+        # The caller may have given an id as metadata.
         message_id = extras.metadata.get(correlation_key or "")
         own_metadata = {}
         if message_id is None and correlation_key is not None:
@@ -195,7 +195,7 @@ class Payload:
             }
             idna = self.backend.idna_encode
             header = mime.header(self.subject, lists, each.headers, idna)
-            part = body._replace(head=header + body.head)
+            part = mime.Part(header + body.head, body.body)
         named = [*each.to, *self.cc, *self.bcc]
         recipients = [one.address for one in _distinct(named)]
         envelope = Envelope(
@@ -238,7 +238,7 @@ class Payload:
 
 
 def _attributes(message: EmailMessage, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a message says, laid over the defaults.
+    """Return the attributes of a message, combined with the send defaults.
 
     An explicit None removes the default.
     """
@@ -285,11 +285,11 @@ def _merged_headers(
 def _extract_shared(
     headers: Mapping[str, object],
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Divide headers that are not one message's own."""
+    """Divide headers that are shared by messages, which cannot name a tenant."""
     layer, others = extract_extras(headers)
     if "signed_tenant" in layer:
         raise LettermintInvalidMessage(
-            f"header {TENANT}: it is freeze() that writes it, for one message as a whole; "
+            f"header {TENANT}: only freeze() writes it, for one whole message; "
             "set the tenant in the message's attribute, or as the option `tenant`"
         )
     return layer, others

@@ -25,7 +25,7 @@ _WORDS = re.compile(rf"(?<!\S){_WORD}(?:[ \t]+{_WORD})*(?!\S)")
 
 
 def encode(text: str, first: int = MAX_WORD) -> list[str]:
-    """Encode text, blanks included, each word whole characters and by itself.
+    """Encode text, blanks included; each word holds whole characters and decodes alone.
 
     The first word has at most `first` characters.
     """

@@ -116,7 +116,7 @@ def _check_name(name: object) -> None:
 
 
 def _checked(name: str, value: object, refused: re.Pattern[str]) -> object:
-    """Return a value as text, if it is any; others are left to those who know them."""
+    """Return a value as text if it is text or an int; others are checked later."""
     is_text = isinstance(value, str) or hasattr(value, "encode") or type(value) is int
     if not is_text:
         return value

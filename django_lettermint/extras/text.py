@@ -18,9 +18,9 @@ FIELD_NAME_RULE = (
 )
 #: RFC 5322 section 3.2.5: a phrase that needs no quotes, one blank between its words.
 ATOMS = re.compile(r"[\w!#$%&'*+/=?^`{|}~-]+(?: [\w!#$%&'*+/=?^`{|}~-]+)*")
-#: What splits lines or cannot be encoded: C0, DEL, C1, U+2028, U+2029, lone surrogates.
+#: Characters that split lines or cannot be encoded: C0, DEL, C1, U+2028, U+2029, lone surrogates.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-#: What no header field can hold, encoded or not.
+#: Characters that no header field can hold, encoded or not.
 LINE_BREAK = re.compile("[\r\n\x00\ud800-\udfff]")
 
 _DATES = {"date", "orig-date", "resent-date"}
@@ -83,7 +83,7 @@ def value_text(field: str, value: object) -> str:
 
 
 def header_text(name: str, value: object) -> str:
-    """Return the text of a header that a caller gave, checked; refuse what is none."""
+    """Return the text of a header that a caller gave, checked."""
     field, lower = f"header {short_repr(name)}", name.lower()
     if not FIELD_NAME.fullmatch(name):
         raise invalid_value("header name", name, FIELD_NAME_RULE)
@@ -102,7 +102,7 @@ def header_text(name: str, value: object) -> str:
 
 
 def single_line(field: str, value: object) -> str:
-    """Return the text of what stands in one field, however long that is."""
+    """Return the text of a field of any length, without line breaks."""
     if isinstance(value, bytes | bytearray | memoryview):
         raise invalid_value(field, value, "give it as text")
     text = value[:] if isinstance(value, str) else str(value)

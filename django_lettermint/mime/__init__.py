@@ -1,4 +1,4 @@
-"""From a message to octets: one writer, whose output is the same everywhere."""
+"""Write messages as octets that are the same on every Python and Django."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ _PLAIN = re.compile(
 )
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")')
 _COMMENT = r"\((?:[^()\\]|\\.|\((?:[^()\\]|\\.)*\))*\)"
-# What is not closed is found as well, or each of its characters would be tried in turn.
+# Unclosed ones are matched too: otherwise the search starts again at each character.
 _OPEN = r'"(?:[^"\\]|\\.)*|\((?:[^()\\]|\\.)*'
 _QUOTED_OR_COMMENT = re.compile(rf"({_QUOTED.pattern[1:-1]}|{_COMMENT})|{_OPEN}")
 #: One entry of a list that commas divide.
 _ENTRY = re.compile(rf"(?:{_QUOTED.pattern[1:-1]}|{_COMMENT}|{_OPEN}|[^,])+")
-# Servers that end a quoted part at the next angle bracket exist.
+# No angle brackets in quotes: some servers end the address there.
 _LOCAL_PART = re.compile(r'"((?:[^"\\<>]|\\[^<>])+)"|([^"(),:;<>@\[\\\] ]+)')
 
 _NO_BREAKS = "it has a line break, NUL or lone surrogate"
@@ -57,7 +57,7 @@ class Mailbox:
         """Return name and address as callers write them, the name not encoded."""
         if not self.name:
             return self.address
-        # Only in quotes, what looks like an encoded word is none.
+        # Readers decode encoded words outside of quotes only.
         plain = ATOMS.fullmatch(self.name) and "=?" not in self.name
         return f"{self.name if plain else _quoted(self.name)} <{self.address}>"
 
@@ -128,7 +128,7 @@ def _masked(text: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(text: str) -> tuple[str, str, str]:
-    """Return display name, local part and domain; raise ValueError with the rule."""
+    """Return display name, local part and domain; raise ValueError naming the rule."""
     if LINE_BREAK.search(text):
         raise ValueError(_NO_BREAKS)
     text, comment = text.strip(" \t"), ""
@@ -139,7 +139,7 @@ def _parsed(text: str) -> tuple[str, str, str]:
     if masked.endswith(">") and "<" in masked:
         start = masked.rindex("<")
         phrase, spec = text[:start].strip(" \t"), text[start + 1 : -1].strip(" ")
-    # What some program could read as other addresses than one.
+    # Some programs would read more than one address in it.
     if sum("@" in each for each in re.split("[,;]", masked)) > 1:
         raise ValueError(f"one address an entry; {_FORM}")
     if is_group(text):
@@ -156,7 +156,7 @@ def _parsed(text: str) -> tuple[str, str, str]:
 
 
 def _unquoted(phrase: str) -> str:
-    """Return the text of a phrase: quoted strings as they are, encoded words decoded."""
+    """Return the text of a phrase: encoded words are decoded, but not in quotes."""
     pieces = _QUOTED.split(phrase)
     pieces[::2] = map(_decoded, pieces[::2])
     pieces[1::2] = (re.sub(r"\\(.)", r"\1", quoted[1:-1]) for quoted in pieces[1::2])
@@ -166,14 +166,14 @@ def _unquoted(phrase: str) -> str:
 def _decoded(text: str) -> str:
     try:
         return decode(text)
-    except ValueError:  # readers, too, will show it as it is
+    except ValueError:  # readers show it as it is, too
         return text
 
 
 def _split(spec: str) -> tuple[str, str]:
     """Return local part and domain of a bare address."""
     local_part, _, domain = spec.rpartition("@")
-    # IDNA knows where a domain may have joiners.
+    # IDNA has rules for joiners in domains.
     for character in local_part + re.sub("[\u200c\u200d]", "", domain):
         category = unicodedata.category(character)
         if category in {"Cc", "Cf", "Zl", "Zp", "Zs"} and character != " ":

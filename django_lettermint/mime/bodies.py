@@ -23,7 +23,7 @@ _MIME_TYPE = re.compile(
     "[!#-'*+.0-9A-Z^_`a-z{|}~-]+/[!#-'*+.0-9A-Z^_`a-z{|}~-]+(?: *;[ -~]*)?"
 )
 OCTET_STREAM = "application/octet-stream"
-#: A full line whose last blank was encoded, which made it too long.
+#: A line that is too long because its last blank was encoded.
 _BLANK_TOO_MANY = re.compile(rb"^(.{74,75})(=20|=09)$", re.MULTILINE)
 #: Characters of a base64 line (RFC 2045 section 6.8).
 _BASE64_LINE = 76
@@ -31,7 +31,7 @@ _BASE64_LINES = Struct(f"{_BASE64_LINE}s" * 256)
 
 
 class Part(NamedTuple):
-    """A MIME entity: its header fields, and its body as it stands on the wire."""
+    """A MIME entity: its header fields, and its body as it is sent."""
 
     head: bytes
     body: bytes
@@ -51,8 +51,8 @@ class Part(NamedTuple):
 
 
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
-#: By Python's name, which readers do not know. The table of `email` differs from one
-#: version of Python to another.
+#: Names for readers, by Python's names. The table of `email` differs between versions
+#: of Python.
 _MAIL_NAMES = {
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
@@ -150,16 +150,15 @@ def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) ->
 def carried(
     octets: bytes, *, quoted: bool = False, seven_bit: bool = False
 ) -> tuple[bytes, str]:
-    """Return text as it stands on the wire, and its transfer encoding.
+    """Return text as it is sent, and its transfer encoding.
 
     CR, LF and CRLF are line ends (RFC 5321 section 2.3.8); one is not added.
     """
     if b"\r" in octets:
         octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     body = octets.replace(b"\n", b"\r\n")
-    plain = body.isascii()
-    if not quoted and (plain or not seven_bit) and _has_short_lines(body):
-        return body, "7bit" if plain else "8bit"
+    if not quoted and travels(body, seven_bit=seven_bit):
+        return body, "7bit" if body.isascii() else "8bit"
     encoded = binascii.b2a_qp(octets, istext=True)
     encoded = _BLANK_TOO_MANY.sub(rb"\1=\n\2", encoded)
     return encoded.replace(b"\n", b"\r\n"), "quoted-printable"
@@ -167,7 +166,7 @@ def carried(
 
 @functools.lru_cache(maxsize=256)
 def head(value: str, transfer_encoding: str, name: str = "") -> bytes:
-    """Write the fields that say what a body is."""
+    """Write Content-Type and Content-Transfer-Encoding."""
     kind = parameters("Content-Type", value, {"charset": name} if name else {})
     return kind + f"Content-Transfer-Encoding: {transfer_encoding}\r\n".encode()
 
@@ -205,29 +204,20 @@ def as_message(part: Part) -> Part:
     return Part(head, part.body if part.body.endswith(b"\r\n") else part.body + b"\r\n")
 
 
-def attached_mail(data: bytes) -> bytes | None:
-    """Return mail as it stands on the wire, or None if its octets cannot travel.
-
-    Only its line ends change: it may be signed, and is never encoded (RFC 2046 5.2.1).
-    """
-    content = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return content if travels(content) else None
-
-
 def travels(content: bytes, *, seven_bit: bool = False) -> bool:
-    """Return whether content can go as it is."""
+    """Return whether content can be sent unencoded.
+
+    It may have no lone CR or LF, no NUL and no line over MAX_LINE octets.
+    """
+    if (seven_bit and not content.isascii()) or b"\0" in content:
+        return False
     ends = content.count(b"\r\n")
     if content.count(b"\n") != ends or content.count(b"\r") != ends:
         return False
-    return _has_short_lines(content) and (content.isascii() or not seven_bit)
-
-
-def _has_short_lines(content: bytes) -> bool:
-    """Return whether no line is over MAX_LINE octets, and none holds a NUL."""
     start, longest = 0, MAX_LINE + len(b"\r\n")
     while start + MAX_LINE < len(content) and start >= 0:
         start = content.rfind(b"\n", start, start + longest) + 1 or -1
-    return start >= 0 and b"\0" not in content
+    return start >= 0
 
 
 def with_crlf(content: bytes) -> bytes:

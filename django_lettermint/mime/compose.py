@@ -1,4 +1,4 @@
-"""A message of Django's own classes, written whole: header, alternatives, attachments."""
+"""Write messages of Django's own classes: header, body, alternatives, attachments."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _is_stock_class(kind: type[EmailMessage]) -> bool:
 
 
 def render(message: EmailMessage, idna: IdnaEncode) -> Part:
-    """Write a message; what another class builds is left to it.
+    """Write a message; call its own `message()` if its class has one.
 
     Raises LettermintInvalidMessage for what cannot be sent correctly.
     """
@@ -87,7 +87,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
 def _checked(
     message: EmailMessage, headers: Mapping[str, str], idna: IdnaEncode
 ) -> EmailMessage:
-    """Return a copy that another class may build, without what Django would spoil."""
+    """Return a copy for the class's own `message()`, checked as Django does not."""
     message = copy.copy(message)
     message.extra_headers = {}
     for name, text in headers.items():
@@ -133,14 +133,14 @@ def header(
 def _date(now: datetime, _offset: object) -> bytes:
     """Write the date; the mails of a second share the work.
 
-    Equal times of two zones are written differently.
+    The offset is part of the key: equal times of two zones are written differently.
     """
     return f"Date: {format_datetime(now)}\r\n".encode()
 
 
 def _domain(sender: Mailbox) -> str:
     """Return the sender's domain, or Django's DNS_NAME if it was set."""
-    # Once anybody has asked for it, it holds the host's name: nothing in a container.
+    # If any code has read it, it holds the host's name, which is no domain.
     found = str(next(iter(vars(DNS_NAME).values()), ""))
     host, dot, _ = found.partition(".")
     if dot and host != gethostname().partition(".")[0]:
@@ -151,7 +151,7 @@ def _domain(sender: Mailbox) -> str:
 def body(message: EmailMessage, said: Mapping[str, Any], idna: IdnaEncode) -> Part:
     """Write the body, and the fields that describe it.
 
-    `said` has its text, alternatives and attachments, the message the rest.
+    `said` holds text, alternatives and attachments; the message holds the rest.
     """
     given: object = message.encoding or settings.DEFAULT_CHARSET
     if isinstance(given, Charset):
@@ -230,7 +230,7 @@ def _attached(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
                 content = render(content, idna).octets
             else:
                 content = foreign.flatten(content, idna)
-        except Exception as error:  # its own code may raise any
+        except Exception as error:  # a message's own code can raise anything
             raise LettermintInvalidMessage(f"{field}: {error}") from error
     part = _leaf(field, content, value, encoding)
     disposition = fields.parameters("Content-Disposition", "attachment", given)
@@ -246,9 +246,12 @@ def _leaf(field: str, content: str | bytes, value: str, encoding: TextEncoding) 
         octets = content.encode() if isinstance(content, str) else content
     except ValueError as error:
         raise invalid_value(field, content, "it has lone surrogates") from error
-    if kind.main == "message" and (mail := bodies.attached_mail(octets)):
-        return Part(bodies.head(kind.value, "7bit" if mail.isascii() else "8bit"), mail)
-    # RFC 2045 section 6.4: attached mail is never encoded; a file may be.
+    if kind.main == "message":
+        # It may be signed, and is never encoded (RFC 2046 5.2.1): only line ends change.
+        mail = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        if bodies.travels(mail):
+            bits = "7bit" if mail.isascii() else "8bit"
+            return Part(bodies.head(kind.value, bits), mail)
     is_file = kind.main in {"message", "text"}
     return bodies.octets(OCTET_STREAM if is_file else kind.value, octets)
 
@@ -274,10 +277,10 @@ def _content(field: str, content: object) -> str | bytes:
 
 
 def _text(content: str | bytes, value: str) -> str | None:
-    """Return the text of what has a type of text, or None if it is none."""
+    """Return content of a text type as text, or None if it cannot be decoded."""
+    if isinstance(content, str):
+        return content
     try:
-        if isinstance(content, str):
-            return content
         return content.decode(bodies.content_type("text", value).charset or "utf-8")
     except (LookupError, ValueError):
         return None

@@ -40,9 +40,9 @@ _STRUCTURED = re.compile(
     r"|archived-at|authentication-results|autocrypt|auto-submitted|feedback-id"
     r"|received(?:-spf)?|return-path|precedence|importance|(?:x-)?priority"
 )
-#: Text that any reader shows as it is: words, one blank between them.
+#: Text that all readers show unchanged: words with one blank between them.
 _WORDS = re.compile(r"[!-~]+(?: [!-~]+)*")
-#: The same without what needs a backslash in quotes, which not all readers undo.
+#: The same without quotes and backslashes, which not all readers unescape.
 _QUOTABLE = re.compile(r"[!#-[\]-~]+(?: [!#-[\]-~]+)*")
 _RAW = r'[^\0-\x20"\\\x7f-\xa0\u2028\u2029]+'
 _RAW_QUOTABLE = re.compile(f"{_RAW}(?: {_RAW})*")
@@ -59,7 +59,7 @@ def domains_encoded(name: str, text: str, idna: IdnaEncode) -> str:
 
 
 def write(name: str, text: str, idna: IdnaEncode) -> bytes:
-    """Write a header as its name asks for; CRLF included."""
+    """Write a header by the rules for its name, CRLF included."""
     field, lower = f"header {short_repr(name)}", name.lower()
     if lower in ADDRESS_FIELDS:
         mailboxes = parse_list(field, text, idna)
@@ -85,14 +85,14 @@ def write(name: str, text: str, idna: IdnaEncode) -> bytes:
 
 
 def free_text(name: str, text: str) -> bytes:
-    """Write text for people: as it is if it is plain, else in encoded words."""
+    """Write text for people: verbatim if it is plain, else in encoded words."""
     if _is_plain(text, _WORDS) or not text:
         return verbatim(name, text, WIDTH)
     return fold(name, _words(name, text), _ENCODED_WIDTH)
 
 
 def _is_plain(text: str, form: re.Pattern[str]) -> bool:
-    """Return whether readers show text as it stands, and lines can be folded in it."""
+    """Return whether readers show text unchanged and lines can be folded in it."""
     if "=?" in text or not form.fullmatch(text):
         return False
     octets = text.encode()
@@ -101,14 +101,14 @@ def _is_plain(text: str, form: re.Pattern[str]) -> bool:
 
 def _words(name: str, text: str) -> list[str]:
     """Encode text for the beginning of a field, each word with its blank in front."""
-    # Beside a very long name the first one makes a line too long, since not all readers
-    # take a line that ends behind the colon as it is meant.
+    # Behind a very long name, the first line is too long: some readers misread a field
+    # whose first line ends at the colon.
     room = max(_ENCODED_WIDTH - len(f"{name}: "), extras.SHORTEST_WORD)
     return [f" {word}" for word in extras.encode(text, min(room, extras.MAX_WORD))]
 
 
 def addresses(name: str, mailboxes: Sequence[Mailbox]) -> bytes:
-    """Write a list of addresses; what SMTPUTF8 is needed for is raw (RFC 6532)."""
+    """Write a list of addresses; those that need SMTPUTF8 are not encoded (RFC 6532)."""
     parts: list[str] = []
     for mailbox in mailboxes:
         phrase = _phrase("" if parts else name, mailbox) if mailbox.name else []

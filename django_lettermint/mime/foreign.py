@@ -1,6 +1,6 @@
-"""What others have built: the result of an own `message()`, MIME objects, written mail.
+"""Write what other code has built: MIME objects, and results of a class's `message()`.
 
-Parts are encoded anew only if they cannot travel; what is signed or encrypted, never.
+A part is encoded anew only if it cannot be sent as it is; a signed or encrypted part never.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _ENCODING, _TYPE = b"content-transfer-encoding", b"content-type"
 _ENCODINGS = {"quoted-printable", "base64", "x-uuencode", "uuencode", "uue", "x-uue"}
 #: Multiparts over whose octets others have computed something (RFC 1847).
 _SEALED = {"multipart/signed", "multipart/encrypted"}
-#: A line end that no blank follows: what comes behind it is another header.
+#: A line end that no blank follows: it would begin another header.
 _HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
 #: One field of a header with the lines that continue it.
 _FIELD = re.compile(rb"([!-9;-~]+):[^\n]*\n(?:[ \t][^\n]*\n)*")
-#: What Django 5.2 makes of a local part that is not ASCII.
+#: Django 5.2 encodes a local part that is not ASCII like this.
 _ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
 
 
@@ -63,12 +63,14 @@ class _AsSet(Compat32):
 
 
 def render(message: EmailMessage, idna: IdnaEncode) -> Part:
-    """Write what the message's own class builds, its header by our rules."""
+    """Write the result of the class's `message()`, its header by our rules."""
     built = message.message()
     if not isinstance(built, Message):
         raise TypeError(f"message() returned {short_repr(built)}, not a MIME message")
     head: list[bytes] = []
-    body = copy.copy(built)  # del gives it a list of fields of its own
+    body = copy.copy(
+        built
+    )  # `del` rebinds its list of fields and leaves the original's
     _check_header(built)
     for name, value in built.items():
         if not name.lower().startswith("content-"):
@@ -80,7 +82,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
 
 
 def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
-    """Write a header that a class has set; what it has encoded is decoded first."""
+    """Write a header that a class has set, decoding encoded words first."""
     if extras.is_lettermint_header(name):
         raise LettermintInvalidMessage(
             f"header {short_repr(name)} of the class's own message() is refused: give it "
@@ -113,7 +115,7 @@ def flatten(mime: Message, idna: IdnaEncode) -> bytes:
 
 
 def _check_header(mime: Message) -> None:
-    """Look for what would end a header early: not every Python's generators do."""
+    """Refuse fields that would inject another; only newer Pythons check for this."""
     for name, value in mime.raw_items():
         if not extras.FIELD_NAME.fullmatch(name) or _HEADER_END.search(str(value)):
             rule = "it has a line break that begins another header, or no proper name"
@@ -123,10 +125,10 @@ def _check_header(mime: Message) -> None:
 def _with_octets(mime: Message) -> Message:
     """Return a copy that generators can write: octets encoded, text as text.
 
-    They write str only, and translate line ends, which octets do not have.
+    Generators write str only, and translate line ends, which octets do not have.
     """
     if mime.get_content_type() in _SEALED:
-        # Of a lone CR, generators make a line end.
+        # Generators would turn a lone CR into a line end.
         if any(re.search("\r(?!\n)", str(each.get_payload())) for each in mime.walk()):
             raise _sealed(mime, seven_bit=False)
         return mime
@@ -136,25 +138,42 @@ def _with_octets(mime: Message) -> Message:
         if main == "multipart":
             made.set_payload([_with_octets(each) for each in payload])
         return made
-    if not isinstance(payload, str | bytes | bytearray | memoryview | None):
-        rule = "the payload of a MIME part is text or bytes, and a list for multipart"
-        raise invalid_value("attachment", payload, rule)
-    encoding = str(mime.get("Content-Transfer-Encoding", "")).strip().lower()
+    encoding = _transfer_encoding(mime)
     encoded = encoding in _ENCODINGS
-    octets = payload if encoded else mime.get_payload(decode=True)
-    given = payload if isinstance(payload, str) else ""
-    if not given.isascii() and octets == given.encode("raw-unicode-escape"):
-        # Python's guess about text beyond ASCII, of which it knows no charset.
-        octets = given.encode(mime.get_content_charset("utf-8"))
-    if not isinstance(octets, str):
-        made.set_payload(bytes(octets or b"").decode("ascii", "surrogateescape"))
-    if not encoded and main not in {"text", "message", "multipart"}:
+    octets = _octets(mime, payload, encoded=encoded)
+    made.set_payload(octets.decode("ascii", "surrogateescape"))
+    if encoded:
+        return made
+    # Text with NUL is UTF-16 or alike, whose line ends generators do not know.
+    if main not in {"text", "message", "multipart"} or (
+        main == "text" and b"\0" in octets
+    ):
         del made["Content-Transfer-Encoding"]
         encode_base64(made)
-    elif not encoded and encoding != "8bit" and not str(made.get_payload()).isascii():
+    elif encoding != "8bit" and not octets.isascii():
         del made["Content-Transfer-Encoding"]
         made["Content-Transfer-Encoding"] = "8bit"
     return made
+
+
+def _octets(mime: Message, payload: Any, *, encoded: bool) -> bytes:
+    """Return the octets of a leaf's payload, as they stand there."""
+    if not isinstance(payload, str | bytes | bytearray | memoryview | None):
+        rule = "the payload of a MIME part is text or bytes, and a list for multipart"
+        raise invalid_value("attachment", payload, rule)
+    if not isinstance(payload, str):
+        return bytes(payload or b"")
+    if encoded:
+        return payload.encode("ascii", "surrogateescape")
+    octets: Any = mime.get_payload(decode=True)
+    if not payload.isascii() and octets == payload.encode("raw-unicode-escape"):
+        # Python's guess about text beyond ASCII, of which it knows no charset.
+        octets = payload.encode(mime.get_content_charset("utf-8"))
+    return bytes(octets)
+
+
+def _transfer_encoding(mime: Message) -> str:
+    return str(mime.get("Content-Transfer-Encoding", "")).strip().lower()
 
 
 def seven_bit(content: bytes) -> bytes:
@@ -181,7 +200,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         return bodies.joined(_without(head, _ENCODING), boundary, parts)
     if main in {"message", "multipart"}:
         return _as_file(head, parsed.get_filename(), body)
-    if str(parsed.get("Content-Transfer-Encoding", "")).strip().lower() in _ENCODINGS:
+    if _transfer_encoding(parsed) in _ENCODINGS:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)
         body = bytes(whole.get_payload(decode=True))
     if main == "text" and b"\0" not in body:

@@ -63,7 +63,7 @@ def refusal(value: Any) -> str:
         ("Acme (News <a@b.example>", "Acme (News", "a@b.example"),
         ('Ann "the boss" Lee <a@b.example>', "Ann the boss Lee", "a@b.example"),
         (r'"a \" quote" <a@b.example>', 'a " quote', "a@b.example"),
-        ('"Lee, Ann" <a@b.example>', "Lee, Ann", "a@b.example"),
+        ('"Lee, Ann" at "A, B" <a@b.example>', "Lee, Ann at A, B", "a@b.example"),
         ("Zo\u200dë <a@b.example>", "Zo\u200dë", "a@b.example"),
         ('"Tab\tbed \x0b" <a@b.example>', "Tab\tbed \x0b", "a@b.example"),
         ("a@b.example (West wing)", "West wing", "a@b.example"),
@@ -86,6 +86,7 @@ def test_what_the_caller_wrote_is_kept() -> None:
     mailbox = parse_one("to", "Ann <a@straße.de>", encode)
     assert mailbox.given == "a@straße.de"
     assert mailbox.text == "Ann <a@xn--strae-oqa.de>"
+    assert parse_one("to", "<a@b.example>", encode).text == "a@b.example"
 
 
 def test_empty_addresses_are_left_out_as_django_does() -> None:

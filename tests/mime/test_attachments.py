@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email
 import io
-from email import policy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,32 +214,6 @@ def test_names_and_types_may_be_left_out_and_all_may_be_lazy(
     content = written(with_entry(entry))
     assert found_in(content) == found
     assert attached(content).get_content_disposition() == "attachment"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("=?utf-8?q?a?=.pdf", 'a"b.pdf', "a\\b.pdf", "50%.pdf", "%41.pdf", "a;b=c"),
-        *(" a.pdf", "a.pdf ", "  ", "a  b.pdf", "a\tb", "a\x0bb\x85c\u2028d", "'a'"),
-        *(
-            "日本.pdf",
-            "utf-8''a.pdf",
-            "a*0*=b.pdf",
-            "(a).pdf",
-            "a,b.pdf",
-            "[1]",
-            "a:b?",
-        ),
-        *("x" * 300, "é" * 300, "x " * 150 + "x", "x" * 54 + ".pdf", "é" * 9 + ".pdf"),
-    ],
-)
-def test_file_names_are_read_as_given(name: str) -> None:
-    content = written(with_file(name, b"1", "application/pdf"))
-    check(content)
-    assert found_in(content)[1] == name
-    newer: Any = email.message_from_bytes(content, policy=policy.default)
-    [part] = newer.iter_attachments()
-    assert part["Content-Disposition"].params["filename"] == name
 
 
 def test_a_simple_file_name_is_in_quotes() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email
 from email import policy
+from email.encoders import encode_base64
 from email.header import Header
 from email.message import EmailMessage as MimeMessage
 from email.message import Message, MIMEPart
@@ -49,6 +50,11 @@ INJECTIONS = ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1", "a\n", "a\r\n\r\
 
 
 # -- MIME objects ----------------------------------------------------------------------------
+
+
+def encode_in_one_line(part: Message) -> None:
+    encode_base64(part)
+    part.set_payload(str(part.get_payload()).replace("\n", ""))
 
 
 @pytest.mark.parametrize(
@@ -100,8 +106,16 @@ def test_the_octets_of_a_mime_object_arrive(buffer: Any, octets: bytes) -> None:
     assert found_in(content)[2] == octets
 
 
-@pytest.mark.parametrize("octets", [b"a\n.\nb", b"a\0b", b"\xe9" * 2000, b"x" * 2000])
-def test_the_text_of_a_mime_object_arrives(octets: bytes) -> None:
+@pytest.mark.parametrize(
+    ("octets", "encoding"),
+    [
+        (b"a\n.\nb", "7bit"),
+        (b"a\0b", "base64"),
+        (b"\xe9" * 2000, "quoted-printable"),
+        (b"x" * 2000, "quoted-printable"),
+    ],
+)
+def test_the_text_of_a_mime_object_arrives(octets: bytes, encoding: str) -> None:
     part = MIMEText("")
     part.set_payload(octets)
     part.set_param("charset", "iso-8859-1")
@@ -110,6 +124,17 @@ def test_the_text_of_a_mime_object_arrives(octets: bytes) -> None:
     found = found_in(content)[2]
     assert isinstance(found, bytes)
     assert found.replace(b"\r\n", b"\n") == octets
+    assert attached(content)["Content-Transfer-Encoding"] == encoding
+
+
+@pytest.mark.parametrize("encode", [None, encode_in_one_line])
+def test_wide_text_of_a_mime_object_arrives_octet_for_octet(encode: Any) -> None:
+    octets = ("\u0d0a\u0a0d\nb\r" * 300).encode("utf-16-le")
+    part = MIMEBase("text", "plain", charset="utf-16-le")
+    part.set_payload(octets)
+    if encode:
+        encode(part)
+    assert found_in(written(with_entry(part)))[2] == octets
 
 
 @pytest.mark.parametrize("encoding", [None, "7bit", "8bit"])
@@ -396,6 +421,15 @@ def test_a_message_of_another_policy_is_sent() -> None:
     content = envelope(returning(own)).content
     assert parsed(content)["Subject"] == "own"
     assert leaves(content) == ["Größe".encode()]
+
+
+def test_what_an_own_message_has_encoded_is_written_anew() -> None:
+    word = "=?utf-8?q?gr=C3=B6=C3=9Fe?="
+    made = own(Comments=word, X_Word=word, Reply_To="=?utf-8?b?bsO4?=@b.example")
+    content = envelope(returning(lambda: made)).content
+    assert "\r\nReply-To: nø@b.example\r\n".encode() in content
+    assert b"\r\nX-Word: " + word.encode() + b"\r\n" in content
+    assert parsed(content)["Comments"] == "größe"
 
 
 @pytest.mark.parametrize("kind", ["signed", "encrypted"])

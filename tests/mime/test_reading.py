@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from tests.preparing import envelope
 
 from .conformance import check, check_lines, check_parts
-from .messages import EXAMPLES, messages
+from .making import mail, written
+from .messages import EXAMPLES, formatted, messages
 from .readers import Leaf, Mail, PerlReader, by_compat32, by_default
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ def perl() -> Iterator[PerlReader]:
     reader = PerlReader()
     yield reader
     reader.close()
-
-
-def written(message: EmailMessage) -> bytes:
-    return envelope(message, correlation_key=None).content
 
 
 def without_blanks(mail: Mail) -> Mail:
@@ -77,6 +74,65 @@ def test_perl_reads_what_was_given(
 ) -> None:
     message, meant = drawn
     assert as_perl_shows(perl.read(written(message))) == as_perl_shows(meant)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wholesale, Retail, Import, Export and everything else under one roof (Sales)",
+        "es votre n° über déjà \u2013 30€ Größe »",
+        "bientôt, 12 es es où mañana où = ok \u2013 \u2013",
+        "Ваш заказ, который вы сделали вчера, уже отправлен",
+        *(
+            "Отдел продаж, " * 9 + "склад",
+            "word " * 60 + "end",
+            "a" * 60 + " ü",
+            "x" * 67,
+        ),
+        *(
+            "x" * 1200,
+            "é" * 300,
+            "日本語" * 40,
+            "🎉" * 50,
+            "👩‍👩‍👧" * 12,
+            "e\u0301" * 40,
+        ),
+        *("Ann, Lee <a@b.example>", 'the "boss"', "back\\slash", "a;b=c", "'a'", "[1]"),
+        *("=?utf-8?q?a?=.pdf", "a =?b", "=?", "utf-8''a", "a*0*=b", "50%", "%41.pdf"),
+        *(
+            "two  blanks",
+            " a",
+            "a ",
+            "a\tb",
+            "\x0b",
+            "\x7f",
+            "\x8e",
+            "a\x85b",
+            "a\u2028b",
+        ),
+        *(
+            "Zo\u200dë",
+            "\u202eevil",
+            "مرحبا بالعالم",
+            "x" * 54 + ".pdf",
+            "é" * 9 + ".pdf",
+        ),
+    ],
+)
+def test_hard_text_is_read_as_given_wherever_it_stands(text: str) -> None:
+    spec = "sales@mail.example"
+    address = formatted(text, spec)
+    message = mail(subject=text, from_email=address, to=[address])
+    message.extra_headers = {"Cc": address, "X-Note": f"é {text} é"}
+    message.attach(text, b"1", "application/pdf")
+    content = written(message)
+    check(content)
+    found = by_compat32(content)
+    assert found.subject == text
+    assert found.addresses == {name: [(text, spec)] for name in ("From", "To", "Cc")}
+    assert found.texts == {"x-note": f"é {text} é"}
+    assert found.leaves[1].name == text
+    assert without_blanks(by_default(content)) == without_blanks(found)
 
 
 @many
