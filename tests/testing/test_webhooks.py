@@ -111,6 +111,20 @@ def test_any_event_can_be_made(name: str, fields: set[str]) -> None:
     assert of_the_message or another.data["recipient"] == "b@example.com"
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("message.soft_bounced", 452),
+        ("message.hard_bounced", 550),
+        ("message.failed", 554),
+    ],
+)
+def test_a_failure_has_the_reply_of_the_next_server(name: str, code: int) -> None:
+    response: Any = make_event(received(), name).data["response"]
+    assert response["status_code"] == code
+    assert response["enhanced_status_code"][0] == str(code)[0]
+
+
 # Posting
 
 
