@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
     from .envelope import Envelope
 
-#: Octets of all batches that are sent at once. A batch ends when it has its share, so that
-#: memory does not grow with the list.
+#: Octets of all batches that are sent at once. A batch ends when it has its share, so
+#: that memory does not grow with the list.
 BATCH_OCTETS = 8 * 1024 * 1024
 
 _FILTER = "Anymail's signal pre_send, or override prepare()"
@@ -93,8 +93,8 @@ class EmailBackend(AnymailBaseBackend):
     def __init__(self, **kwargs: Any) -> None:
         before = vars(self).copy()
         config = backend_config(kwargs)
-        # Not Anymail's constructor, which looks up each of its settings: that takes longer
-        # than sending a mail. Its attributes are set here.
+        # Not Anymail's constructor, which looks up each of its settings: that takes
+        # longer than sending a mail. Its attributes are set here.
         super(AnymailBaseBackend, self).__init__(**kwargs)
         # Before 6.1, Django's base class drops the alias.
         self.alias: str | None = kwargs.get("alias")
@@ -140,8 +140,8 @@ class EmailBackend(AnymailBaseBackend):
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Django <= 6.0 leaves the backend on each message that it sent. A pickle must hold
-        # neither token nor connection: whoever loads it uses their own settings.
+        # Django <= 6.0 leaves the backend on each message that it sent. A pickle must
+        # hold neither token nor connection: the process that loads it has its settings.
         harmless = ("fail_silently", "tenant")
         options = [name for name in self._keywords if name not in harmless]
         if options:
@@ -172,9 +172,9 @@ class EmailBackend(AnymailBaseBackend):
             ) from error
 
     def open(self) -> bool | None:
-        """Make sure that the pool has a live connection; return whether it is a new one.
+        """Make sure that the pool has a live connection; return whether it is new.
 
-        Returns None for an error under `fail_silently`. The connection stays in the pool.
+        Returns None after an error if `fail_silently` is set.
         """
         try:
             config = self.usual_sender().config
@@ -213,11 +213,11 @@ class EmailBackend(AnymailBaseBackend):
         return sum(each.outcome is Outcome.SENT for each in finished.results)
 
     def repeat(self, envelopes: Iterable[Envelope]) -> SendResult:
-        """Send the `envelopes` of a `repeatable` DeliveryUnknown once more, as they are.
+        """Send the `envelopes` of a `repeatable` DeliveryUnknown again, as they are.
 
-        Safe for 24 hours from the first try, while Lettermint remembers their keys. Sends
-        no signal, as the message has had its own. Raises DeliveryUnknown if the outcome
-        is still unknown.
+        Safe for 24 hours from the first try, while Lettermint remembers their keys.
+        Sends no signal, as the message has had its own. Raises DeliveryUnknown if the
+        outcome is still unknown.
         """
         envelopes = list(envelopes)
         tenants = {each.tenant for each in envelopes}
@@ -272,7 +272,7 @@ class EmailBackend(AnymailBaseBackend):
     def _batches(
         self, messages: Iterable[EmailMessage], size: int, most_octets: int
     ) -> Iterator[list[OutgoingMessage]]:
-        """Prepare messages batch by batch; raise an interrupting error after the last."""
+        """Prepare messages batch by batch; raise what interrupts it after the last."""
         iterator = iter(messages)
         interruption: BaseException | None = None
         while not interruption:
@@ -287,7 +287,7 @@ class EmailBackend(AnymailBaseBackend):
                     if octets > most_octets:
                         break
             except Exception as error:  # noqa: BLE001 - raised below
-                # Of the iterator, or of a pre_send receiver, whose message does not end.
+                # Of the iterator, or of a pre_send receiver: its message does not end.
                 interruption = error
                 if batch and not batch[-1].prepared:
                     batch.pop()
@@ -375,8 +375,8 @@ class _Finished:
             for each in batch:
                 self.results.append(each.result)
                 self.error = self.error or each.error
-                # They refer to each other, so that the octets would stay in memory until
-                # the next garbage collection.
+                # They refer to each other, so that the octets would stay in memory
+                # until the next garbage collection.
                 each.submissions.clear()
 
     def interrupt(self, messages: Sequence[EmailMessage]) -> None:

@@ -240,7 +240,7 @@ def _webhook_views(
 def _may_have_secret(view: Any, shared: object) -> bool:
     """Return whether a view can verify events; raise what is wrong with its secret.
 
-    `shared` is what it has without a secret of its own.
+    `shared` is what it uses if the view has none.
     """
     if "signing_secret" in view.view_initkwargs:
         return bool(view.view_initkwargs["signing_secret"])

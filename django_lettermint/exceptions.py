@@ -18,9 +18,9 @@
             ├── PoolClosed             (SMTPServerDisconnected)
             └── EnqueueFailed                                    maybe in the queue
 
-All but the invalid ones are also the matching `smtplib` class (hence an OSError), so that
-code written for Django's SMTP backend keeps working. Configuration errors are not in this
-tree, since `fail_silently` must not hide them.
+Each LettermintError is also the matching `smtplib` class (hence an OSError), so that
+code for Django's SMTP backend keeps working. Configuration errors are not in this tree,
+since `fail_silently` must not hide them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _restore(
 
 
 class LettermintInvalidMessage(_Picklable, ValueError):
-    """A message breaks a rule, which the text names with the field; nothing was sent."""
+    """A message breaks a rule: names the field and the rule; nothing was sent."""
 
     retry_safe = True
     transient = False
@@ -90,7 +90,7 @@ class InvalidHeader(LettermintInvalidMessage, BadHeaderError):
 
 
 def invalid_message(text: str, value: object = None) -> LettermintInvalidMessage:
-    """Return the error for a message; `value` is the refused value of a header field."""
+    """Return the error for a message; `value` is what a header field was to hold."""
     line_break = isinstance(value, str) and ("\n" in value or "\r" in value)
     return InvalidHeader(text) if line_break else LettermintInvalidMessage(text)
 
@@ -128,7 +128,7 @@ class ConnectFailed(LettermintError, smtplib.SMTPConnectError, ConnectionError):
 
     @property
     def limits_connections(self) -> bool:
-        """Return whether the relay may accept this connection once another has ended."""
+        """Return whether the relay may accept a connection once another has ended."""
         greeting = self.step == "greeting" and 400 <= self.smtp_code < 500
         return greeting or self.smtp_code == 421
 
@@ -177,8 +177,8 @@ class ConnectionLost(LettermintError, smtplib.SMTPServerDisconnected):
 class DeliveryUnknown(LettermintError, smtplib.SMTPServerDisconnected):
     """The end of the message was written, but no complete reply came back.
 
-    `envelopes` are the frozen messages whose delivery is unknown; keep their `to_json()`
-    to repeat them later.
+    `envelopes` are the frozen messages whose delivery is unknown; keep their
+    `to_json()` to repeat them later.
     """
 
     retry_safe = False
@@ -206,6 +206,6 @@ class PoolClosed(LettermintError, smtplib.SMTPServerDisconnected):
 
 
 class EnqueueFailed(LettermintError):
-    """The task backend raised an error: whether it has queued the message is unknown."""
+    """The task backend raised an error; it may have queued the message."""
 
     retry_safe = False

@@ -45,8 +45,8 @@ _WITHOUT_ADDRESSES = (
     TLSFailed,
 )
 
-#: Nesting depth of `notify()`. A log handler may send mail (AdminEmailHandler) that fails
-#: as well; this stops the recursion.
+#: Nesting depth of `notify()`. A log handler may send mail (AdminEmailHandler) that
+#: fails as well; this stops the recursion.
 _depth: ContextVar[int] = ContextVar("django_lettermint_notify_depth", default=0)
 
 
@@ -134,17 +134,18 @@ def _status(outgoing: OutgoingMessage) -> AnymailStatus:
     status: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
     status.esp_response = outgoing.result
     ids = {
-        who: submission.envelope.message_id
+        address: submission.envelope.message_id
         for submission in outgoing.submissions
-        for who in recipients_of(submission)
+        for address in recipients_of(submission)
     }
     if ids:  # else the status stays None: it was not sent to the provider
+        given = outgoing.original_addresses
         status.set_recipient_status(
             {
-                outgoing.original_addresses.get(who, who): AnymailRecipientStatus(
-                    ids[who], answer.status
+                given.get(address, address): AnymailRecipientStatus(
+                    ids[address], answer.status
                 )
-                for who, answer in outgoing.result.recipients.items()
+                for address, answer in outgoing.result.recipients.items()
             }
         )
     return status
@@ -175,7 +176,9 @@ def _log(
         logger.debug("Message %s: %s", result.message_id, error)
         return
     refused = [
-        who for who, answer in result.recipients.items() if answer.status != "queued"
+        address
+        for address, answer in result.recipients.items()
+        if answer.status != "queued"
     ]
     if refused:
         logger.warning(
@@ -192,8 +195,8 @@ def _log(
 def _send_signals(
     sender: type[AnymailBaseBackend], outgoing: OutgoingMessage, status: AnymailStatus
 ) -> None:
-    # Robust, so that Django logs exceptions of receivers: the mail is out, or it is not,
-    # and raising them would make the caller send it again.
+    # Robust, so that Django logs exceptions of receivers: the mail is out, or it is
+    # not, and raising them would make the caller send it again.
     message = outgoing.message
     # Anymail's backends send post_send once the provider has answered for recipients.
     answered = outgoing.result.outcome is not Outcome.NOT_SENT

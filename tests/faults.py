@@ -1,8 +1,7 @@
-"""The words a fault script is written in: rules (`On`) and what they do.
+"""Rules (`On`) and actions, which fault scripts are made of.
 
-An action is a function that gets the answer the server would give by itself and returns the
-answer it gives instead. A plain function can be an action: one that returns its argument
-changes nothing, one that rolls dice makes a random fault.
+An action is a function that takes the answer of the server and returns the one to give
+instead. Any function can be an action: one that returns its argument changes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Phase = Literal[
 
 
 class Wire(Protocol):
-    """What an answer may do to its connection; each call ends the session if the peer is gone."""
+    """What an answer can do to its connection; a call ends the session of a lost client."""
 
     number: int  #: of the connection
 
@@ -44,10 +43,9 @@ Play = Callable[[Wire], None]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server makes of a command, and then what it puts on the wire.
+    """The result of a command, and what the server writes.
 
-    The code is what the server itself goes by: 2xx at "dot" delivers the message, 0 changes
-    nothing.
+    The server acts on the code: 2xx at "dot" delivers the message, 0 changes nothing.
     """
 
     code: int
@@ -63,7 +61,7 @@ def answer_of(given: Reply) -> Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """Where a session stands when it looks for a rule."""
+    """The state of a session when it looks for a rule."""
 
     phase: Phase
     connection: int
@@ -76,7 +74,7 @@ class Moment:
 
 @dataclass(slots=True, eq=False)
 class On:
-    """A rule: at `phase`, for what the selectors choose, do this instead of the normal thing.
+    """A rule: at `phase`, if the selectors match, act so instead of answering normally.
 
     `message` counts MAIL commands: over the server, or on one connection if `connection` is
     given. `match` is searched in the command's argument, ignoring case. `times` limits how
@@ -102,7 +100,7 @@ class On:
             )
 
     def fits(self, moment: Moment) -> bool:
-        """Return whether the rule is about this moment, however often it acted before."""
+        """Return whether the selectors match; `times` does not count."""
         message = (
             moment.message if self.connection is None else moment.message_on_connection
         )
@@ -130,18 +128,18 @@ def reply(code: int, text: str = "scripted", *, close: bool = False) -> Action:
 
 
 def raw(data: bytes, *, close: bool = False) -> Action:
-    """Put these bytes on the wire in place of an answer; the server's own state stays."""
+    """Write these bytes instead of an answer; the state of the session stays."""
     answer = Answer(0, lambda wire: wire.write(data))
     return lambda _: _closing(answer) if close else answer
 
 
 def in_clear(data: bytes, then: Action = normal) -> Action:
-    """Put these bytes below TLS, then go on; at "tls": before the handshake."""
+    """Write these bytes below TLS, then go on; at "tls": before the handshake."""
     return _after(lambda wire: wire.write_under_tls(data), then)
 
 
 def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Action:
-    """Close, by FIN or RST: at once, `after` the normal thing, or having accepted in silence."""
+    """Close at once, `after` the normal answer, or (`deliver`) accepting without a reply."""
 
     def act(answer: Answer) -> Answer:
         if after:
@@ -152,7 +150,7 @@ def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Ac
 
 
 def hang() -> Action:
-    """Say nothing and read nothing until the client leaves or the server stops."""
+    """Write and read nothing until the client leaves or the server stops."""
     return lambda _: Answer(0, lambda wire: wire.pause())
 
 
@@ -166,7 +164,7 @@ def gate(
     reached: threading.Event | None = None,
     then: Action = normal,
 ) -> Action:
-    """Wait for the test to set `release`; tell it by `reached` that the server has come here."""
+    """Set `reached`, and wait until the test sets `release`."""
 
     def wait(wire: Wire) -> None:
         if reached is not None:
@@ -177,7 +175,7 @@ def gate(
 
 
 def once_spoken_to(then: Action) -> Action:
-    """Wait until the client has begun to speak: at "tls", it is in its handshake then."""
+    """Wait for input; at "tls", the client has begun its handshake then."""
     return _after(lambda wire: wire.wait_for_input(), then)
 
 
@@ -208,7 +206,7 @@ def endless(line: bytes) -> Action:
 
 
 def inject(data: bytes, *, split: bool = False) -> Action:
-    """Put plaintext behind the STARTTLS reply: with it, or `split`: once the client starts TLS."""
+    """Send plaintext with the reply to STARTTLS, or (`split`) once the client starts TLS."""
     ready = Reply(220, "2.0.0 Ready to start TLS").octets
 
     def play(wire: Wire) -> None:
@@ -221,7 +219,7 @@ def inject(data: bytes, *, split: bool = False) -> Action:
 
 
 def garble() -> Action:
-    """Send what no TLS record of this connection can be."""
+    """Send an invalid TLS record."""
     return in_clear(b"\x17\x03\x03\x00\x20" + b"?" * 32, lambda _: _NOTHING)
 
 

@@ -122,7 +122,7 @@ class FaultServer:
         port: int = 0,
         one_command_per_segment: bool = False,
     ) -> None:
-        #: The rules, first match first; change them while the server runs if need be.
+        #: The rules: the first match counts. They may be changed at any time.
         self.script = list(script)
         self.deliveries: list[Delivery] = []
         self.logins: list[Login] = []
@@ -131,7 +131,7 @@ class FaultServer:
         self.violations: list[str] = []
         #: MAIL commands so far.
         self.messages = 0
-        #: How many messages were confirmed, but not delivered again, thanks to their key.
+        #: Messages that were confirmed but not delivered again, by their key.
         self.replays = 0
         self.peak_connections = 0
         self.host = host
@@ -164,7 +164,7 @@ class FaultServer:
             name="faultserver",
         )
 
-    # Life.
+    # Start and stop
 
     def __enter__(self) -> Self:
         self._server.listen()
@@ -179,7 +179,7 @@ class FaultServer:
         assert self._server.cut_connections(), "a connection does not end"
 
     def close_door(self) -> None:
-        """Refuse new connections; the open ones live on."""
+        """Refuse new connections; the open ones stay."""
         self._server.close_door()
 
     def _new_session(
@@ -193,7 +193,7 @@ class FaultServer:
             self._changed.notify_all()
         return FaultSession(stream, security, number, self.config, self)
 
-    # What the test does with it.
+    # For the test
 
     @property
     def port(self) -> int:
@@ -231,7 +231,7 @@ class FaultServer:
         with self._changed:
             return bool(self._changed.wait_for(condition, timeout))
 
-    # What it saw.
+    # Records
 
     @property
     def connections(self) -> int:
@@ -255,7 +255,7 @@ class FaultServer:
         with self._changed:
             return sum(not stream.left() for stream in self._streams.values())
 
-    # For its sessions.
+    # For its sessions
 
     def note(self, change: Callable[[], object]) -> None:
         """Change the record and wake those who wait."""
@@ -286,7 +286,7 @@ class FaultServer:
 
 
 class FaultSession(ServerSession):
-    """A connection that answers as the script says, and notes what the client does wrong."""
+    """A connection that answers as the script says, and notes violations of the protocol."""
 
     stream: FaultStream
 
@@ -307,7 +307,7 @@ class FaultSession(ServerSession):
         self.early = 0  #: octets of commands that came before the reply to a message
         self.behind_end = False  #: this command is one of those
 
-    # The script.
+    # The script
 
     def decide(self, phase: str, argument: bytes, answer: Answer) -> Answer:
         return self.server.action(self.moment(phase, argument))[1](answer)
@@ -389,7 +389,7 @@ class FaultSession(ServerSession):
         )
         self.server.note(lambda: self.server.deliveries.append(delivery))
 
-    # The record.
+    # Records
 
     def command(self, verb: bytes, argument: bytes, line: bytes) -> None:
         entry = (self.number, line.rstrip(b"\r\n"))
@@ -422,10 +422,10 @@ class FaultSession(ServerSession):
                 self.violation("MAIL inside a transaction")
         super().command(verb, argument, line)
 
-    def content_read(self, wire: bytes, *, stuffed: bool) -> None:
+    def content_read(self, wire: bytes | None) -> None:
         self.stream.drop_pipelined()
-        self.look_behind(b"content" if stuffed else b"chunk")
-        if stuffed:
+        self.look_behind(b"chunk" if wire is None else b"content")
+        if wire is not None:
             parameters = self.transaction.parameters if self.transaction else {}
             self.check_content(wire, parameters, stuffed=True)
 
@@ -437,7 +437,7 @@ class FaultSession(ServerSession):
             self.violation(violation)
 
     def look_behind(self, what: bytes) -> None:
-        """Note input that should have waited for the reply to this."""
+        """Note input that came before the reply to this."""
         if not self.stream.more_input():
             return
         if "PIPELINING" not in (self.announced or ()):
@@ -487,7 +487,7 @@ class FaultStream(ServerStream):
         self._jobs: deque[tuple[Play, threading.Event]] = deque()
         self._running: list[threading.Event] = []
 
-    # For actions.
+    # For actions
 
     def write(self, data: bytes) -> None:
         self.settle()
@@ -518,7 +518,7 @@ class FaultStream(ServerStream):
         self._rst = rst
         raise ConnectionEnded
 
-    # For the session.
+    # For the session
 
     def receive(self) -> bytes:
         if not self._pending():
@@ -558,7 +558,7 @@ class FaultStream(ServerStream):
         self._running += [done for _, done in self._jobs]
         self._acknowledge()
 
-    # For other threads.
+    # For other threads
 
     def act(self, play: Play, timeout: float = 5.0) -> None:
         """Have the session's thread do this as soon as it waits for its client."""
@@ -575,7 +575,7 @@ class FaultStream(ServerStream):
         poller.register(self.control, _HANGUP)
         return bool(poller.poll(0))
 
-    # Below: how it is done.
+    # Internals
 
     def _pending(self) -> bool:
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
@@ -624,7 +624,7 @@ _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 def _in_line(
     verb: bytes, line: bytes, offered: Collection[str], *, smtputf8: bool
 ) -> Iterator[str]:
-    """Yield what is wrong with a command line, its line end included."""
+    """Yield the violations in a command line with its line end."""
     if _BARE.search(line):
         yield f"bare CR or LF in {line!r}"
     if b"\0" in line:
@@ -641,7 +641,7 @@ def _in_line(
 
 
 def _in_content(wire: bytes, *, stuffed: bool, eight_bit: bool) -> Iterator[str]:
-    """Yield what is wrong with message content as it came, without its terminator."""
+    """Yield the violations in content as it came, without its terminator."""
     if _BARE.search(wire):
         yield "bare CR or LF in content"
     if b"\0" in wire:

@@ -22,7 +22,7 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.envelope import Envelope
 from django_lettermint.message import LettermintMessage, freeze
 from django_lettermint.results import Outcome, Phase
-from tests.faultserver import FaultServer
+from tests.faultserver import FaultServer, On, drop, reply
 from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
 from tests.listening import listening, names, receiver
 from tests.sending import message
@@ -36,7 +36,7 @@ def backend(server: Relay | FaultServer, **options: Any) -> EmailBackend:
     return EmailBackend(**server.options(**options))
 
 
-# -- Lists -------------------------------------------------------------------------------
+# -- Lists -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("empty", [[], (), None, iter([])])
@@ -190,7 +190,7 @@ def test_the_first_error_is_raised_with_all_results(relay: Relay) -> None:
     ]
 
 
-# -- pre_send ----------------------------------------------------------------------------
+# -- Pre_send --------------------------------------------------------------------------
 
 
 def test_a_pre_send_receiver_may_change_the_message(relay: Relay) -> None:
@@ -256,7 +256,7 @@ def test_large_messages_are_not_all_held_in_memory(relay: Relay) -> None:
     assert prepared == [0, 0, 2, 2]
 
 
-# -- The caller's message ----------------------------------------------------------------
+# -- The caller's message --------------------------------------------------------------
 
 
 def test_a_message_with_a_key_of_its_own_is_delivered_once(relay: Relay) -> None:
@@ -288,7 +288,7 @@ def test_another_message_under_the_same_key_says_that_the_key_was_yours(
     assert len(relay.messages) == 1
 
 
-# -- What the relay reads ----------------------------------------------------------------
+# -- What the relay reads --------------------------------------------------------------
 
 
 def test_almost_25_mb_arrive(relay: Relay) -> None:
@@ -336,7 +336,7 @@ def test_bodies_are_stuffed_so_that_another_parser_finds_them(
         assert text_lines(leaves(content)[0]) == lines(body)
 
 
-# -- Connections -------------------------------------------------------------------------
+# -- Connections -----------------------------------------------------------------------
 
 
 def test_open_tells_whether_it_made_a_connection(relay: Relay) -> None:
@@ -371,7 +371,7 @@ def test_the_timeout_can_be_set_on_the_backend(relay: Relay) -> None:
     assert connection.config.timeout == 10
 
 
-# -- Safety ------------------------------------------------------------------------------
+# -- Safety ----------------------------------------------------------------------------
 
 
 def test_a_wrong_token_costs_one_login_and_says_what_to_do(relay: Relay) -> None:
@@ -412,53 +412,61 @@ def test_an_interrupt_before_the_preparation_ends_the_message(relay: Relay) -> N
     assert relay.messages == []
 
 
-# -- Messages whose delivery stayed unknown, repeated later ---------------------------------
+# -- Messages whose delivery stayed unknown, repeated later ----------------------------
 
 
-def unknown(relay: Relay, **options: Any) -> exceptions.DeliveryUnknown:
-    """Send a message that the relay takes, but never confirms."""
+REFUSED = reply(550, "5.7.1 not now")
+#: The end of a message is never confirmed, though it is delivered, nor is a first repeat.
+UNCONFIRMED = [
+    On("dot", times=1, do=drop(deliver=True)),
+    On("mail", message=2, do=REFUSED),
+]
+
+
+def unknown(server: FaultServer, **options: Any) -> exceptions.DeliveryUnknown:
+    """Send a message whose delivery stays unknown."""
     mail = EmailMessage("Hi", "Hello", "us@x.test", ["ann@x.test", "bob@x.test"])
-    relay.drop_final_replies(100)
     with pytest.raises(exceptions.DeliveryUnknown) as raised:
-        EmailBackend(**relay.options(deadline=1, **options)).send_messages([mail])
-    relay.drop_final_replies(0)
+        backend(server, **options).send_messages([mail])
     return raised.value
 
 
 @pytest.mark.parametrize("carried", ["json", "pickle"])
-def test_another_process_can_repeat_it_and_delivers_it_once(
-    relay: Relay, carried: str
-) -> None:
-    error = unknown(relay)
-    assert error.repeatable
-    if carried == "json":
-        text = json.dumps([each.to_json() for each in error.envelopes])
-        envelopes = [Envelope.from_json(form) for form in json.loads(text)]
-    else:
-        envelopes = pickle.loads(pickle.dumps(error)).envelopes
-    result = EmailBackend(**relay.options()).repeat(envelopes)
-    assert result.outcome is Outcome.SENT
-    assert {each.status for each in result.recipients.values()} == {"queued"}
-    assert error.result
-    assert result.message_id == error.result.message_id
-    assert len(relay.messages) == 1
+def test_another_process_can_repeat_it_and_delivers_it_once(carried: str) -> None:
+    with FaultServer(UNCONFIRMED, idempotency=True) as server:
+        error = unknown(server)
+        assert error.repeatable
+        if carried == "json":
+            text = json.dumps([each.to_json() for each in error.envelopes])
+            envelopes = [Envelope.from_json(form) for form in json.loads(text)]
+        else:
+            envelopes = pickle.loads(pickle.dumps(error)).envelopes
+        result = backend(server).repeat(envelopes)
+        assert result.outcome is Outcome.SENT
+        assert {each.status for each in result.recipients.values()} == {"queued"}
+        assert error.result
+        assert result.message_id == error.result.message_id
+        assert server.delivered == {"ann@x.test": 1, "bob@x.test": 1}
 
 
-def test_a_repeat_that_is_refused_leaves_it_unknown(relay: Relay) -> None:
-    error = unknown(relay)
-    relay.refuse("us@x.test", verb="MAIL")
-    with pytest.raises(
-        exceptions.DeliveryUnknown, match="a repeat was answered by 550"
-    ) as raised:
-        EmailBackend(**relay.options()).repeat(error.envelopes)
+def test_a_repeat_that_is_refused_leaves_it_unknown() -> None:
+    script = [*UNCONFIRMED, On("mail", message=3, do=REFUSED)]
+    with FaultServer(script, idempotency=True) as server:
+        error = unknown(server)
+        with pytest.raises(
+            exceptions.DeliveryUnknown, match="a repeat was answered by 550"
+        ) as raised:
+            backend(server).repeat(error.envelopes)
     assert raised.value.result
     assert raised.value.result.outcome is Outcome.UNKNOWN
 
 
-def test_what_could_be_delivered_twice_is_not_repeated(relay: Relay) -> None:
-    error = unknown(relay, idempotency=False)
-    assert not error.repeatable
-    sent = relay.statistics.messages
-    with pytest.raises(exceptions.LettermintInvalidMessage, match="delivered twice"):
-        EmailBackend(**relay.options()).repeat(error.envelopes)
-    assert relay.statistics.messages == sent
+def test_what_could_be_delivered_twice_is_not_repeated() -> None:
+    with FaultServer(UNCONFIRMED, idempotency=True) as server:
+        error = unknown(server, idempotency=False)
+        assert not error.repeatable
+        with pytest.raises(
+            exceptions.LettermintInvalidMessage, match="delivered twice"
+        ):
+            backend(server).repeat(error.envelopes)
+        assert server.connections == 1

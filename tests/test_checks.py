@@ -12,7 +12,6 @@ import django
 import pytest
 from django.core.checks import CheckMessage, run_checks
 from django.core.checks.registry import registry
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 from django.urls import URLPattern, URLResolver, include, path
@@ -154,7 +153,7 @@ def test_manage_py_check_fails_without_a_token() -> None:
         ),
     ],
 )
-def test_what_each_mail_would_raise_or_ignore_is_found(
+def test_errors_and_settings_without_effect_are_reported(
     settings: dict[str, Any], identity: str, text: str
 ) -> None:
     usual = {"EMAIL_BACKEND": BACKEND, "LETTERMINT_API_TOKEN": TOKEN}
@@ -166,14 +165,6 @@ def test_what_each_mail_would_raise_or_ignore_is_found(
         # Plaintext is fine in development.
         assert len(checks.check_backends()) == (identity != "W001")
         assert checks.check_tenants() == []
-
-
-@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN, LETTERMINT_PORT=0)
-def test_the_check_says_what_sending_would_raise() -> None:
-    with pytest.raises(ImproperlyConfigured) as raised:
-        EmailBackend()
-
-    assert found_by(checks.check_backends) == ("E001", str(raised.value))
 
 
 def test_each_mailer_of_ours_is_checked_and_not_changed() -> None:
@@ -208,7 +199,9 @@ def test_each_mailer_of_ours_is_checked_and_not_changed() -> None:
         ("no dots", False),
     ],
 )
-def test_what_takes_our_options_is_checked(path: str, *, expected: bool) -> None:
+def test_backends_that_take_our_options_are_checked(
+    path: str, *, expected: bool
+) -> None:
     with override_settings(MAILERS={"default": mailer(path)}):
         assert bool(checks.check_backends()) is expected
 
@@ -234,7 +227,7 @@ def test_email_backend_counts_where_django_uses_it() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_ours_is_left_to_django(mail_settings: dict[str, object]) -> None:
+def test_other_settings_are_left_to_django(mail_settings: dict[str, object]) -> None:
     with override_settings(LETTERMINT_API_TOKEN=TOKEN, **mail_settings):
         assert checks.check_backends() == checks.check_queues() == []
         assert checks.check_tenants() == []
@@ -313,9 +306,7 @@ def hook(
         (Urls(hook(view(setup=needs_a_request))), []),
     ],
 )
-def test_a_webhook_may_have_a_secret_of_its_own(
-    urls: Urls, expected: list[str]
-) -> None:
+def test_a_webhook_may_have_its_own_secret(urls: Urls, expected: list[str]) -> None:
     with override_settings(ROOT_URLCONF=urls):
         found = checks.check_webhooks()
     assert ids(found) == [f"lettermint_smtp.{each}" for each in expected]
@@ -342,7 +333,7 @@ def test_an_odd_secret_of_a_view_is_an_error_that_names_the_url(secret: Any) -> 
         ("tests.urls", "id", {"correlation_key": "other"}, []),
     ],
 )
-def test_a_mailer_whose_ids_webhooks_do_not_find_is_a_warning(
+def test_a_mailer_with_another_correlation_key_is_a_warning(
     urlconf: str, webhooks: str, options: dict[str, Any], expected: list[str]
 ) -> None:
     with override_settings(

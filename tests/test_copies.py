@@ -65,7 +65,7 @@ def _token_in_the_settings() -> Any:
         yield
 
 
-# -- Copies -------------------------------------------------------------------------------
+# -- Copies ----------------------------------------------------------------------------
 
 
 @COPIES
@@ -138,7 +138,7 @@ def test_the_copy_of_a_message_goes_out_under_the_token_of_its_backend(
     assert [each.recipients for each in relay.messages] == [("ann@example.com",)]
 
 
-# -- Pickles ------------------------------------------------------------------------------
+# -- Pickles ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

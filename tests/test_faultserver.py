@@ -153,3 +153,18 @@ def test_a_violation_of_the_protocol_is_noted(said: bytes, violation: str) -> No
         assert server.wait_for(
             lambda: any(each.startswith(noted) for each in server.violations)
         )
+
+
+def test_after_a_refused_chunk_only_rset_ends_the_transaction() -> None:
+    script = [On("bdat", times=1, do=reply(552))]
+    with FaultServer(script, tls=None, auth=(), features=["CHUNKING"]) as server:
+        client = Client(server)
+        with client.socket, client.file:
+            assert client.codes(b"MAIL FROM:<>\r\nEHLO test\r\n", 3) == [220, 503, 250]
+            for line in ENVELOPE.splitlines(keepends=True):
+                client.codes(line)
+            assert client.codes(b"BDAT 2\r\n\r\n") == [552]
+            assert client.codes(b"BDAT 2 LAST\r\n\r\n") == [503]
+            assert client.codes(b"MAIL FROM:<>\r\n") == [503]
+            assert client.codes(b"RSET\r\n") == [250]
+    assert server.deliveries == []

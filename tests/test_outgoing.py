@@ -44,7 +44,7 @@ def away(port: int) -> dict[str, Any]:
     return {"api_token": "t", "retries": 0, **host}
 
 
-# -- Result, status and signals --------------------------------------------------------------
+# -- Result, status and signals --------------------------------------------------------
 
 
 def refuse_bob(relay: Relay) -> None:
@@ -183,7 +183,7 @@ def test_one_message_to_many_fires_one_signal(relay: Relay) -> None:
     assert received == [ids[0], ids[2]]
 
 
-# -- Receivers -------------------------------------------------------------------------------
+# -- Receivers -------------------------------------------------------------------------
 
 
 def test_a_cancelled_message_fires_nothing(relay: Relay) -> None:
@@ -263,7 +263,7 @@ def test_a_receiver_that_always_sends_on_failure_comes_to_an_end() -> None:
     assert depths == [0, 1]
 
 
-# -- The log ---------------------------------------------------------------------------------
+# -- The log ---------------------------------------------------------------------------
 
 
 def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:

@@ -42,7 +42,7 @@ print("imported", module.name)
 """
 
 
-def test_every_module_can_be_imported_without_what_only_unix_has() -> None:
+def test_every_module_can_be_imported_without_names_that_only_unix_has() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL],
         capture_output=True,

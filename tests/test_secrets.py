@@ -186,7 +186,7 @@ def test_an_unconfirmed_message_shows_nothing_of_the_login(
         fail(LettermintError, log)
 
 
-def test_what_is_sent_leaves_nothing_behind(log: pytest.LogCaptureFixture) -> None:
+def test_a_sent_message_leaves_no_token_behind(log: pytest.LogCaptureFixture) -> None:
     with FaultServer() as server, listening() as heard:
         message = mail()
         sender = EmailBackend(**server.options())
@@ -281,7 +281,7 @@ def refusal(look_up: Callable[..., object], *arguments: object) -> Exception:
     return raised.value
 
 
-def test_what_is_sent_for_a_tenant_leaves_nothing_behind(
+def test_a_message_sent_for_a_tenant_leaves_no_token_behind(
     log: pytest.LogCaptureFixture,
 ) -> None:
     with FaultServer() as server, listening() as heard:

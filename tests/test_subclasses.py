@@ -88,7 +88,7 @@ def test_what_is_called_may_be_overridden(relay: Relay) -> None:
     assert issubclass(Queue, tasks.EmailBackend)
 
 
-# -- Anymail's base class, without its constructor ------------------------------------------
+# -- Anymail's base class, without its constructor -------------------------------------
 
 TOKEN = "lm_test_token"
 

@@ -152,7 +152,7 @@ def _configure(
     if reader.keywords or not reader.fixed:
         return build(reader)
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
-    values = reader.values()
+    values = reader.snapshot()
     if key in _kept:
         before, kept = _kept[key]
         # The very same objects: equal ones may differ, as 1 and True do.
@@ -179,7 +179,7 @@ def _look_up() -> tuple[Hidden, bool]:
     if fixed:
         names.update(_NAMES.intersection(vars(inner)))
     try:
-        return Hidden(_values(holder, sorted(names if fixed else _NAMES))), fixed
+        return Hidden(_by_place(holder, sorted(names if fixed else _NAMES))), fixed
     except Exception as error:  # noqa: BLE001 - a lazy value's, or the holder's
         # Without its traceback, whose frames hold values: debug pages show those.
         cause = error.with_traceback(None)
@@ -187,7 +187,7 @@ def _look_up() -> tuple[Hidden, bool]:
     raise AnymailConfigurationError(text) from cause
 
 
-def _values(holder: object, names: Iterable[str]) -> Any:
+def _by_place(holder: object, names: Iterable[str]) -> Any:
     """Return the settings of these names by place."""
     found = {}
     for name in names:
@@ -236,12 +236,8 @@ class SettingsReader:
             self._drop_if_not_given(name)
         #: The options that code has given, besides the settings.
         self.keywords = tuple(sorted(filter(self._differs, self.given)))
-        self._token = "api_token"  # noqa: S105 - the name of an option
-        if "password" in self.given:
-            if "password" in self.keywords or "api_token" not in self.keywords:
-                self._token = "password"  # noqa: S105
-            else:
-                del self.given["password"]
+        if "api_token" in self.keywords and "password" not in self.keywords:
+            self.given.pop("password", None)
 
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
@@ -291,11 +287,10 @@ class SettingsReader:
             given = Hidden(resolve(options.value[name]))
             if given.value is not None:
                 own[name] = given
+        # A password would override the tenant's token.
+        others = {key: each for key, each in self.given.items() if key != "password"}
         vars(reader).update(
-            tenant=tenant,
-            given={**self.given, **own},
-            _of_tenant=frozenset(own),
-            _token="api_token",  # noqa: S106 - the name of an option
+            tenant=tenant, given=others | own, _of_tenant=frozenset(own)
         )
         return reader
 
@@ -319,7 +314,7 @@ class SettingsReader:
 
     def origin(self, name: str) -> str:
         """Return the place where an option is set, or "" if it is not set."""
-        given = self._token if name == "api_token" else name
+        given = self._name_given(name)
         if given in self._of_tenant:
             return _place_of_tenant(self.tenant, given)
         if given in self.given:
@@ -352,8 +347,8 @@ class SettingsReader:
         """Make the error, of Django's type for its origin, to say that `name` is wrong."""
         return self._error(f"{self.origin(name) or name}{key} {problem}")
 
-    def values(self) -> Hidden:
-        """Return all that was found, with what is inside of dicts and lists."""
+    def snapshot(self) -> Hidden:
+        """Return all values that were found, and those inside of dicts and lists."""
         stack: list[Any] = []
         for name, value in self._settings.value.items():
             if name != "MAILERS":  # the OPTIONS in use are among the given
@@ -370,8 +365,13 @@ class SettingsReader:
                 stack += value
         return Hidden(values)
 
+    def _name_given(self, name: str) -> str:
+        """Return the keyword of an option; `password` overrides `api_token`."""
+        password = name == "api_token" and "password" in self.given
+        return "password" if password else name
+
     def _raw(self, name: str) -> Any:
-        given = self._token if name == "api_token" else name
+        given = self._name_given(name)
         if given in self.given:
             return self.given[given].value
         return self._settings.value.get(self.origin(name), _OPTIONS[name].default)

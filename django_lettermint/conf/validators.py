@@ -277,7 +277,7 @@ def idna_encoder(value: object) -> Callable[[str], str]:
                 encode = import_string("uts46.encode")
                 return lambda domain: encode(domain).decode("ascii")
             if callable(found := import_string(value)):
-                return found  # type: ignore[no-any-return]
+                return found  # type: ignore[no-any-return] # an imported function
     raise invalid_value(
         '"idna2008", "idna2003", "uts46" (with the package uts46), "none", '
         "a function or the path of one",

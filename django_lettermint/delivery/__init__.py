@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .batch import BATCH_SIZE, BatchSender, deliver_all, list_connections
-from .engine import Delivery
+from .batch import BATCH_SIZE, BatchSender, list_connections
+from .engine import Delivery, deliver_all
 from .policy import LIST_PATIENCE, PATIENCE, later_may_help
-from .result import build_error, build_result, phase_of, recipients_of
+from .result import build_error, build_result, recipients_of
 from .submission import Deadline, Submission, submissions
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "deliver_all",
     "later_may_help",
     "list_connections",
-    "phase_of",
     "recipients_of",
     "submissions",
 ]

@@ -7,13 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from django_lettermint.pool import open_pool
-
-from .engine import Delivery
+from .engine import Delivery, deliver_all
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
@@ -58,28 +55,6 @@ def _runs_threads() -> bool:
     return "threads" in options or enabled in (True, b"true", b"1")
 
 
-def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> None:
-    """Deliver messages by `delivery`, those of another configuration by one like it."""
-    usual: list[list[Submission]] = []
-    others: dict[RelayConfig, list[list[Submission]]] = {}
-    for each in messages:
-        config = each[0].config if each else delivery.config
-        if config is delivery.config or config == delivery.config:
-            usual.append(each)
-        else:
-            others.setdefault(config, []).append(each)
-    try:
-        delivery.deliver(usual)
-        for config, group in others.items():
-            with open_pool(config) as connections:
-                delivery.over(connections, config).deliver(group)
-    except BaseException:
-        for submission in chain.from_iterable(messages):
-            if not submission.done:
-                submission.fail(None)
-        raise
-
-
 class _HasSubmissions(Protocol):
     submissions: list[Submission]
 
@@ -108,16 +83,16 @@ class BatchSender(Generic[M]):
         self._on_finished = on_finished
         self._width = width
         self._executor: ThreadPoolExecutor | None = None
-        #: Batches that are not finished, oldest first. The latest is not yet submitted: it
-        #: may be the only one, which needs no thread. The batch of a cancelled future is
-        #: delivered in the caller's thread.
+        #: Batches that are not finished, oldest first. The latest is not yet submitted:
+        #: it may be the only one, which needs no thread. If a future is cancelled, its
+        #: batch is delivered in the caller's thread.
         self._pending: deque[tuple[Sequence[M], Future[None]]] = deque()
         #: Errors that further messages would meet as well; see Delivery.
         self._fatal: dict[object, LettermintError] = {}
         #: Set by an interrupt: no further message is begun.
         self._stop = threading.Event()
-        #: Set once the first batch has a connection, or has ended. No other connection is
-        #: opened before, so that a wrong token costs one login.
+        #: Set once the first batch has a connection, or has ended. No other connection
+        #: is opened before, so that a wrong token costs one login.
         self._connected = threading.Event()
         self._first: Sequence[M] | None = None
 

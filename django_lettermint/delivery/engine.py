@@ -19,7 +19,7 @@ from django_lettermint.exceptions import (
     PoolClosed,
     PoolTimeout,
 )
-from django_lettermint.pool import CloseReason
+from django_lettermint.pool import CloseReason, open_pool
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.smtp import MailTransaction, Reply, ServerClosing, Session
 
@@ -144,7 +144,7 @@ class Delivery:
                 submission.fail(error)
 
     def _send(self, ready: Sequence[Submission]) -> None:
-        """Send as many as one connection may carry; the others are left for the next."""
+        """Send as many as one connection may carry; leave the others for the next."""
         seconds = ready[0].deadline.seconds_left()
         if seconds <= 0:
             self._expire(ready[0])
@@ -207,8 +207,7 @@ class Delivery:
                             session, follower, its_transaction, used=True, closed=closed
                         )
                 return
-            # A 4yz to a repeat before its content may be due to a limit of this session,
-            # too.
+            # A 4yz to a repeat before its content may be due to a limit of the session.
             early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
             fresh = decision is Decision.FRESH or (
                 decision is Decision.REPEAT and early
@@ -342,7 +341,7 @@ class Delivery:
             )
 
     def _fail_all(self, error: LettermintError) -> None:
-        """Fail all messages, and those of later lists that would meet the same error."""
+        """Fail all messages, and keep the error for later lists that would meet it."""
         endpoint = self.config.endpoint
         self._fatal[endpoint] = error
         # All other errors may be due to this login, or to its certificates.
@@ -381,6 +380,28 @@ class Delivery:
             decision.value,
         )
         logger.debug("%s:%d failed: %s", endpoint.host, endpoint.port, lost)
+
+
+def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> None:
+    """Deliver messages by `delivery`, those of another configuration by one like it."""
+    usual: list[list[Submission]] = []
+    others: dict[RelayConfig, list[list[Submission]]] = {}
+    for each in messages:
+        config = each[0].config if each else delivery.config
+        if config is delivery.config or config == delivery.config:
+            usual.append(each)
+        else:
+            others.setdefault(config, []).append(each)
+    try:
+        delivery.deliver(usual)
+        for config, group in others.items():
+            with open_pool(config) as connections:
+                delivery.over(connections, config).deliver(group)
+    except BaseException:
+        for submission in chain.from_iterable(messages):
+            if not submission.done:
+                submission.fail(None)
+        raise
 
 
 def _learn(

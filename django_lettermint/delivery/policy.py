@@ -1,7 +1,7 @@
 """The decision after a failure: the table of docs/delivery.md.
 
 Pure functions over plain data. A reply speaks of what it answers and no more, no mail
-fails because of our own optimisation, and a fresh connection is tried where it can help.
+fails for our own optimisation, and a fresh connection is tried where it can help.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Failure:
     carried: bool = False
     #: It was tried on a fresh connection after a refusal of this kind.
     tried_fresh: bool = False
-    #: A list over several connections opened this one, and the pool has others that could
-    #: carry the message. It has not waited for them yet.
+    #: A list over several connections opened this one, and the pool has others that
+    #: could carry the message. It has not waited for them yet.
     others_open: bool = False
     #: A repeat is safe, and there is time for it.
     repeatable: bool = False
@@ -83,8 +83,8 @@ def decide(failure: Failure) -> Decision:
     """Return what comes next after a failure."""
     reply = failure.reply
     if failure.unconfirmed:
-        # 5yz to a repeat (a conflict, for example) proves that the key was used, not what
-        # became of the first try. 4yz may mean that it is still in progress.
+        # 5yz to a repeat (a conflict, for example) proves that the key was used, not
+        # what became of the first try. 4yz may mean that it is still in progress.
         final = failure.permanent or (reply is not None and reply.code >= 500)
         again = failure.repeatable and not final
         return Decision.REPEAT if again else Decision.UNKNOWN
@@ -185,4 +185,4 @@ def may_retry(failures: int, retries: int, waited: float, patience: float) -> bo
 def backoff(tries: int, *, most: float = float("inf")) -> float:
     """Return the seconds to wait, random so that processes do not act in step."""
     pause = min(MAX_PAUSE, PAUSE * 2.0 ** min(tries - 1, 10))
-    return max(0.0, min(pause * random.uniform(0.75, 1.25), most))  # noqa: S311
+    return max(0.0, min(pause * random.uniform(0.75, 1.25), most))  # noqa: S311 - no secret

@@ -37,7 +37,7 @@ _PRECEDENCE = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
 
 
 def build_result(submissions: Sequence[Submission]) -> SendResult:
-    """Return the result of a message: UNKNOWN if any submission is, else SENT if any is."""
+    """Return the result: UNKNOWN if any submission is, else SENT if any is."""
     first = submissions[0]
     decisive = min(submissions, key=lambda each: _PRECEDENCE.index(each.outcome))
     phase, reply = _last_step(decisive)
@@ -48,9 +48,9 @@ def build_result(submissions: Sequence[Submission]) -> SendResult:
         message_id=first.envelope.message_id,
         idempotency_key=first.envelope.idempotency_key,
         recipients={
-            who: _recipient(submission, who)
+            address: _recipient(submission, address)
             for submission in submissions
-            for who in recipients_of(submission)
+            for address in recipients_of(submission)
         },
         code=reply.code if reply else None,
         text=reply.text if reply else "",
@@ -89,7 +89,7 @@ def _last_step(submission: Submission) -> tuple[Phase, Reply | None]:
         # Refused before there was a mail transaction, at the greeting or the login.
         if isinstance(error, LettermintError) and error.smtp_code:
             reply = Reply(error.smtp_code, (error.smtp_error.decode(),))
-        return phase_of(error), reply
+        return _phase_of(error), reply
     if last:
         if isinstance(last.failure, ServerClosing):
             return last.phase, last.failure.reply
@@ -98,8 +98,8 @@ def _last_step(submission: Submission) -> tuple[Phase, Reply | None]:
     return (Phase.CONNECT if submission.deadline.started else Phase.POOL), None
 
 
-def phase_of(error: BaseException | None) -> Phase:
-    """Return the step of an error that ended a message outside of a mail transaction."""
+def _phase_of(error: Exception) -> Phase:
+    """Return the step of an error that ended a message without a mail transaction."""
     if isinstance(error, ConnectFailed) and error.phase:
         return error.phase
     matches = (phase for kind, phase in _PHASES if isinstance(error, kind))
@@ -111,9 +111,9 @@ def recipients_of(submission: Submission) -> tuple[str, ...]:
     return (submission.unconfirmed or submission).envelope.recipients
 
 
-def _recipient(submission: Submission, who: str) -> RecipientResult:
+def _recipient(submission: Submission, address: str) -> RecipientResult:
     first, last = submission.unconfirmed or submission.last, submission.last
-    refusal = first.replies.get(who) if first else None
+    refusal = first.replies.get(address) if first else None
     if refusal and refusal.negative:
         return _from_reply(refusal)
     if submission.outcome is Outcome.UNKNOWN:
@@ -121,9 +121,9 @@ def _recipient(submission: Submission, who: str) -> RecipientResult:
             status="unknown", text="no reply to the end of the message"
         )
     if submission.outcome is Outcome.SENT:
-        if refused := submission.refused_on_repeat.get(who):
+        if refused := submission.refused_on_repeat.get(address):
             return RecipientResult(status="unknown", text=str(refused))
-        answer = last.replies.get(who) if last else None
+        answer = last.replies.get(address) if last else None
         return _from_reply(answer) if answer else RecipientResult(status="queued")
     _, reply = _last_step(submission)
     if reply:
@@ -193,11 +193,11 @@ def _refused(
         error.sender = last.envelope.mail_from
     elif last.phase is Phase.RCPT:
         count = len(last.replies)
-        who = f"all {count} recipients" if count > 1 else "the recipient"
-        error = RecipientsRefused(f"the relay refused {who} at RCPT: {what}")
+        recipients = f"all {count} recipients" if count > 1 else "the recipient"
+        error = RecipientsRefused(f"the relay refused {recipients} at RCPT: {what}")
         error.recipients = {
-            who: (answer.code, answer.text.encode())
-            for who, answer in last.replies.items()
+            address: (answer.code, answer.text.encode())
+            for address, answer in last.replies.items()
         }
     else:
         step = _STEPS[last.phase]

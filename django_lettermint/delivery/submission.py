@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Deadline:
-    """The time limit for all recipients of an envelope; it starts with the first try."""
+    """The time limit for all parts of an envelope; it starts with the first try."""
 
     seconds: float
     #: In `time.monotonic()`; 0 until it runs.
@@ -94,7 +94,7 @@ class Submission:
         )
 
     def resume(self) -> None:
-        """Continue with an envelope that was left unconfirmed, maybe in another process.
+        """Continue with an envelope that was left unconfirmed by an earlier delivery.
 
         All its recipients were accepted then.
         """
@@ -112,8 +112,8 @@ class Submission:
     ) -> Decision:
         """Apply the end of a mail transaction; return what comes next.
 
-        `used`: the connection had served before. `may_retry`: a retry after the loss of a
-        fresh connection is within the limits. `others_open`: the connection is one of
+        `used`: the connection had served before. `may_retry`: a retry after the loss of
+        a fresh connection is within the limits. `others_open`: the connection is one of
         several that a list has opened.
         """
         self.attempts += 1
@@ -122,8 +122,8 @@ class Submission:
         self.envelope = transaction.envelope
         if self.unconfirmed and transaction.outcome is not Outcome.NOT_SENT:
             self.refused_on_repeat |= {
-                who: reply
-                for who, reply in transaction.replies.items()
+                address: reply
+                for address, reply in transaction.replies.items()
                 if reply.negative
             }
         if transaction.outcome is Outcome.SENT:
@@ -154,7 +154,7 @@ class Submission:
         return decision
 
     def fail(self, error: Exception | None) -> None:
-        """Give up: UNKNOWN if it may have been delivered, else NOT_SENT with `error`."""
+        """Give up: UNKNOWN if it may be delivered, else NOT_SENT with `error`."""
         if error is None and self.last and self.last.refused:
             # The refusal was not final: it spoke of the session or of pipelining.
             error = ConnectionLost("interrupted before the message was sent")
@@ -171,7 +171,7 @@ class Submission:
             self._finish(Outcome.UNKNOWN)
 
     def interrupt(self, transaction: MailTransaction) -> None:
-        """End with the outcome that is certain now, even if `record()` was interrupted."""
+        """End with the outcome that is certain now, even within `record()`."""
         recorded = self.last is transaction
         if not recorded:
             self.attempts += 1
@@ -221,8 +221,8 @@ class Submission:
         """
         first = self.unconfirmed or transaction
         further = [
-            who
-            for who, reply in first.replies.items()
+            address
+            for address, reply in first.replies.items()
             if reply.negative
             and (
                 policy.limits_recipients(reply)

@@ -187,7 +187,7 @@ def _prepare(backend: EmailBackend, message: EmailMessage) -> OutgoingMessage:
 
 def _result(message: EmailMessage) -> SendResult:
     """Return the result of a message; raise Failed if it was not tried."""
-    result: SendResult = message.anymail_status.esp_response  # type: ignore[attr-defined]
+    result: SendResult = message.anymail_status.esp_response  # type: ignore[attr-defined] # set by notify()
     reasons: dict[Phase, AnymailError] = {
         Phase.NO_RECIPIENTS: LettermintInvalidMessage("the mail has no recipient"),
         Phase.CANCELLED: AnymailCancelSend("a pre_send receiver cancelled the mail"),

@@ -90,9 +90,10 @@ class _Registry:
         idle_since = sorted(
             moment for pool in pools for moment in pool.take_expired(closing)
         )
-        for moment in idle_since[:-MAX_IDLE][-1:]:
+        if len(idle_since) > MAX_IDLE:
+            last_surplus = idle_since[-MAX_IDLE - 1]
             for pool in pools:
-                pool.take_expired(closing, kept_before=moment)
+                pool.take_expired(closing, kept_before=last_surplus)
 
     def reset_after_fork(self) -> None:
         """Drop the parent process's pools, without writing to their connections."""

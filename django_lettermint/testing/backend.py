@@ -41,7 +41,7 @@ class EmailBackend(backend.EmailBackend):
         except ImproperlyConfigured:
             if "api_token" in kwargs:
                 raise
-            super().__init__(api_token="lm_test_token", **kwargs)  # noqa: S106
+            super().__init__(api_token="lm_test_token", **kwargs)  # noqa: S106 - no secret
         if not hasattr(mail, "outbox"):
             mail.outbox = []
 
@@ -71,7 +71,7 @@ class EmailBackend(backend.EmailBackend):
 
     def _take(self, outgoing: OutgoingMessage) -> None:
         copied: Any = deepcopy(outgoing.message)
-        # The real backend sets it in a moment.
+        # Shared, not copied: notify() fills it in.
         copied.anymail_status = outgoing.message.anymail_status  # type: ignore[attr-defined]
         # As Django's locmem does from 6.1 on.
         copied.sent_using = self.alias

@@ -8,7 +8,6 @@ Serves until it is interrupted, and prints what arrives.
 from __future__ import annotations
 
 import argparse
-import datetime
 import errno
 import json
 import os
@@ -17,8 +16,10 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +28,7 @@ from .webhooks import WebhookDelivery, check_url
 
 SMTP_PORT = 1025
 INBOX_PORT = 8025
-SECRET_VARIABLE = "LETTERMINT_SIGNING_SECRET"  # noqa: S105 -- a name
+SECRET_VARIABLE = "LETTERMINT_SIGNING_SECRET"  # noqa: S105 - a name
 CA_FOLDER = Path("~/.lettermint-relay")
 
 DESCRIPTION = (
@@ -233,16 +234,16 @@ def describe(record: ReceivedMessage | Refusal | WebhookDelivery) -> Iterator[st
         answer = record.status or f"no answer ({record.error}); does your site run?"
         yield f"          webhook {record.event.event} for {about}: {answer}"
         return
-    moment = datetime.datetime.fromtimestamp(record.received_at)  # noqa: DTZ006 - local
+    moment = time.strftime("%H:%M:%S", time.localtime(record.received_at))
     subject = record.headers["Subject"] or "(no subject)"
     if isinstance(record, Refusal):
         what = " ".join(filter(None, [record.command, record.address]))
-        yield f"{moment:%H:%M:%S}  REFUSED {what}: {record.code} {record.text}"
+        yield f"{moment}  REFUSED {what}: {record.code} {record.text}"
         if record.command == "AUTH":
             yield "          use the token of the settings above"
         fields = {"subject": subject if record.content else None}
     else:
-        yield f"{moment:%H:%M:%S}  {subject}"
+        yield f"{moment}  {subject}"
         metadata = [f"{key}={value}" for key, value in record.metadata.items()]
         fields = {
             "route": record.route,
@@ -276,8 +277,8 @@ def _folder(path: str) -> Path:
 
 def _saved(message: ReceivedMessage, folder: Path) -> str:
     """Write a message into a file; return a line about it."""
-    moment = datetime.datetime.fromtimestamp(message.received_at)  # noqa: DTZ006 - local
-    path = folder / f"{moment:%Y%m%d-%H%M%S}-{message.id[:8]}.eml"
+    moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(message.received_at))
+    path = folder / f"{moment}-{message.id[:8]}.eml"
     try:
         path.write_bytes(message.content)
     except OSError as error:
@@ -292,6 +293,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser)
     try:
-        serve(parser.parse_args(arguments), lambda text: print(text, flush=True))  # noqa: T201
+        serve(parser.parse_args(arguments), partial(print, flush=True))
     except CannotServe as error:
         parser.exit(1, f"Error: {error}.\n")

@@ -24,8 +24,7 @@ class _TolerantPolicy(email.policy.EmailPolicy):
     def header_fetch_parse(self, name: str, value: str) -> str:
         try:
             parsed: str = super().header_fetch_parse(name, value)
-        except Exception:  # noqa: BLE001
-            # Each version of Python has other errors for other fields.
+        except Exception:  # noqa: BLE001 - differs by field and version of Python
             return _Unparsed("".join(value.splitlines()))
         return parsed
 

@@ -76,7 +76,7 @@ class Relay:
 
     def __init__(
         self,
-        token: str = "lm_test_token",  # noqa: S107
+        token: str = "lm_test_token",  # noqa: S107 - no secret
         *,
         other_tokens: Sequence[str] = (),
         chunking: bool = False,
@@ -170,7 +170,7 @@ class Relay:
         self._certificates.write()
         try:
             self._server.listen()
-        except BaseException:
+        except OSError:
             self._certificates.remove()
             raise
         self._running = True

@@ -16,10 +16,7 @@ from .stream import MAX_LINE, ConnectionEnded, ServerStream
 
 _COMMANDS = {
     verb: verb.decode().lower()
-    for verb in (
-        *(b"EHLO", b"HELO", b"STARTTLS", b"AUTH", b"MAIL", b"RCPT"),
-        *(b"DATA", b"BDAT", b"RSET", b"NOOP", b"VRFY", b"QUIT"),
-    )
+    for verb in b"EHLO HELO STARTTLS AUTH MAIL RCPT DATA BDAT RSET NOOP VRFY QUIT".split()
 }
 _AFTER_AUTH = frozenset({b"MAIL", b"RCPT", b"DATA", b"BDAT", b"VRFY"})
 _AFTER_TLS = _AFTER_AUTH | {b"AUTH"}
@@ -299,7 +296,7 @@ class ServerSession:
         if self.respond("data", argument, reply) != 354:
             return
         wire = self.stream.read_dotted(self.config.max_size, self.content_progress)
-        self.content_read(wire or b"", stuffed=True)
+        self.content_read(wire or b"")
         if wire is not None:
             wire = (b"\r\n" + wire).replace(b"\r\n.", b"\r\n")[2:]
         self._finish(wire, b"", chunked=False)
@@ -315,7 +312,7 @@ class ServerSession:
         room = self.config.max_size - sum(map(len, taken))
         # The octets follow, whatever the reply is (RFC 3030 section 2).
         chunk = self.stream.read_chunk(size, room, self.content_progress)
-        self.content_read(chunk or b"", stuffed=False)
+        self.content_read(None)
         try:
             transaction = self._open_transaction()
             if chunk is None:
@@ -407,12 +404,11 @@ class ServerSession:
     def content_progress(self, received: int) -> None:
         """Called with the octets of content or chunk that have come so far."""
 
-    def content_read(self, wire: bytes, *, stuffed: bool) -> None:
-        """Called with complete content as it came, or a chunk; empty if it is too large."""
+    def content_read(self, wire: bytes | None) -> None:
+        """Called with the content of DATA as it came, or with None after a chunk."""
 
     def receive(self, message: SubmittedMessage, argument: bytes) -> None:
-        """Take or refuse a message and answer at the step "dot"."""
-        self.respond("dot", argument, Reply(250, "2.0.0 Queued"))
+        """Take or refuse a message, and answer at the step "dot"."""
 
     def ended(self) -> None:
         """Called before the connection is closed."""

@@ -246,7 +246,7 @@ def post_event(
         "X-Lettermint-Delivery": str(moment),
         "X-Lettermint-Attempt": str(attempt),
     }
-    request = urllib.request.Request(url, body, headers)  # noqa: S310
+    request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked above
     status, error = _status(request, timeout)
     return WebhookDelivery(
         url=url, event=event, attempt=attempt, status=status, error=error

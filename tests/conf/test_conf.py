@@ -38,10 +38,6 @@ def test_a_token_is_all_that_is_needed() -> None:
     assert (found.idempotency, found.batch_connections) == (True, None)
 
 
-def test_the_configuration_shows_no_token() -> None:
-    assert TOKEN not in repr(config())
-
-
 def test_endpoints_differ_by_what_shapes_a_connection_only() -> None:
     patient = {"timeout": 11, "final_reply_timeout": 1, "deadline": 9, "retries": 0}
     endpoint = relay().endpoint
@@ -114,11 +110,6 @@ def test_an_option_of_anymail_is_set_for_lettermint_or_for_all(
     anymail = {"LETTERMINT_IGNORE_RECIPIENT_STATUS": False}
     with override_settings(ANYMAIL_IGNORE_RECIPIENT_STATUS=True, ANYMAIL=anymail):
         assert config().ignore_recipient_status is False
-
-
-@override_settings(LETTERMINT_API_TOKEN="other")
-def test_a_password_overrides_the_token() -> None:
-    assert relay(password="pass").endpoint.token.reveal() == "pass"
 
 
 # -- what follows from them --------------------------------------------------------------
@@ -236,10 +227,6 @@ def test_an_error_names_the_place_the_rule_and_the_remedy(
         )
 
 
-def test_an_error_names_the_password_if_that_is_refused() -> None:
-    assert refusal(password="").startswith("the constructor keyword password must be")
-
-
 def test_the_error_of_a_mailer_is_of_the_type_that_django_expects() -> None:
     with pytest.raises(AnymailInvalidMailer) as raised:
         config(port="x", alias="default")
@@ -258,6 +245,10 @@ def test_the_error_of_a_mailer_is_of_the_type_that_django_expects() -> None:
         ({"use_tls": 1}, "the constructor keyword use_tls | Did you mean 'security'?"),
         ({"api_key": 1}, "keyword api_key | Did you mean 'api_token'?"),
         ({"colour": 1}, "keyword colour | Known are api_token, host, port, "),
+        ({"token": None}, "keyword token | Did you mean 'api_token'?"),
+        ({"tenant_token": None}, "keyword tenant_token | Did you mean 'tenant"),
+        ({"ssl_certfile": "x"}, "keyword ssl_certfile | "),
+        ({"use_ssl": True}, "keyword use_ssl | Did you mean 'security'?"),
         ({"prot": 1, "alias": "news"}, "MAILERS['news']['OPTIONS']['prot'] | Did "),
     ],
 )

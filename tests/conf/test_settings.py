@@ -35,7 +35,7 @@ def token() -> str:
 
 
 @pytest.mark.parametrize("read", [backend_config, queue_config, webhook_config])
-def test_settings_that_stay_make_one_configuration(
+def test_unchanged_settings_make_one_configuration(
     read: Callable[[dict[str, Any]], object],
 ) -> None:
     with override_settings(LETTERMINT_API_TOKEN=TOKEN):
@@ -48,7 +48,7 @@ def test_settings_that_stay_make_one_configuration(
             assert passed == {}
 
 
-def test_a_mailer_whose_options_stay_makes_one_configuration() -> None:
+def test_a_mailer_with_unchanged_options_makes_one_configuration() -> None:
     options = {"api_token": TOKEN, "pool": {"max_size": 2}}
     mailers = {"news": {"OPTIONS": options}, "bulk": {"OPTIONS": options}}
     with override_settings(MAILERS=mailers):

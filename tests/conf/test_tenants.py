@@ -110,7 +110,7 @@ def test_a_tenant_without_a_token_never_gets_that_of_the_settings(
         (5, 5),
     ],
 )
-def test_what_is_no_option_of_a_tenant_is_refused_by_name(
+def test_other_options_of_a_tenant_are_refused_by_name(
     name: Any, value: object
 ) -> None:
     text = refusal({"api_token": "lm_1", name: value})
@@ -215,7 +215,7 @@ def test_a_lazy_value_that_fails_is_a_failing_resolver() -> None:
 @pytest.mark.parametrize(
     "name", ["", " acme", "acme\n", "a\x00b", "a" * 256, "\ud800", 5, b"acme", object()]
 )
-def test_what_is_no_name_reaches_no_resolver(name: object) -> None:
+def test_an_invalid_name_reaches_no_resolver(name: object) -> None:
     def tenants(name: str) -> Mapping[str, object]:
         raise AssertionError
 
@@ -248,7 +248,7 @@ def test_a_resolver_may_be_named_by_its_path() -> None:
         ({"acme": {"api_token": OWN}}, "not dict; a dict's look-up is one: "),
     ],
 )
-def test_a_resolver_that_is_none_is_an_error_of_the_settings(
+def test_a_resolver_that_is_no_function_is_an_error_of_the_settings(
     path: object, problem: str
 ) -> None:
     with pytest.raises(AnymailConfigurationError) as raised:

@@ -161,6 +161,7 @@ def test_a_value_that_follows_the_rule_of_its_option_is_taken(
     ("name", "value", "meant"),
     [
         ("host", "smtp.bücher.example", "smtp.xn--bcher-kva.example"),
+        ("host", "smtp.BÜCHER.example", "smtp.xn--bcher-kva.example"),
         ("auth_mechanism", "cram-md5", "CRAM-MD5"),
         ("auth_mechanism", "Cram-Md5", "CRAM-MD5"),
         ("local_hostname", "[ipv6:::1]", "[IPv6:::1]"),
@@ -248,7 +249,9 @@ def test_a_refused_value_of_the_pool_comes_with_its_own_default() -> None:
         ("django.utils.encoding.iri_to_uri", "stra%C3%9Fe.example"),
     ],
 )
-def test_the_idna_encoder_is_what_anymail_takes(encoder: object, encoded: str) -> None:
+def test_the_idna_encoder_has_the_forms_of_anymail(
+    encoder: object, encoded: str
+) -> None:
     with override_settings(ANYMAIL={"IDNA_ENCODER": encoder}):
         assert config().idna_encoder("straße.example") == encoded
 
@@ -286,7 +289,7 @@ def test_another_idna_encoder_is_refused(encoder: object) -> None:
         {"send_at": 1_900_000_000},
     ],
 )
-def test_send_defaults_are_a_copy_of_what_a_message_could_have(
+def test_send_defaults_are_a_copy_of_message_attributes(
     defaults: dict[str, Any],
 ) -> None:
     found = config(send_defaults=defaults).send_defaults

@@ -20,7 +20,6 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import backend_config
 from django_lettermint.delivery import BatchSender, list_connections
 from django_lettermint.exceptions import (
-    AuthenticationFailed,
     ConnectFailed,
     PoolTimeout,
     RecipientsRefused,
@@ -75,7 +74,7 @@ def sending(sender: EmailBackend, *lists: Iterable[EmailMessage]) -> Iterator[No
             thread.join(30)
 
 
-# -- How many connections --------------------------------------------------------------------
+# -- How many connections --------------------------------------------------------------
 
 
 def width(count: int | None, *, refused: bool = False, **options: Any) -> int:
@@ -188,7 +187,7 @@ def test_a_single_batch_waits_no_longer_than_the_pools_timeout() -> None:
         sender.send_messages(mails(1))
 
 
-# -- Signals, errors, memory -----------------------------------------------------------------
+# -- Signals, errors, memory -----------------------------------------------------------
 
 
 @pytest.mark.django_db
@@ -290,16 +289,7 @@ def test_an_interrupt_ends_every_message_of_a_list_with_status_and_signal(
     assert len(unknown) <= 1  # what this thread was sending
 
 
-# -- Relays that limit connections -----------------------------------------------------------
-
-
-def test_a_wrong_token_is_found_out_by_one_login() -> None:
-    with FaultServer([On("auth", do=reply(535, "5.7.8 no"))]) as server:
-        messages = mails(100)
-        with pytest.raises(AuthenticationFailed):
-            backend(server).send_messages(messages)
-        assert server.connections == 1
-        assert {result(each).outcome for each in messages} == {NOT_SENT}
+# -- Relays that limit connections -----------------------------------------------------
 
 
 def test_a_relay_that_refuses_every_message_sees_few_logins() -> None:
@@ -379,7 +369,7 @@ def test_a_message_that_is_refused_everywhere_is_refused_in_a_wide_list() -> Non
         assert len(server.logins) <= 10
 
 
-# -- Threads ---------------------------------------------------------------------------------
+# -- Threads ---------------------------------------------------------------------------
 
 
 @contextmanager

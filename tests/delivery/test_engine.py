@@ -28,6 +28,7 @@ from tests.faultserver import (
     On,
     drop,
     hang,
+    normal,
     reply,
     stall,
 )
@@ -56,7 +57,7 @@ def deliver(sent: list[list[Submission]], config: RelayConfig, **more: Any) -> N
     Delivery(config, pool.get_pool(config.endpoint), **more).deliver(sent)
 
 
-# -- Deadlines -------------------------------------------------------------------------------
+# -- Deadlines -------------------------------------------------------------------------
 
 
 def test_a_deadline_that_was_used_up_before_the_first_try_is_the_reason() -> None:
@@ -79,7 +80,7 @@ def test_a_trouble_that_is_over_is_not_the_reason_why_a_later_deadline_passes() 
         assert "the deadline of 9 s has passed" in str(sent[1][0].error)
 
 
-# -- Pauses and patience ---------------------------------------------------------------------
+# -- Pauses and patience ---------------------------------------------------------------
 
 
 def test_quick_retries_pause_though_the_patience_is_over() -> None:
@@ -91,6 +92,17 @@ def test_quick_retries_pause_though_the_patience_is_over() -> None:
         assert server.connections == 3
     first, second = pauses
     assert 0 < first < second
+
+
+@pytest.mark.parametrize(("patience", "deadline"), [(0.5, 60), (60, 5)])
+def test_no_pause_is_longer_than_the_patience_and_the_deadline_that_are_left(
+    patience: float, deadline: float
+) -> None:
+    pauses: list[float] = []
+    with FaultServer([On("mail", do=reply(421, "4.3.2 busy", close=True))]) as server:
+        config = relay(server, retries=9, deadline=deadline)
+        deliver(messages(1, config), config, patience=patience, sleep=pauses.append)
+    assert 0 < max(pauses) <= min(patience, deadline)
 
 
 def test_patience_counts_from_the_first_failure() -> None:
@@ -165,7 +177,7 @@ def test_a_repeat_refused_before_its_content_leaves_the_connection(
         assert server.connections == connections
 
 
-# -- Failures that other messages would meet -------------------------------------------------
+# -- Failures that other messages would meet -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,16 +292,17 @@ def test_an_address_that_serves_no_message_leaves_it_to_the_next_one(sick: On) -
         assert set(second.delivered.values()) == {1}
 
 
-# -- Interrupts and stops --------------------------------------------------------------------
+# -- Interrupts and stops --------------------------------------------------------------
 
 
 def test_an_interrupt_while_a_repeat_waits_leaves_its_message_unknown() -> None:
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    script = [On("dot", message=1, do=drop(), times=1)]
+    # A slow machine may need no sleep before the first repeats.
+    script = [On("dot", message=2, do=normal), On("dot", do=drop())]
     with FaultServer(script, idempotency=True) as server:
-        sent = messages(2, config := relay(server))
+        sent = messages(2, config := relay(server, pipelining=False))
         with pytest.raises(KeyboardInterrupt):
             deliver(sent, config, sleep=interrupt)
         assert outcomes(sent) == [UNKNOWN, SENT]
@@ -340,7 +353,7 @@ def test_a_stop_within_a_list_leaves_what_is_certain(*, chunking: bool) -> None:
         assert server.wait_for(lambda: server.open_connections == 0)
 
 
-# -- The log ---------------------------------------------------------------------------------
+# -- The log ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

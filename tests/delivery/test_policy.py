@@ -170,7 +170,7 @@ def test_a_452_at_rcpt_about_messages_is_a_limit_of_the_session(
     assert decide(failure) is decision
 
 
-# -- what a reply is about -----------------------------------------------------------------------
+# -- What a reply is about -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_reply_limits_messages_or_recipients(
     assert policy.limits_recipients(reply(code, text)) is recipients
 
 
-# -- how often, and how long ---------------------------------------------------------------------
+# -- How often, and how long -----------------------------------------------------------
 
 
 def test_retries_are_limited_by_number_and_time_but_the_first_ones_by_number_only() -> (
@@ -236,7 +236,7 @@ def test_a_pause_is_no_longer_than_the_time_that_is_left() -> None:
     assert policy.backoff(1, most=-1.0) == 0.0
 
 
-# -- a queue -------------------------------------------------------------------------------------
+# -- A queue ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from django_lettermint.delivery import (
     Submission,
     build_error,
     build_result,
-    phase_of,
     recipients_of,
 )
 from django_lettermint.exceptions import (
@@ -43,7 +42,7 @@ def error_of(part: Submission, **keywords: bool) -> Any:
     return build_error([part], **keywords)
 
 
-# -- Several submissions ---------------------------------------------------------------------
+# -- Several submissions ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_the_time_runs_from_the_first_try_to_the_last_end() -> None:
     assert build_result(parts).elapsed == 4.0
 
 
-# -- Unknown ---------------------------------------------------------------------------------
+# -- Unknown ---------------------------------------------------------------------------
 
 
 def test_a_confirmed_repeat_has_its_reply_and_a_refused_one_decides_nothing() -> None:
@@ -128,7 +127,7 @@ def test_an_unknown_delivery_without_idempotency_says_to_look_first() -> None:
     assert "look it up in the dashboard" in str(error_of(part))
 
 
-# -- Refused ---------------------------------------------------------------------------------
+# -- Refused ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [450, 550])
@@ -183,7 +182,7 @@ def test_a_refusal_before_the_transaction_decides_as_well() -> None:
     assert result.recipients["a@x.test"].code == 535
 
 
-# -- Lost, or never begun --------------------------------------------------------------------
+# -- Lost, or never begun --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,9 +213,11 @@ def test_an_error_of_all_is_copied_for_each_and_has_a_step(
 
 
 def test_a_connection_that_failed_at_a_later_step_names_it() -> None:
+    (part,) = several("a")
     error = ConnectFailed("x")
     error.phase = Phase.AUTH
-    assert phase_of(error) is Phase.AUTH
+    part.fail(error)
+    assert build_result([part]).phase is Phase.AUTH
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_a_reason_is_limited_in_length() -> None:
     assert len(str(error_of(part))) < MAX_TEXT + 200
 
 
-# -- Recipients ------------------------------------------------------------------------------
+# -- Recipients ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -116,11 +116,11 @@ def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_at_the_deadli
         assert backend(server).send_messages([mail()]) == 1
         server.script = [LOGIN_IS_OVER, On("banner", do=hang())]
         with pytest.raises(ConnectFailed, match="greeting") as raised:
-            backend(server, deadline=SHORT).send_messages([mail()])
+            backend(server, deadline=2 * SHORT).send_messages([mail()])
     assert raised.value.transient
 
 
-# -- A relay that takes no further connection ------------------------------------------------
+# -- A relay that takes no further connection ------------------------------------------
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() 
             release.set()
 
 
-# -- 421 -------------------------------------------------------------------------------------
+# -- 421 -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 50])
@@ -224,7 +224,7 @@ def test_the_first_loss_of_a_used_connection_is_replaced_without_a_pause() -> No
         assert spoken(server).count("DATA") == 2
 
 
-# -- Pipelining behind the end of a message -------------------------------------------------
+# -- Pipelining behind the end of a message --------------------------------------------
 
 COMMANDS: tuple[Phase, ...] = ("mail", "rcpt", "data")
 

@@ -23,7 +23,7 @@ TOO_MANY = Reply(452, ("4.5.3 too many recipients",))
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 
 
-# -- The first try, and those after it ------------------------------------------------------
+# -- The first try, and those after it -------------------------------------------------
 
 
 def test_the_first_try_may_be_pipelined_behind_another_and_later_ones_may_not() -> None:
@@ -51,9 +51,10 @@ def test_a_refusal_that_speaks_of_something_else_is_tried_once_more(
     assert refused(submission, Phase.MAIL, code, carried=carried) is Decision.FINAL
     assert (submission.done, submission.outcome) == (True, NOT_SENT)
     assert submission.ended > 0
+    assert submission.attempts == 2
 
 
-# -- Repeats ---------------------------------------------------------------------------------
+# -- Repeats ---------------------------------------------------------------------------
 
 
 def test_a_repeat_has_the_same_bytes_and_waits_for_its_time() -> None:
@@ -115,13 +116,6 @@ def test_no_repeat_is_planned_beyond_the_deadline() -> None:
     assert lost(submission) is Decision.UNKNOWN
 
 
-def test_a_recipient_refused_on_a_repeat_may_have_it_from_the_first_try() -> None:
-    submission = one(A, B)
-    lost(submission)
-    sent(submission, b=NO)
-    assert submission.refused_on_repeat == {B: NO}
-
-
 def test_only_a_message_to_one_may_be_unconfirmed_together_with_others() -> None:
     assert one(A).begin().repeatable
     assert not one(A, B).begin().repeatable
@@ -148,7 +142,7 @@ def test_what_an_earlier_process_left_unconfirmed_is_repeated_byte_for_byte() ->
     assert submission.outcome is UNKNOWN
 
 
-# -- No connection ---------------------------------------------------------------------------
+# -- No connection ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [Submission.fail_to_connect, Submission.fail])
@@ -181,7 +175,7 @@ def test_without_a_connection_and_without_a_repeat_it_stays_unknown() -> None:
     assert submission.error is None
 
 
-# -- Interrupts ------------------------------------------------------------------------------
+# -- Interrupts ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -198,9 +192,8 @@ def test_an_interrupt_leaves_what_is_certain(phase: Phase, outcome: Outcome) -> 
     transaction = submission.begin()
     transaction.phase = phase
     submission.interrupt(transaction)
-    assert submission.done
-    assert submission.outcome is outcome
-    assert submission.attempts == 1
+    assert (submission.done, submission.outcome) == (True, outcome)
+    assert (submission.attempts, submission.last) == (1, transaction)
 
 
 def test_an_interrupted_repeat_stays_unknown() -> None:
@@ -237,7 +230,7 @@ def test_an_interrupt_before_the_next_try_reports_no_refusal_of_pipelining() -> 
     assert isinstance(submission.error, ConnectionLost)
 
 
-# -- Further transactions --------------------------------------------------------------------
+# -- Further transactions --------------------------------------------------------------
 
 
 def further(submission: Submission) -> list[tuple[tuple[str, ...], str | None]]:
@@ -298,7 +291,7 @@ def test_they_get_none_if_the_content_is_refused() -> None:
     assert further(submission) == []
 
 
-# -- A message -------------------------------------------------------------------------------
+# -- A message -------------------------------------------------------------------------
 
 
 def test_more_than_fifty_recipients_are_divided_and_share_a_deadline() -> None:

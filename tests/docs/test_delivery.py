@@ -62,5 +62,5 @@ def test_the_limits_of_retries_are_those_of_the_policy() -> None:
 
     assert f"up to {policy.MAX_REPEATS} times" in text
     assert f"The pauses begin at {policy.PAUSE} s and double" in text
-    assert f"a message sent by itself waits {policy.PATIENCE:g} seconds" in text
+    assert f"a single message waits {policy.PATIENCE:g} seconds" in text
     assert f"the messages of a list wait {policy.LIST_PATIENCE:g}" in text

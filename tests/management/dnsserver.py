@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+import socketserver
 import threading
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-import dns.exception
 import dns.flags
 import dns.message
-import dns.name
 import dns.rcode
 import dns.rdatatype
 import dns.resolver
@@ -19,11 +18,11 @@ import dns.rrset
 #: Records as in a zone file, by name and type: {"a.test": {"A": ["192.0.2.1"]}}.
 Zone = Mapping[str, Mapping[str, list[str]]]
 
-#: What a server does to a question about such a name instead of answering it.
+#: A fault: the question is never answered.
 HANG = "hang"
 
 
-class DNSServer:
+class DNSServer(socketserver.UDPServer):
     """Answers for `zone`; a name that has none below it does not exist.
 
     `faults` has names whose questions are answered by an RCODE, or never (HANG); "*"
@@ -31,42 +30,21 @@ class DNSServer:
     """
 
     def __init__(self, zone: Zone, faults: Mapping[str, str]) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
         self._zone = zone
         self._faults = faults
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
         self.asked: list[str] = []
-        self._thread = threading.Thread(target=self._serve, name="dns-server")
 
-    def __enter__(self) -> DNSServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # An empty datagram ends it: no message of DNS is that short.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"", ("127.0.0.1", self.port))
-        self._thread.join()
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            data, client = self._socket.recvfrom(65535)
-            if not data:
-                return
-            answer = self._answer(dns.message.from_wire(data))
-            if answer:
-                self._socket.sendto(answer.to_wire(), client)
-
-    def _answer(self, query: dns.message.Message) -> dns.message.Message | None:
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        data, sock = request
+        query = dns.message.from_wire(data)
         (question,) = query.question
         name = question.name.to_text(omit_final_dot=True).lower()
         kind = dns.rdatatype.to_text(question.rdtype)
         self.asked.append(name)
         fault = self._faults.get(name) or self._faults.get("*")
         if fault == HANG:
-            return None
+            return
         answer = dns.message.make_response(query)
         answer.flags |= dns.flags.AA
         if fault:
@@ -77,7 +55,7 @@ class DNSServer:
             answer.answer = [
                 dns.rrset.from_text(question.name, 60, "IN", kind, *values)
             ]
-        return answer
+        sock.sendto(answer.to_wire(), client_address)
 
 
 @contextlib.contextmanager
@@ -85,12 +63,16 @@ def dns_server(
     zone: Zone, faults: Mapping[str, str] | None = None
 ) -> Iterator[DNSServer]:
     """Run a server that dnspython asks instead of this machine's."""
+    before = dns.resolver.default_resolver
     with DNSServer(zone, faults or {}) as server:
         resolver = dns.resolver.Resolver(configure=False)
-        resolver.nameservers, resolver.port = ["127.0.0.1"], server.port
-        before = dns.resolver.default_resolver
+        resolver.nameservers, resolver.port = ["127.0.0.1"], server.server_address[1]
         dns.resolver.default_resolver = resolver
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
         try:
             yield server
         finally:
+            server.shutdown()
+            thread.join()
             dns.resolver.default_resolver = before

@@ -200,7 +200,7 @@ def test_a_subdomain_inherits_the_policy_of_the_domain_above(domain: str) -> Non
     assert set(statuses(found).values()) == {OK, MISSING}
 
 
-def test_a_policy_of_its_own_comes_before_the_one_above() -> None:
+def test_the_policy_of_a_subdomain_comes_before_the_one_above() -> None:
     own = {"_dmarc.news.shop.test": txt("v=DMARC1")}
     with dns_server({**GOOD, **own}):
         policy = look_up("news.shop.test").records[-1]
@@ -237,7 +237,7 @@ def test_a_domain_that_does_not_exist_is_named() -> None:
     assert "Check the spelling of the sender" in failure(found).next_step
 
 
-def test_a_domain_without_records_of_its_own_may_exist() -> None:
+def test_a_domain_without_records_may_exist() -> None:
     below = {"www.shop.test": {"A": ["192.0.2.1"]}}
     with dns_server(below):
         found = look_up("shop.test")
@@ -268,7 +268,7 @@ def test_a_resolver_that_fails_is_named_in_time(fault: str, reason: str) -> None
     assert failure(found).next_step.startswith("Run it again")
 
 
-def test_what_is_unknown_and_what_is_missing_have_a_step_each() -> None:
+def test_unknown_and_missing_records_have_a_next_step_each() -> None:
     with dns_server(zone(LM1=None), {DMARC: "SERVFAIL"}):
         found = look_up("shop.test")
 

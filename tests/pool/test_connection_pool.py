@@ -669,6 +669,7 @@ def test_a_child_process_closes_all_connections_without_quit() -> None:
     pool.keep_idle(2)
     with pool.hold(), locked(pool.slots.lock):
         pool.reset_after_fork()
+        assert pool.alive == []
     assert all(session.closed and not session.ending for session in pool.opened)
     assert pool.empty
     assert pool.use().closed

@@ -73,11 +73,13 @@ def test_children_and_grandchildren_send_over_connections_of_their_own(
     sender = backend(server)
     send(sender, "parent@example.org")
     received = server.received[1]
+    parents_pool = pool.get_pool(sender.config.endpoint)
 
     with pool.lease(sender.config, seconds=30) as leased:
 
         def act() -> int:
             assert leased.session.closed
+            assert parents_pool.empty
             assert pool.get_stats() == []
             send(sender, "child@example.org")
             return in_child(lambda: send(sender, "grandchild@example.org"))

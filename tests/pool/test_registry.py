@@ -12,7 +12,13 @@ from django.test import override_settings
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
-from django_lettermint.pool import PoolReport, close_pools, get_pool, get_stats
+from django_lettermint.pool import (
+    PoolReport,
+    close_pools,
+    get_pool,
+    get_stats,
+    open_pool,
+)
 from django_lettermint.pool.registry import MAX_IDLE, MAX_POOLS
 from django_lettermint.testing import Relay
 from tests.faultserver import TOKEN, FaultServer, On, hang
@@ -142,7 +148,10 @@ def test_without_a_pool_each_call_has_connections_of_its_own(
 def test_without_a_pool_a_failed_call_closes_its_connection(
     server: FaultServer,
 ) -> None:
-    with pytest.raises(RuntimeError), pool.lease(config(server, pool=False), seconds=9):
+    relay = config(server, pool=False)
+    with open_pool(relay) as private:
+        assert "max_size=1>" in repr(private)
+    with pytest.raises(RuntimeError), pool.lease(relay, seconds=30):
         raise RuntimeError
     assert server.wait_for(lambda: server.open_connections == 0)
 

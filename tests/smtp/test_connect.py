@@ -225,17 +225,6 @@ def test_no_other_address_cures_a_refused_login_or_a_wrong_certificate(
 # -- greeting and EHLO -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["banner", "ehlo", "auth"])
-def test_only_the_time_out_of_a_late_greeting_names_the_option(step: Any) -> None:
-    with FaultServer([On(step, do=hang())]) as server:
-        error = failure(server, timeout=SHORT)
-        assert server.wait_for(lambda: server.open_connections == 0)
-    assert isinstance(error, ConnectFailed)
-    name = "greeting" if step == "banner" else step.upper()
-    assert f"{name} on 127.0.0.1:{server.port} failed: timed out" in str(error)
-    assert ("raise the option `timeout`" in str(error)) is (step == "banner")
-
-
 @pytest.mark.parametrize(
     ("at", "code", "limits_connections"),
     [
@@ -263,57 +252,76 @@ def test_a_refusal_before_the_login_is_done_may_be_a_limit_of_connections(
     assert error.limits_connections is limits_connections
 
 
-@pytest.mark.parametrize(
-    "do",
-    cases(
-        http=raw(b"HTTP/1.1 400 x\r\n"),
-        cut_off=raw(b"220 cu", close=True),
-        more_and_more=endless(b"220-more\r\n"),
-        no_line_end=endless(b"x"),
-        slow=trickle(b"220-slow\r\n" * 99, 0.05),
-        code_250=reply(250, "not 220"),
-    ),
-)
-def test_anything_but_a_greeting_ends_the_connection(do: Action) -> None:
-    with FaultServer([On("banner", do=do)]) as server:
-        error = failure(server, timeout=SHORT)
-        assert server.wait_for(lambda: server.open_connections == 0)
-        assert server.commands == []
-    assert isinstance(error, ConnectFailed)
-    assert error.transient
+def at(phase: Any, do: Action) -> list[On]:
+    return [On(phase, do=do)]
+
+
+LATE = "raise the option `timeout`"
+AFTER_STARTTLS = [On("ehlo", times=1, do=reply(250, "relay\nSTARTTLS"))]
 
 
 @pytest.mark.parametrize(
-    ("tls", "code", "kind"),
+    ("tls", "script", "kind", "code", "shown"),
     [
-        ("implicit", 451, ConnectFailed),
-        ("implicit", 502, ConnectFailed),
-        ("starttls", 451, ConnectFailed),
-        ("starttls", 499, ConnectFailed),
-        ("starttls", 500, TLSFailed),
-        ("starttls", 502, TLSFailed),
+        ("implicit", at("banner", hang()), ConnectFailed, 0, LATE),
+        ("implicit", at("banner", reply(250)), ConnectFailed, 250, "greeting on"),
+        (
+            "implicit",
+            at("banner", raw(b"HTTP/1.1\r\n")),
+            ConnectFailed,
+            0,
+            "not an SMTP",
+        ),
+        (
+            "implicit",
+            at("banner", raw(b"220 x", close=True)),
+            ConnectFailed,
+            0,
+            "closed",
+        ),
+        (
+            "implicit",
+            at("banner", endless(b"220-x\r\n")),
+            ConnectFailed,
+            0,
+            "100 lines",
+        ),
+        ("implicit", at("banner", endless(b"x")), ConnectFailed, 0, "greeting on"),
+        ("implicit", at("banner", trickle(b"x" * 99, 0.05)), ConnectFailed, 0, LATE),
+        ("implicit", at("ehlo", hang()), ConnectFailed, 0, "EHLO on"),
+        ("implicit", at("ehlo", drop()), ConnectFailed, 0, "EHLO on"),
+        ("implicit", at("ehlo", reply(451)), ConnectFailed, 451, "EHLO on"),
+        ("implicit", at("ehlo", reply(502)), ConnectFailed, 502, "EHLO on"),
+        ("starttls", at("ehlo", reply(499)), ConnectFailed, 499, "EHLO on"),
+        ("starttls", at("ehlo", reply(500)), TLSFailed, 0, "EHLO was refused: 500"),
+        ("starttls", at("ehlo", reply(502)), TLSFailed, 0, "EHLO was refused: 502"),
+        (
+            "starttls",
+            AFTER_STARTTLS + at("ehlo", reply(502)),
+            ConnectFailed,
+            502,
+            "EHLO on",
+        ),
+        ("implicit", at("auth", hang()), ConnectFailed, 0, "AUTH on"),
     ],
 )
-def test_helo_is_not_tried_when_ehlo_is_refused(
-    tls: str, code: int, kind: type[ConnectFailed | TLSFailed]
+def test_a_step_before_the_login_is_done_fails_with_its_reason(
+    tls: str,
+    script: list[On],
+    kind: type[ConnectFailed | TLSFailed],
+    code: int,
+    shown: str,
 ) -> None:
-    with FaultServer([On("ehlo", do=reply(code, "no"))], tls=tls) as server:
-        error = failure(server)
-        assert verbs_before_login(server) == {"EHLO"}
+    with FaultServer(script, tls=tls) as server:
+        error = failure(server, timeout=SHORT)
+        assert server.wait_for(lambda: server.open_connections == 0)
+        # HELO is not tried.
+        assert b"HELO" not in server.received[1]
     assert isinstance(error, kind)
-    if kind is ConnectFailed:
-        assert (error.smtp_code, error.step) == (code, "EHLO")
-    else:
-        assert f"EHLO was refused: {code}" in str(error)
-
-
-def test_ehlo_refused_after_starttls_is_a_failed_connection() -> None:
-    first = On("ehlo", times=1, do=reply(250, "relay\nSTARTTLS"))
-    with FaultServer([first, On("ehlo", do=reply(502))], tls="starttls") as server:
-        error = failure(server)
-        assert verbs_before_login(server) == {"EHLO", "STARTTLS"}
-    assert isinstance(error, ConnectFailed)
-    assert error.smtp_code == 502
+    assert (error.smtp_code, error.transient) == (code, True)
+    assert shown in str(error)
+    assert error.step in str(error)
+    assert (LATE in str(error)) is (error.step == "greeting" and not code)
 
 
 @pytest.mark.parametrize(
@@ -377,6 +385,7 @@ def test_a_probe_does_not_log_in() -> None:
 
 
 def test_each_step_may_take_almost_as_long_as_the_timeout() -> None:
-    slow = [On("banner", do=stall(0.6)), On("ehlo", do=stall(0.6))]
-    with FaultServer(slow) as server, session(server, timeout=1):
+    slow = [On("banner", do=stall(0.8)), On("ehlo", do=stall(0.8))]
+    with FaultServer(slow) as server:
+        connect_with(relay(server, timeout=1.5)).close()
         assert server.connections == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from django_lettermint.smtp.dns import OwnName, own_name, resolve
+from django_lettermint.smtp.dns import OwnName, resolve
 from tests.smtp.helpers import soon
 
 
@@ -79,13 +78,6 @@ def test_a_look_up_works_when_no_thread_can_be_started(
 
 
 # -- the name for EHLO -------------------------------------------------------------------
-
-
-def test_this_machine_has_a_name_that_every_server_takes() -> None:
-    name = own_name.ehlo_name("127.0.0.1", soon())
-    assert name == "[127.0.0.1]" or re.fullmatch(
-        r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name
-    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 from django_lettermint.conf import backend_config
 from django_lettermint.results import Outcome, Phase
 from django_lettermint.smtp import RelayState, ServerClosing
-from django_lettermint.smtp.replies import ProtocolError
 from tests.delivery.memory_relay import MemoryRelay, Script
 from tests.faultserver import (
     Answer,
@@ -426,44 +425,32 @@ def test_without_a_valid_final_reply_the_message_is_unknown(
         assert server.wait_for(lambda: server.open_connections == 0)
 
 
-@pytest.mark.parametrize("chunking", BY_DATA_AND_BDAT)
-def test_a_confirmed_message_is_sent_even_if_the_connection_is_lost_afterwards(
-    chunking: Any,
+@pytest.mark.parametrize(
+    ("do", "chunking", "outcome"),
+    [
+        (drop(after=True), False, SENT),
+        (drop(after=True), True, SENT),
+        (reply(421, "4.3.2 shutting down"), False, NOT_SENT),
+        (reply(421, "4.3.2 shutting down"), True, NOT_SENT),
+        (accept_then(raw(b"250 ok\r\n250 ok\r\n")), False, SENT),
+    ],
+    ids=["lost", "lost-bdat", "421", "421-bdat", "extra reply"],
+)
+def test_the_final_reply_decides_for_its_message_only(
+    do: Action, chunking: Any, outcome: Outcome
 ) -> None:
-    with FaultServer([On("dot", do=drop(after=True))], features=CHUNKING) as server:
-        with session(server, chunking=chunking) as held:
-            one, two = window("--")
-            held.send_all([one, two])
-        assert (one.outcome, one.failure) == (SENT, None)
-        # A chunk may be on its way before the loss is seen.
-        assert two.outcome is NOT_SENT or (chunking and two.outcome is UNKNOWN)
-        assert isinstance(two.failure, OSError)
-        assert server.delivered == {"1@x.test": 1}
-
-
-@pytest.mark.parametrize("chunking", BY_DATA_AND_BDAT)
-def test_421_as_the_final_reply_is_a_refusal_and_closes_the_connection(
-    chunking: Any,
-) -> None:
-    script = [On("dot", message=1, do=reply(421, "4.3.2 shutting down"))]
+    script = [On("dot", message=1, do=do)]
     with FaultServer(script, features=CHUNKING) as server:
+        one, two = window("--")
         with session(server, chunking=chunking) as held:
-            one, two = window("--")
             held.send_all([one, two])
             assert held.closed
-        assert (one.outcome, code(one)) == (NOT_SENT, 421)
-        assert (two.outcome, two.reply) == (NOT_SENT, None)
-        assert server.delivered == {}
-
-
-def test_an_extra_final_reply_does_not_confirm_the_next_message() -> None:
-    script = [On("dot", message=1, do=accept_then(raw(b"250 ok\r\n250 ok\r\n")))]
-    with FaultServer(script) as server, session(server) as held:
-        several = window("--")
-        held.send_all(several)
-        assert outcomes(several) == [SENT, NOT_SENT]
-        assert isinstance(several[1].failure, ProtocolError)
-        assert server.delivered == {"1@x.test": 1}
+        assert (one.outcome, one.failure) == (outcome, None)
+        assert code(one) == (250 if outcome is SENT else 421)
+        # A chunk may be on its way before the loss is seen.
+        assert two.outcome is NOT_SENT or (chunking and two.outcome is UNKNOWN)
+        assert two.reply is None
+        assert server.delivered == ({"1@x.test": 1} if outcome is SENT else {})
 
 
 # -- time ------------------------------------------------------------------------------

@@ -186,10 +186,20 @@ LINE = b"250-" + b"x" * 1020
         ((LINE + b"\n") * 63 + b"250 " + b"x" * 1021 + b"\n", f"more than {MAX_REPLY}"),
         (b"250-x\r\n" * (MAX_LINES - 1) + b"250 x\r\n", None),
         (b"250-x\r\n" * MAX_LINES + b"250 x\r\n", f"{MAX_LINES} lines"),
+        (b"\n", "not an SMTP reply: ''"),
     ],
-    ids=["line", "line +1", "no end", "reply", "reply +1", "lines", "lines +1"],
+    ids=[
+        "line",
+        "line +1",
+        "no end",
+        "reply",
+        "reply +1",
+        "lines",
+        "lines +1",
+        "empty",
+    ],
 )
-def test_lines_and_replies_beyond_a_limit_are_an_error(
+def test_a_reply_beyond_a_limit_or_without_a_code_is_an_error(
     octets: bytes, message: str | None
 ) -> None:
     with connected() as (stream, server):
@@ -219,12 +229,15 @@ def test_a_received_reply_is_read_even_when_time_is_over() -> None:
             stream.read_reply(soon(-1))
 
 
-def test_repeated_replies_are_read_the_same_each_time() -> None:
+def test_a_reply_that_comes_again_is_parsed_once() -> None:
     codes = [*range(200, 600), *range(200, 600)]
     with connected() as (stream, server):
         server.sendall(b"".join(b"%d this\r\n" % code for code in codes))
-        for code in codes:
-            assert stream.read_reply(soon()) == Reply(code, ("this",))
+        replies = [stream.read_reply(soon()) for _ in codes]
+        assert replies == [Reply(code, ("this",)) for code in codes]
+        # As far as they are few.
+        assert replies[0] is replies[400]
+        assert replies[399] is not replies[799]
 
 
 def test_secrets_are_redacted_wherever_the_server_echoes_them() -> None:

@@ -53,9 +53,7 @@ def test_what_the_relay_takes_or_refuses_is_there_the_newest_first(
     assert said in reader.get(reader.newest).text
 
 
-def test_records_from_before_its_start_are_in_it_without_a_relay_that_keeps_them() -> (
-    None
-):
+def test_an_inbox_begins_with_the_records_of_the_relay_and_keeps_them() -> None:
     relay = Relay(ports={"plaintext": 0, "starttls": 0})
     with relay:
         inbox = Inbox(relay, port=0)

@@ -402,7 +402,7 @@ def test_the_inbox_works_without_scripts(reader: Reader, browser: Browser) -> No
 
 
 @pytest.mark.parametrize("view", ["", "html", "text", "headers", "source"])
-def test_a_page_fits_a_phone_and_names_its_controls(view: str, page: Page) -> None:
+def test_a_page_fits_a_phone(view: str, page: Page) -> None:
     mail = message(
         "Subject" * 20,
         headers={"X-LM-Metadata-long": "x" * 200},
@@ -418,7 +418,4 @@ def test_a_page_fits_a_phone_and_names_its_controls(view: str, page: Page) -> No
 
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.get_by_role("heading", level=1).count() == 1
-        unnamed = """() => [...document.querySelectorAll("input, select")]
-            .filter((field) => !field.labels.length).map((field) => field.name)"""
-        assert page.evaluate(unnamed) == []
         page.goto("about:blank")

@@ -195,7 +195,8 @@ def test_the_status_of_the_answer_is_recorded(receiver: Receiver, status: int) -
     receiver.status = status
     delivery = post_event(receiver.url, make_event(received(), "message.sent"), SECRET)
     assert (delivery.status, delivery.error) == (status, "")
-    assert len(receiver.requests) == 1
+    ((headers, body),) = receiver.requests
+    assert Webhook(SECRET).verify(body, headers)["event"] == "message.sent"
 
 
 def failed(url: str) -> WebhookDelivery:
@@ -259,7 +260,8 @@ def test_an_address_that_is_not_of_the_web_is_a_mistake(url: str, relay: Relay) 
 def test_a_subscription_posts_each_message_but_no_refusal(
     relay: Relay, receiver: Receiver
 ) -> None:
-    relay.webhooks.subscribe(receiver.url, SECRET, attempts=2)
+    seen: list[WebhookDelivery] = []
+    relay.webhooks.subscribe(receiver.url, SECRET, attempts=2, on_delivery=seen.append)
     relay.refuse("no@example.com")
     send(relay)
     with pytest.raises(smtplib.SMTPRecipientsRefused):
@@ -274,6 +276,8 @@ def test_a_subscription_posts_each_message_but_no_refusal(
     ]
     with pytest.raises(TimeoutError, match=r"12 of 13 webhooks after 0\.01 s"):
         relay.webhooks.wait_for(13, timeout=0.01)
+    relay.stop()
+    assert seen == deliveries
 
 
 def test_a_slow_receiver_does_not_hold_up_the_mail(

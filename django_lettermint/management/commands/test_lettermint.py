@@ -18,13 +18,12 @@ from django_lettermint.management.mailers import find_backend
 from django_lettermint.management.next_steps import Failed
 from django_lettermint.message import LettermintMessage
 from django_lettermint.mime import parse_one
-from django_lettermint.results import Outcome
 
 if TYPE_CHECKING:
     from django_lettermint.backend import EmailBackend
     from django_lettermint.conf import RelayConfig, Secret
     from django_lettermint.management.dns_records import Record
-    from django_lettermint.results import SendResult
+    from django_lettermint.results import Outcome, SendResult
 
 #: For outputs whose encoding lacks these signs.
 _PLAIN = str.maketrans({"✓": "+", "✗": "x", "→": ":", "…": "..."})
@@ -302,7 +301,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _plain(value: object) -> object:
+def _plain(value: Outcome) -> str:
     """Return the JSON form of the one type that has none."""
-    assert isinstance(value, Outcome)  # noqa: S101
     return value.value

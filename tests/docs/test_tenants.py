@@ -8,14 +8,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from django.core.mail import send_mail
 from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 
 from django_lettermint.testing import Relay
-
-from .snippets import DOCS, ROOT, snippet
+from tests.snippets import DOCS, ROOT, snippet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,28 +110,3 @@ def test_the_middleware_sets_the_tenant_of_each_request() -> None:
                 )
 
     assert [each.token for each in relay.messages] == ["lm_acme", "lm_globex"]
-
-
-def test_the_cache_asks_once_a_minute() -> None:
-    names: dict[str, Any] = {}
-    snippet(PAGE, "lru_cache").run(names)
-
-    assert names["cached_options"]("acme") == {"api_token": "lm_acme"}
-    assert names["look_up"]("acme", 1) is names["look_up"]("acme", 1)
-    with pytest.raises(LookupError):
-        names["cached_options"]("nobody")
-
-
-def test_events_bring_their_tenant(capsys: pytest.CaptureFixture[str]) -> None:
-    from anymail.signals import AnymailTrackingEvent
-
-    from .snippets import receivers_forgotten
-
-    names: dict[str, Any] = {}
-    with receivers_forgotten():
-        snippet(PAGE, "def note_bounce").run(names)
-        event = AnymailTrackingEvent(event_type="bounced", recipient="bob@example.org")
-        setattr(event, "tenant", "acme")  # noqa: B010 - Anymail declares none
-        names["note_bounce"](None, event, "Lettermint")
-
-    assert capsys.readouterr().out == "acme bob@example.org\n"
