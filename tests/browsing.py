@@ -1,4 +1,4 @@
-"""The example's website in a process, and pictures of pages in a browser."""
+"""Start the example's website in a process, and take pictures of pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 SERVE = Path(__file__).parent.parent / "example_project" / "serve.py"
-# Debian's Chromium looks for its makers' servers otherwise.
+# Otherwise, Debian's Chromium contacts its vendor's servers.
 ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
@@ -28,7 +28,7 @@ ARGUMENTS = [
 
 @contextmanager
 def serving(database: Path, **environment: object) -> Iterator[str]:
-    """Run the site in a process of its own and yield its address."""
+    """Run the site in a process and yield its address."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -44,7 +44,7 @@ def serving(database: Path, **environment: object) -> Iterator[str]:
     with process:
         try:
             assert process.stdout
-            # Its second line; the end of the output, if it has died.
+            # In the second line, or nothing if the process has exited.
             said = process.stdout.readline() + process.stdout.readline()
             address = re.search(r"^Open (http://\S+)", said, re.MULTILINE)
             assert address, said

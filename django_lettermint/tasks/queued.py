@@ -126,7 +126,7 @@ class QueuedMessage:
             if undone == each.envelope.recipients:
                 copied.last = copied.error = None
             elif self._may_change(each):
-                # A subset of the recipients: a transaction with a key of its own.
+                # A subset of the recipients needs another key.
                 number = len(submissions) + 1
                 further = Submission(
                     envelope=each.envelope.part(number, undone),
@@ -173,13 +173,15 @@ class QueuedMessage:
     def _undone(self, submission: Submission) -> tuple[str, ...]:
         """Return the recipients that neither got the message nor were rejected."""
         answers = build_result([submission]).recipients
-        failed = {who for who, answer in answers.items() if answer.status == "failed"}
+        failed = {
+            address for address, answer in answers.items() if answer.status == "failed"
+        }
         # Those beyond the relay's limit, and those tried again, are in a later
         # submission.
         position = self.submissions.index(submission) + 1
         for later in self.submissions[position:]:
             failed.difference_update(later.envelope.recipients)
-        return tuple(who for who in answers if who in failed)
+        return tuple(address for address in answers if address in failed)
 
 
 def _form(submission: Submission, content: str) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _form(submission: Submission, content: str) -> dict[str, Any]:
         "recipients": list(transaction.envelope.recipients),
         "phase": transaction.phase.value,
         "replies": {
-            who: _reply_form(each) for who, each in transaction.replies.items()
+            address: _reply_form(each) for address, each in transaction.replies.items()
         },
         "reply": transaction.reply and _reply_form(transaction.reply),
         "failure": transaction.failure and str(transaction.failure),
@@ -221,7 +223,7 @@ def _restore(submission: Submission, form: Mapping[str, Any]) -> None:
     transaction = MailTransaction(
         envelope=replace(submission.envelope, recipients=recipients),
         phase=Phase(form["phase"]),
-        replies={who: _reply(each) for who, each in form["replies"].items()},
+        replies={address: _reply(each) for address, each in form["replies"].items()},
         reply=reply and _reply(reply),
         failure=failure and OSError(failure),
     )

@@ -12,7 +12,6 @@ from email.utils import getaddresses
 from typing import Any
 
 from anymail.exceptions import AnymailInvalidAddress
-from anymail.message import AnymailStatus
 from anymail.utils import EmailAddress
 
 from django_lettermint.exceptions import LettermintInvalidMessage
@@ -49,7 +48,6 @@ def message_from_bytes(content: bytes, recipients: Iterable[str]) -> LettermintM
         },
         **extras,
     )
-    message.anymail_status = AnymailStatus()
     if html := _text(parsed, "html"):
         message.attach_alternative(html, "text/html")
     return message

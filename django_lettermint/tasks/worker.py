@@ -66,7 +66,7 @@ def run(
             Delivery(sender.config, connections).deliver([submissions])
         if _put_back(queued, later):
             return {"message_id": first.message_id, "outcome": "put back"}
-    recipients = [who for each in submissions for who in recipients_of(each)]
+    recipients = [address for each in submissions for address in recipients_of(each)]
     message = message_from_bytes(first.content, recipients)
     # Set even if it is None: a receiver may send the message again, where an option or
     # a block may name another tenant.
@@ -89,7 +89,7 @@ def sending_backend(using: str | None) -> EmailBackend:
     if using not in mailers:
         raise AnymailConfigurationError(
             f"queued mail is to be sent by the mailer {using!r}, which is not in MAILERS: "
-            "workers need the settings of those who queue"
+            "workers need the same settings as the processes that queue"
         )
     backend: EmailBackend = mailers[using]
     return backend

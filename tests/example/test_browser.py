@@ -30,7 +30,7 @@ def relay() -> Iterator[Relay]:
 
 @pytest.fixture(scope="module")
 def site(relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The site, sending to our relay as if that were Lettermint."""
+    """The site, which sends to the relay instead of Lettermint."""
     database = tmp_path_factory.mktemp("site") / "db.sqlite3"
     settings = relay.settings() | {
         "LETTERMINT_SIGNING_SECRET": SECRET,
@@ -59,7 +59,7 @@ def card(page: Page, subject: str) -> Locator:
 
 
 def post_events(relay: Relay, site: str) -> None:
-    """Let the relay post what became of all mails so far."""
+    """Let the relay post the events of all mails so far."""
     for delivery in relay.webhooks.post(f"{site}anymail/lettermint/tracking/", SECRET):
         assert delivery.status == 200, delivery.error
 
@@ -102,7 +102,7 @@ def test_a_composed_mail_is_sent_and_its_webhook_appears(
 def test_a_mail_is_sent_with_the_token_of_the_chosen_tenant(
     relay: Relay, site: str, page: Page
 ) -> None:
-    for tenant, subject in (("North", "From north"), ("none", "From nobody")):
+    for tenant, subject in (("North", "From north"), ("none", "From the default")):
         page.goto(site)
         page.get_by_label("Subject").fill(subject)
         page.get_by_label("Tenant").select_option(tenant)
@@ -110,7 +110,10 @@ def test_a_mail_is_sent_with_the_token_of_the_chosen_tenant(
         card(page, subject).get_by_text("SENT", exact=True).wait_for()
 
     tokens = {str(each.headers["Subject"]): each.token for each in relay.messages}
-    assert (tokens["From north"], tokens["From nobody"]) == ("lm_north", relay.token)
+    assert (tokens["From north"], tokens["From the default"]) == (
+        "lm_north",
+        relay.token,
+    )
 
 
 def test_a_bounce_appears_at_its_mail_with_the_recipient_and_reason(

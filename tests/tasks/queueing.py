@@ -1,4 +1,4 @@
-"""A queue whose worker runs when the test wants it to."""
+"""A queue whose worker runs when a test calls it."""
 
 from __future__ import annotations
 

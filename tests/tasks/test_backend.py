@@ -6,8 +6,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import django
 import pytest
@@ -25,24 +24,13 @@ from django_lettermint.message import LettermintMessage, extras
 from django_lettermint.results import Outcome
 from tests import sending
 from tests.faultserver import TOKEN, FaultServer
+from tests.listening import receiver
 from tests.sending import mail, mails, status
 from tests.tasks.queueing import BrokenBackend, Queue, ServedQueue, settings_for
-
-if TYPE_CHECKING:
-    from django.dispatch import Signal
 
 MAILERS_EXIST = django.VERSION >= (6, 1)
 SENDS = "django_lettermint.backend.EmailBackend"
 QUEUES = "django_lettermint.tasks.EmailBackend"
-
-
-@contextmanager
-def receiving(signal: Signal, receiver: Callable[..., None]) -> Iterator[None]:
-    signal.connect(receiver)
-    try:
-        yield
-    finally:
-        signal.disconnect(receiver)
 
 
 def raising(error: type[BaseException], to: str) -> Callable[..., None]:
@@ -165,7 +153,7 @@ def test_an_invalid_message_fails_at_once_and_the_others_are_queued(
 
 
 def test_a_cancelled_message_is_not_queued(queue: Queue) -> None:
-    with receiving(pre_send, raising(AnymailCancelSend, "bob@example.org")):
+    with receiver(pre_send, raising(AnymailCancelSend, "bob@example.org")):
         assert queue.send(mail("bob@example.org")) == 0
 
     assert queue.tasks == []
@@ -177,7 +165,7 @@ def test_a_task_backend_that_fails_leaves_the_message_unknown(broken: Queue) -> 
     reported: list[object] = []
 
     with (
-        receiving(post_send, lambda **found: reported.append(found)),
+        receiver(post_send, lambda **found: reported.append(found)),
         pytest.raises(EnqueueFailed, match=r"'broken'.*ConnectionError") as caught,
     ):
         broken.send(message)
@@ -261,7 +249,7 @@ def test_an_interrupt_while_queueing_ends_every_message(queue: Queue) -> None:
 
 def test_an_interrupt_while_preparing_ends_the_messages_of_a_list(queue: Queue) -> None:
     messages = mails(3)
-    with receiving(pre_send, raising(SystemExit, "2@example.org")):
+    with receiver(pre_send, raising(SystemExit, "2@example.org")):
         with pytest.raises(SystemExit):
             tasks.EmailBackend().send_messages(messages)
         with pytest.raises(SystemExit):
@@ -275,7 +263,7 @@ def test_an_error_of_a_pre_send_receiver_is_raised_after_earlier_messages_are_qu
     queue: Queue,
 ) -> None:
     with (
-        receiving(pre_send, raising(ZeroDivisionError, "2@example.org")),
+        receiver(pre_send, raising(ZeroDivisionError, "2@example.org")),
         pytest.raises(ZeroDivisionError),
     ):
         queue.send(*mails(3))

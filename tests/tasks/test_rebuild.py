@@ -52,6 +52,7 @@ def test_receivers_get_the_content_of_the_message_and_can_send_it_again(
     assert not found.extra_headers.keys() & {"Subject", "From", "To", "Content-Type"}
     assert [mimetype for _, mimetype in found.alternatives] == ["text/html"]
     assert found.attachments == []
+    assert found.anymail_status.status == {"queued"}
     assert backend(queue.server).send_messages([found]) == 1
 
 

@@ -1,4 +1,4 @@
-"""manage.py requeue_lettermint: what killed workers of django-tasks-db left behind."""
+"""manage.py requeue_lettermint: mail that killed workers of django-tasks-db had begun."""
 
 from __future__ import annotations
 

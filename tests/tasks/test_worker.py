@@ -129,7 +129,8 @@ def test_a_lost_reply_is_settled_by_the_key_if_the_relay_takes_the_repeat(
     queue: ServedQueue, answer: Action | None, outcome: str
 ) -> None:
     queue.server.script[:] = [On("dot", drop(deliver=True))]
-    with settings_for(queue.server, deadline=1):
+    backend.EmailBackend().open()  # before the short deadline, which is for the message
+    with settings_for(queue.server, retries=0, deadline=1):
         queue.send(mail())
         assert queue.run() == "put back"
     assert queue.form["transactions"][0]["outcome"] == "unknown"
@@ -141,6 +142,17 @@ def test_a_lost_reply_is_settled_by_the_key_if_the_relay_takes_the_repeat(
     [(_, result, *error)] = queue.sent + queue.failed
     assert result.outcome.value == outcome
     assert all(isinstance(each, DeliveryUnknown) for each in error)
+
+
+def test_a_message_is_kept_while_the_certificate_is_not_verified(
+    queue: ServedQueue,
+) -> None:
+    queue.send(mail())
+
+    with settings_for(queue.server, ca_file=None):
+        assert queue.run() == "put back"
+    assert queue.server.deliveries == []
+    assert queue.run() == "sent"
 
 
 def test_a_recipient_put_off_is_tried_again_alone(queue: ServedQueue) -> None:
@@ -245,7 +257,8 @@ def test_a_task_backend_that_cannot_defer_does_not_retry_and_says_so(
 
 def test_a_message_is_put_back_until_its_time_is_over(queue: ServedQueue) -> None:
     queue.send(mail("a@x.test"))
-    queue.send(mail("b@x.test"), give_up_after=2)
+    queue.send(mail("b@x.test"), give_up_after=600)
+    queue.tasks[1].args[0]["tries"] = 9  # its next pause is half an hour at least
     queue.server.close_door()
 
     assert [queue.run(), queue.run()] == ["put back", "not_sent"]

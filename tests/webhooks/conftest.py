@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from anymail.signals import inbound, tracking
 
+from tests.listening import receiver as connected
 from tests.webhooks.posting import Receiver, configure
 
 
@@ -24,9 +25,6 @@ def _project(settings: Any, request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    tracking.connect(receiver)
-    inbound.connect(receiver)
-    yield receiver
-    tracking.disconnect(receiver)
-    inbound.disconnect(receiver)
+    receives = Receiver()
+    with connected(tracking, receives), connected(inbound, receives):
+        yield receives

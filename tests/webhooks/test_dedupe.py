@@ -71,7 +71,7 @@ def test_a_failing_receiver_gets_the_event_again(
     assert len(receiver.events) == 2
 
 
-def test_a_copy_that_arrives_meanwhile_is_asked_to_come_again(
+def test_a_copy_that_arrives_while_the_receivers_run_is_answered_503(
     receiver: Receiver,
 ) -> None:
     copies: list[Any] = []
@@ -85,7 +85,7 @@ def test_a_copy_that_arrives_meanwhile_is_asked_to_come_again(
 
 
 class MissesTogether(LocMemCache):
-    """Lets all who look for a key see that it is missing before one can set it."""
+    """Makes all threads that read a missing key wait for each other."""
 
     everyone = threading.Barrier(8)
 

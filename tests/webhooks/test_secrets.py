@@ -12,6 +12,7 @@ from django.utils.functional import SimpleLazyObject, lazystr
 
 from django_lettermint.conf import Secret
 from django_lettermint.webhooks import LettermintTrackingWebhookView as View
+from tests.exposure import strings_of
 from tests.webhooks.posting import SECRET, Receiver, configure, request
 
 if TYPE_CHECKING:
@@ -111,20 +112,6 @@ def test_an_odd_secret_is_an_error(place: Place, own: object) -> None:
         place(own)(request(SECRET))
 
 
-def variables_of(error: BaseException) -> str:
-    """Return what an error tracker records: variables, and attributes of views."""
-    found = []
-    trace = error.__traceback__
-    while trace:
-        if "/tests/" not in trace.tb_frame.f_code.co_filename:
-            for value in trace.tb_frame.f_locals.values():
-                found.append(repr(value))
-                if not isinstance(value, type):
-                    found.append(repr(getattr(value, "__dict__", "")))
-        trace = trace.tb_next
-    return "".join(found)
-
-
 @PLACES
 @pytest.mark.parametrize("dedupe", [True, "broken"])
 def test_the_secret_of_a_view_is_in_no_traceback_frame(
@@ -139,5 +126,5 @@ def test_the_secret_of_a_view_is_in_no_traceback_frame(
     with pytest.raises((ZeroDivisionError, AnymailConfigurationError)) as caught:
         view(request("whsec_own"))
 
-    assert "whsec_own" not in variables_of(caught.value)
-    assert "whsec_own" not in repr(vars(view))
+    for text in (*strings_of(caught.value), repr(vars(view))):
+        assert "whsec_own" not in text

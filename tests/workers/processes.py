@@ -25,7 +25,7 @@ def process(
     stop: int = signal.SIGTERM,
     user: str | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process, in a group of its own, until the block ends."""
+    """Run a process in its own process group until the block ends."""
     with log.open("ab") as output:
         running = subprocess.Popen(
             # Not to outlive a test run that is killed.
@@ -132,7 +132,7 @@ class Signals:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         self.changed = threading.Condition()
-        self.told: list[bytes] = []
+        self.received: list[bytes] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(self.path)
         self._thread = threading.Thread(target=self._listen)
@@ -150,12 +150,12 @@ class Signals:
     def wait_for(self, count: int, timeout: float) -> bool:
         """Wait until so many signals have come; tell whether they have."""
         with self.changed:
-            return self.changed.wait_for(lambda: len(self.told) >= count, timeout)
+            return self.changed.wait_for(lambda: len(self.received) >= count, timeout)
 
     def _listen(self) -> None:
-        while told := self._sock.recv(65536):
+        while received := self._sock.recv(65536):
             with self.changed:
-                self.told.append(told)
+                self.received.append(received)
                 self.changed.notify_all()
 
 

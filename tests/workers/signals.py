@@ -28,12 +28,12 @@ class SignalsConfig(AppConfig):
 
 
 def tell(*, message: Any, result: SendResult, **others: Any) -> None:
-    """Send who got what, as JSON."""
-    told = {
+    """Send recipient and outcome as JSON."""
+    ended = {
         "to": message.to,
         "outcome": result.outcome.value,
         "tag": getattr(message, "tag", None),
         "error": str(others.get("error", "")),
     }
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(json.dumps(told).encode(), os.environ["QUEUE_SIGNALS"])
+        sock.sendto(json.dumps(ended).encode(), os.environ["QUEUE_SIGNALS"])

@@ -1,4 +1,4 @@
-"""Real workers with real engines.
+"""The queues of docs/queues.md with real workers.
 
 The relay fails at random and a worker is killed; each mail is delivered exactly once and
 ends with one signal. The seed is printed; QUEUE_SEED=… repeats its random choices.
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,18 @@ def folder() -> Iterator[Path]:
         yield path
 
 
+def environment(
+    engine: str, folder: Path, signals: Signals, server: FaultServer, **options: object
+) -> dict[str, str]:
+    return {
+        "DJANGO_SETTINGS_MODULE": "tests.workers.settings",
+        "QUEUE_ENGINE": engine,
+        "QUEUE_FOLDER": str(folder),
+        "QUEUE_SIGNALS": signals.path,
+        "QUEUE_RELAY": json.dumps(server.options(**options)),
+    }
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_killed(
     name: str, folder: Path
@@ -141,15 +154,10 @@ def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_ki
         FaultServer(failing_at_random(random.Random(seed)), idempotency=True) as server,
         Signals(folder / "signals.sock") as signals,
     ):
-        env = {
-            "DJANGO_SETTINGS_MODULE": "tests.workers.settings",
-            "QUEUE_ENGINE": engine.name,
-            "QUEUE_FOLDER": str(folder),
-            "QUEUE_SIGNALS": signals.path,
-            "QUEUE_RELAY": json.dumps(server.options(pool={"max_size": MAX_SIZE})),
-            **dict(engine.env),
-        }
-        python("-m", "tests.workers.enqueue", str(MAILS), env=env)
+        env = environment(
+            engine.name, folder, signals, server, pool={"max_size": MAX_SIZE}
+        ) | dict(engine.env)
+        python("-m", "tests.workers.fill", str(MAILS), env=env)
         with workers([engine.command] * WORKERS, env=env, folder=folder) as processes:
             assert server.wait_for(lambda: len(server.deliveries) >= KILL_AFTER, 60)
             server.script.insert(0, On("dot", hold.act, times=1))
@@ -163,9 +171,11 @@ def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_ki
             assert signals.wait_for(MAILS, 120), missing(signals, folder)
 
     assert server.delivered == {f"{number}@example.org": 1 for number in range(MAILS)}
-    told = [json.loads(each) for each in signals.told]
-    assert Counter(each["to"][0] for each in told) == Counter(server.delivered)
-    assert {(each["outcome"], each["tag"]) for each in told} == {("sent", "newsletter")}
+    ended = [json.loads(each) for each in signals.received]
+    assert Counter(each["to"][0] for each in ended) == Counter(server.delivered)
+    assert {(each["outcome"], each["tag"]) for each in ended} == {
+        ("sent", "newsletter")
+    }
     assert server.peak_connections <= WORKERS * MAX_SIZE
     assert server.violations == []
     assert server.replays >= 1  # the killed worker's, at least
@@ -185,4 +195,39 @@ def worker_of(server: FaultServer, connection: int) -> int:
 
 def missing(signals: Signals, folder: Path) -> str:
     logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("worker*.log"))
-    return f"{len(signals.told)} signals; {logs}"
+    return f"{len(signals.received)} signals; {logs}"
+
+
+@pytest.mark.parametrize("engine", ["celery", "celery-email", "post-office"])
+def test_route_tag_and_metadata_of_a_frozen_message_survive(
+    engine: str, folder: Path
+) -> None:
+    with (
+        FaultServer() as server,
+        Signals(folder / "signals.sock") as signals,
+        ExitStack() as stack,
+    ):
+        env = environment(engine, folder, signals, server)
+        if engine != "post-office":
+            stack.enter_context(redis(folder))
+        python("-m", "tests.workers.fill", "frozen", env=env)
+        assert server.deliveries == []
+        if engine == "post-office":
+            python("-m", "django", "send_queued_mail", env=env)
+        else:
+            command = ("-m", *CELERY.split())
+            stack.enter_context(workers([command], env=env, folder=folder))
+        assert signals.wait_for(1, 60), missing(signals, folder)
+
+    [delivery] = server.deliveries
+    found = message_from_bytes(delivery.content, policy=policy.default)
+    assert delivery.recipients == ("bob@example.org",)
+    assert found["Subject"] == "Grüße"
+    assert found["X-Lettermint-Route"] == "news"
+    assert found["X-LM-Tag"] == "welcome"
+    assert found["X-LM-Metadata-order"] == "7"
+    assert found["X-LM-Metadata-name"] == "Zoë"
+    kinds = {part.get_content_type() for part in found.walk()}
+    assert {"text/plain", "text/html"} <= kinds
+    [ended] = signals.received
+    assert json.loads(ended)["outcome"] == "sent"
