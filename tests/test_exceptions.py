@@ -16,28 +16,23 @@ from django_lettermint import exceptions
 from django_lettermint.envelope import Envelope
 from django_lettermint.results import Outcome, Phase, RecipientResult, SendResult
 
-#: The classes that each is as well, and without a reply: transient, retry_safe.
-KINDS: dict[type[Any], tuple[tuple[type[Exception], ...], bool, bool]] = {
-    exceptions.ConnectFailed: (
-        (smtplib.SMTPConnectError, ConnectionError),
-        *(True, True),
-    ),
-    exceptions.TLSFailed: ((smtplib.SMTPConnectError,), True, True),
-    exceptions.AuthenticationFailed: (
-        (smtplib.SMTPAuthenticationError,),
-        *(False, True),
-    ),
-    exceptions.SenderRefused: ((smtplib.SMTPSenderRefused,), True, True),
+#: Without a reply: transient, retry_safe; and the classes that each is as well.
+KINDS: dict[type[Any], tuple[bool, bool, tuple[type[Exception], ...]]] = {
+    exceptions.ConnectFailed: (True, True, (smtplib.SMTPConnectError, ConnectionError)),
+    exceptions.TLSFailed: (True, True, (smtplib.SMTPConnectError,)),
+    exceptions.AuthenticationFailed: (False, True, (smtplib.SMTPAuthenticationError,)),
+    exceptions.SenderRefused: (True, True, (smtplib.SMTPSenderRefused,)),
     exceptions.RecipientsRefused: (
+        True,
+        True,
         (smtplib.SMTPRecipientsRefused, AnymailRecipientsRefused),
-        *(True, True),
     ),
-    exceptions.MessageRefused: ((smtplib.SMTPDataError,), True, True),
-    exceptions.ConnectionLost: ((smtplib.SMTPServerDisconnected,), True, True),
-    exceptions.DeliveryUnknown: ((smtplib.SMTPServerDisconnected,), True, False),
-    exceptions.PoolTimeout: ((TimeoutError,), True, True),
-    exceptions.PoolClosed: ((smtplib.SMTPServerDisconnected,), True, True),
-    exceptions.EnqueueFailed: ((), True, False),
+    exceptions.MessageRefused: (True, True, (smtplib.SMTPDataError,)),
+    exceptions.ConnectionLost: (True, True, (smtplib.SMTPServerDisconnected,)),
+    exceptions.DeliveryUnknown: (True, False, (smtplib.SMTPServerDisconnected,)),
+    exceptions.PoolTimeout: (True, True, (TimeoutError,)),
+    exceptions.PoolClosed: (True, True, (smtplib.SMTPServerDisconnected,)),
+    exceptions.EnqueueFailed: (True, False, ()),
 }
 INVALID: list[type[Any]] = [
     exceptions.LettermintInvalidMessage,
@@ -62,7 +57,7 @@ ENVELOPE = Envelope(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_error_is_what_smtplib_and_anymail_raise(kind: type[Any]) -> None:
-    bases, transient, retry_safe = KINDS[kind]
+    transient, retry_safe, bases = KINDS[kind]
     ours = (exceptions.LettermintError, AnymailAPIError)
     for base in (*bases, *ours, smtplib.SMTPException, OSError):
         assert issubclass(kind, base)

@@ -144,15 +144,6 @@ def test_the_result_of_a_sent_message_says_how_it_went(relay: Relay) -> None:
     assert again.anymail_status.esp_response.connection_reused
 
 
-def test_a_repeated_message_fires_one_signal(relay: Relay) -> None:
-    relay.drop_final_replies()
-    with listening() as heard:
-        assert send(relay.options(), message()) == 1
-    assert names(heard) == ["post_send", "message_sent"]
-    assert heard[1][1]["result"].attempts == 2
-    assert len(relay.messages) == 1
-
-
 def test_each_message_of_a_list_fires_its_own_in_order(relay: Relay) -> None:
     relay.refuse("bob@example.com")
     mails = [message("ann@example.com"), message("bob@example.com"), message("no")]

@@ -1,4 +1,4 @@
-"""One connection to a relay, from the look-up of its name to the end of its last message."""
+"""One connection to a relay, from the look-up of its name to its last message."""
 
 from __future__ import annotations
 

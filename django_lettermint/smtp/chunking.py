@@ -57,8 +57,8 @@ def _start_chunk(session: Session, transaction: MailTransaction) -> bool:
         session.needs_rset = True
     bdat = Command(Phase.COMMIT, b"BDAT %d LAST\r\n" % transaction.envelope.size)
     # After idling the connection may be lost unnoticed. A message that cannot be
-    # repeated waits for the replies to MAIL and RCPT before its end goes out. They share
-    # no write with BDAT, as Exim then answers nothing until the chunk is complete.
+    # repeated waits for the replies to MAIL and RCPT before its end goes out. They are
+    # not written together with BDAT: Exim would not reply before the chunk is complete.
     if transaction.after_idle and not transaction.repeatable:
         groups = [*session.groups(transaction), [bdat]]
     else:

@@ -227,7 +227,7 @@ class Handshake:
         stream.redact(token.encoded(f"\0{username}\0"), token.encoded(), token)
 
     def greet(self) -> dict[str, str]:
-        """Greet and encrypt, in the order of `security`; return the relay's features."""
+        """Greet and encrypt as `security` says; return the relay's features."""
         security = self.endpoint.security
         if security == "tls":
             self._start_tls()
@@ -241,7 +241,7 @@ class Handshake:
         return features
 
     def command(self, step: str, line: str | Callable[[], str]) -> Reply:
-        """Send a line and return the reply; a secret line is made at the last moment."""
+        """Send a line, which a function makes if it is secret, and return the reply."""
 
         def write(until: float) -> None:
             text = line() if callable(line) else line

@@ -69,6 +69,6 @@ class RelayState:
             self._good = None
 
     def note_loss(self) -> None:
-        """Try other addresses before that of the latest session, which was lost unused."""
+        """Note that the latest session was lost unused: try other addresses first."""
         self._failed[self._good] = self._clock()
         self._good = None

@@ -48,8 +48,9 @@ class Reply:
     closing: bool = field(init=False, repr=False, compare=False)
     #: The RFC 3463 code, if its class agrees with the reply code.
     enhanced_code: str | None = field(init=False, repr=False, compare=False)
-    #: The refusal has the enhanced code X.4.2. It is about the next hop (RFC 3463 section
-    #: 3.5), but Amazon SES and Gmail also announce by it that they close an idle connection.
+    #: The refusal has the enhanced code X.4.2. It is about the next hop (RFC 3463
+    #: section 3.5), but Amazon SES and Gmail also use it when they close an idle
+    #: connection.
     bad_connection: bool = field(init=False, repr=False, compare=False)
     #: All lines as one, at most `MAX_TEXT` characters.
     text: str = field(init=False, repr=False, compare=False)

@@ -101,7 +101,7 @@ class Session:
         #: Commands without a reply, in the order in which they were written.
         self.pending: deque[_Pending] = deque()
         self._trace = trace
-        #: The options of the message that is being sent, and when it must end (monotonic).
+        #: The options of the message that is being sent, and its deadline (monotonic).
         self._config: RelayConfig
         self._pipelining: bool
         self._until: float
@@ -219,7 +219,7 @@ class Session:
     def groups(
         self, transaction: MailTransaction, *last: Command
     ) -> list[list[Command]]:
-        """Return [RSET] MAIL RCPT* and the last command, by the writes they may share."""
+        """Return [RSET] MAIL RCPT* and the last command, grouped into writes."""
         first = [RSET] if self.needs_rset else []
         commands = mail_commands(transaction.envelope, self.features)
         most = GROUP_COMMANDS if self._pipelining else 1
@@ -251,12 +251,12 @@ class Session:
         if transaction.accepted:
             # Only MAIL was refused: whatever ends the content might be delivered.
             raise ProtocolError("the server awaits a message that it has refused")
-        # A lone dot ends the empty message, which has no recipients (RFC 2920 section 3.1).
+        # A lone dot ends the empty message without recipients (RFC 2920 section 3.1).
         self.write(transaction, [DOT])
         self.read_replies(transaction)
 
     def _write_content(self, transaction: MailTransaction) -> None:
-        """Write the content without its terminator; raise if a reply comes meanwhile."""
+        """Write the content without its terminator; raise if the server replies."""
         data = transaction.envelope.data.replace(b"\r\n.", b"\r\n..")
         if data.startswith(b"."):
             data = b"." + data

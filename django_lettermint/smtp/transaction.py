@@ -55,7 +55,7 @@ class MailTransaction:
     reply: Reply | None = None
     #: The relay has refused the message, by that reply.
     refused: bool = False
-    #: What broke the connection before a reply decided, or why the relay cannot take it.
+    #: What broke the connection before a reply decided, or what the relay cannot take.
     failure: OSError | LettermintInvalidMessage | None = None
 
     @property

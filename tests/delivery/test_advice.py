@@ -60,9 +60,12 @@ def test_what_the_reply_says_counts_at_every_step(
     assert advice in advise(Reply(code, (text,)), phase)
 
 
+@pytest.mark.parametrize("code", [451, 499])
 @pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.COMMIT])
-def test_a_refusal_for_now_without_a_reason_advises_to_wait(phase: Phase) -> None:
-    assert advise(Reply(451, ("4.3.0 sorry",)), phase) == LATER
+def test_a_temporary_refusal_without_a_reason_advises_to_wait(
+    phase: Phase, code: int
+) -> None:
+    assert advise(Reply(code, ("4.3.0 sorry",)), phase) == LATER
 
 
 @pytest.mark.parametrize(
@@ -81,14 +84,15 @@ def test_a_refusal_for_now_without_a_reason_advises_to_wait(phase: Phase) -> Non
         (554, "transaction failed", SAYS_WHY),
     ],
 )
-def test_only_what_speaks_of_an_address_is_called_its_fault(
+def test_only_a_reply_about_the_address_advises_to_correct_it(
     code: int, text: str, advice: str
 ) -> None:
     assert advice in advise(Reply(code, (text,)), Phase.RCPT)
 
 
-def test_a_refused_sender_advises_to_verify_the_domain() -> None:
-    assert DOMAIN in advise(Reply(550, ("5.7.1 no",)), Phase.MAIL)
+@pytest.mark.parametrize("code", [500, 550])
+def test_a_refused_sender_advises_to_verify_the_domain(code: int) -> None:
+    assert DOMAIN in advise(Reply(code, ("5.7.1 no",)), Phase.MAIL)
 
 
 @pytest.mark.parametrize("phase", [Phase.DATA, Phase.CONTENT, Phase.COMMIT])

@@ -110,7 +110,7 @@ def test_a_long_list_takes_up_to_half_of_the_pool(
 
 
 @pytest.mark.parametrize(
-    ("told", "connections"),
+    ("options", "connections"),
     [
         ({}, 1),
         ({"enable-threads": b"false"}, 1),
@@ -120,9 +120,9 @@ def test_a_long_list_takes_up_to_half_of_the_pool(
     ],
 )
 def test_in_uwsgi_a_list_takes_threads_only_where_they_run(
-    told: Mapping[str, object], connections: int, monkeypatch: pytest.MonkeyPatch
+    options: Mapping[str, object], connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=told))
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
     assert width(50) == connections
 
 

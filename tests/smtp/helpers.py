@@ -37,7 +37,7 @@ def without(*names: str) -> tuple[str, ...]:
     return tuple(each for each in FEATURES if each.partition(" ")[0] not in names)
 
 
-# -- connecting --------------------------------------------------------------------------
+# -- connecting ------------------------------------------------------------------------
 
 
 def connect_with(
@@ -69,7 +69,7 @@ def verbs_before_login(server: FaultServer) -> set[str]:
     return {line.split()[0].decode() for _, line in server.commands}
 
 
-# -- sending -----------------------------------------------------------------------------
+# -- sending ---------------------------------------------------------------------------
 
 
 def send_one(
@@ -102,7 +102,7 @@ def code(one: MailTransaction) -> int | None:
 def received_at(
     server: FaultServer, phase: Any, *several: MailTransaction, **options: Any
 ) -> bytes:
-    """Send messages; return what the server had received when it first came to a step."""
+    """Send messages; return what the server had received when it came to a step."""
     release, reached = threading.Event(), threading.Event()
     server.script.append(On(phase, times=1, do=gate(release, reached)))
     with session(server, **options) as held:
@@ -118,7 +118,7 @@ def received_at(
 
 
 class ObservedStream:
-    """A stream that calls functions before it writes, and before it waits for a reply."""
+    """A stream that calls functions before it writes and before it reads."""
 
     def __init__(
         self,

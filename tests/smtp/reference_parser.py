@@ -1,4 +1,4 @@
-"""A second parser of SMTP replies, written another way, that tests compare ours with."""
+"""A second parser of SMTP replies, written another way, to compare ours with."""
 
 from __future__ import annotations
 

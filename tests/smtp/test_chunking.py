@@ -214,7 +214,7 @@ def test_a_chunk_refused_while_it_is_written_is_written_to_its_end() -> None:
     script = [On("mail", message=1, do=reply(552, "5.3.4 too big"))]
     with FaultServer(script, features=CHUNKING, rcvbuf=4096) as server:
         with session(server, chunking=True) as held:
-            # More than all buffers hold: its refusal is there before its last octets go.
+            # More than all buffers hold: the refusal comes before the last octets go.
             one, two = transaction("1@x.test", content=BIG), transaction("2@x.test")
             held.send_all([one, two])
             assert outcomes([one, two]) == [NOT_SENT, SENT]

@@ -25,7 +25,7 @@ def hanging() -> Iterator[threading.Event]:
             assert not thread.is_alive()
 
 
-# -- host names --------------------------------------------------------------------------
+# -- host names ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -77,7 +77,7 @@ def test_a_look_up_works_when_no_thread_can_be_started(
     assert resolve("localhost", 25, soon())
 
 
-# -- the name for EHLO -------------------------------------------------------------------
+# -- the name for EHLO -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Refusals, invalid replies, losses and time-outs, before and after the commit point."""
+"""Refusals, invalid replies, losses and time-outs, until and after the commit."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def wait_readable(stream: SMTPStream) -> None:
     assert select.select([stream.socket], [], [], 5)[0]
 
 
-# -- replies -----------------------------------------------------------------------------
+# -- replies ---------------------------------------------------------------------------
 
 
 def test_a_reply_is_read_line_by_line() -> None:
@@ -283,7 +283,7 @@ def test_any_octets_are_read_as_the_reference_parser_reads_them(
         assert codes == reply_codes(octets)
 
 
-# -- unexpected input --------------------------------------------------------------------
+# -- unexpected input ------------------------------------------------------------------
 
 
 def test_an_unexpected_reply_is_input_until_it_is_read() -> None:
@@ -348,7 +348,7 @@ def test_a_reply_may_come_with_the_end_of_the_handshake() -> None:
         assert stream.read_reply(soon()).text == "relay"
 
 
-# -- writing -----------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_select_is_used_where_poll_is_missing(monkeypatch: pytest.MonkeyPatch) -
         assert stream.read_reply(soon()).code == 552
 
 
-# -- closing -----------------------------------------------------------------------------
+# -- closing ---------------------------------------------------------------------------
 
 
 def test_a_closed_stream_neither_reads_nor_writes() -> None:
@@ -439,7 +439,7 @@ def test_a_forked_process_closes_inherited_streams_without_an_octet() -> None:
         assert server.recv(100) == tls_server.decrypt() == b"NOOP\r\n"
 
 
-# -- OpenSSL's error queue ---------------------------------------------------------------
+# -- OpenSSL's error queue -------------------------------------------------------------
 
 #: ERR_LIB_SYS, as a broken connection leaves it, and ERR_LIB_SSL.
 STALE_ERRORS = cases(

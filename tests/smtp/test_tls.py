@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 IN_CLEAR = {"EHLO", "STARTTLS"}
 
 
-# -- certificates ------------------------------------------------------------------------
+# -- certificates ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tls", TLS_MODES)
@@ -108,7 +108,7 @@ def test_a_replaced_system_bundle_is_read_again(
         assert isinstance(failure_with(config), TLSFailed)
 
 
-# -- where TLS begins --------------------------------------------------------------------
+# -- where TLS begins ------------------------------------------------------------------
 
 BUSY = b"421 Too many connections from this IP address\r\n"
 CLOSED = b"554-5.7.1 Your network is blocked\r\n554 5.7.1 Ask us why\r\n"
@@ -213,7 +213,7 @@ def test_a_broken_handshake_is_a_failed_connection(do: Action, tls: str) -> None
     assert (error.transient, error.phase) == (True, Phase.TLS)
 
 
-# -- STARTTLS ----------------------------------------------------------------------------
+# -- STARTTLS --------------------------------------------------------------------------
 
 
 def test_only_ehlo_and_starttls_are_sent_in_clear() -> None:

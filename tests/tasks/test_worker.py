@@ -305,6 +305,13 @@ def test_waiting_too_long_keeps_the_recipients_that_have_got_it(
     assert statuses(result) == {"a@x.test": "queued", "b@x.test": "failed"}
 
 
+def test_run_assumes_that_no_worker_has_begun_the_message(queue: ServedQueue) -> None:
+    queue.send(mail())
+    queue.form["give_up_at"] = time.time() - 1
+
+    assert worker.run(queue.form, None)["outcome"] == "not_sent"
+
+
 # -- the JSON form ---------------------------------------------------------------------
 
 
