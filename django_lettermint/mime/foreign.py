@@ -9,7 +9,7 @@ import copy
 import re
 from email.encoders import encode_base64
 from email.generator import BytesGenerator
-from email.header import decode_header, make_header
+from email.header import Header, decode_header, make_header
 from email.headerregistry import BaseHeader
 from email.message import Message
 from email.parser import BytesHeaderParser, BytesParser
@@ -55,7 +55,10 @@ class _AsSet(Compat32):
             written = value.fold(policy=modern)
         else:
             # Python would make encoded words of up to a whole line, or lose characters.
-            text = re.sub("[\r\n]", "", str(value))
+            try:
+                text = _text(value)
+            except UnicodeDecodeError:
+                return super().fold_binary(name, value)  # as octets of no known charset
             if text.isascii() and name.lower() in fields.ADDRESS_FIELDS:
                 return extras.verbatim(name, text, fields.WIDTH)
             return fields.write(name, text, self.idna)
@@ -88,7 +91,11 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
             f"header {short_repr(name)} of the class's own message() is refused: give it "
             "in `headers`, or as the message's attribute"
         )
-    text, lower = re.sub("[\r\n]", "", str(value)), name.lower()
+    try:
+        text, lower = _text(value), name.lower()
+    except UnicodeDecodeError as error:
+        rule = "its octets are not UTF-8; give it as text"
+        raise invalid_value(f"header {short_repr(name)}", str(value), rule) from error
     if lower in fields.ADDRESS_FIELDS:
         text = _ENCODED_LOCAL_PART.sub(lambda found: extras.decode(found[0]), text)
     elif lower in fields.FREE_TEXT and not isinstance(value, BaseHeader):
@@ -96,6 +103,19 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
     if lower == "subject":
         return fields.free_text(name, extras.single_line("subject", text))
     return fields.write(name, extras.header_text(name, text), idna)
+
+
+def _text(value: Any) -> str:
+    """Return the text of a field, unfolded; raise UnicodeDecodeError if it has none."""
+    text = str(value)
+    if isinstance(value, Header) and "\ufffd" in text:
+        # A parser gives raw octets this charset, and str() loses them.
+        pieces = [
+            (octets, "utf-8" if charset == "unknown-8bit" else charset)
+            for octets, charset in decode_header(value)
+        ]
+        text = str(make_header(pieces))
+    return re.sub("[\r\n]", "", text)
 
 
 def part(mime: Message, idna: IdnaEncode) -> Part:
@@ -140,7 +160,9 @@ def _with_octets(mime: Message) -> Message:
         return made
     encoding = _transfer_encoding(mime)
     encoded = encoding in _ENCODINGS
-    octets = _octets(mime, payload, encoded=encoded)
+    if encoded and isinstance(payload, str):
+        return made  # even with raw octets among what is encoded
+    octets = _octets(mime, payload)
     made.set_payload(octets.decode("ascii", "surrogateescape"))
     if encoded:
         return made
@@ -156,15 +178,13 @@ def _with_octets(mime: Message) -> Message:
     return made
 
 
-def _octets(mime: Message, payload: Any, *, encoded: bool) -> bytes:
+def _octets(mime: Message, payload: Any) -> bytes:
     """Return the octets of a leaf's payload, as they stand there."""
     if not isinstance(payload, str | bytes | bytearray | memoryview | None):
         rule = "the payload of a MIME part is text or bytes, and a list for multipart"
         raise invalid_value("attachment", payload, rule)
     if not isinstance(payload, str):
         return bytes(payload or b"")
-    if encoded:
-        return payload.encode("ascii", "surrogateescape")
     octets: Any = mime.get_payload(decode=True)
     if not payload.isascii() and octets == payload.encode("raw-unicode-escape"):
         # Python's guess about text beyond ASCII, of which it knows no charset.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import email
 from email import policy
 from email.encoders import encode_base64
-from email.header import Header
+from email.header import Header, decode_header
 from email.message import EmailMessage as MimeMessage
 from email.message import Message, MIMEPart
 from email.mime.application import MIMEApplication
@@ -153,6 +153,17 @@ def test_text_of_8_bits_in_a_mime_object_says_so(
     assert part["Content-Transfer-Encoding"] == encoding
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "us-ascii"])
+@pytest.mark.parametrize("encoding", ["quoted-printable", "base64"])
+def test_raw_octets_in_an_encoded_part_stay(encoding: str, charset: str) -> None:
+    raw = (
+        f"Content-Type: text/plain; charset={charset}\n"
+        f"Content-Transfer-Encoding: {encoding}\n\ncafé =C3=A9\n"
+    ).encode()
+    content = written(with_entry(email.message_from_bytes(raw)))
+    assert "\r\n\r\ncafé =C3=A9\r\n".encode() in content
+
+
 def test_parts_of_parts_are_written_each_as_it_needs() -> None:
     bare: Any = Message()
     bare.set_payload("no header")
@@ -200,6 +211,25 @@ def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any) -> None:
     content = written(with_entry(part))
     check(content)
     assert decoded(str(attached(content)["Content-Description"])) == str(value)
+
+
+def copied_field(octets: bytes) -> Any:
+    """Return the object that Python makes of raw octets in a header."""
+    return email.message_from_bytes(b"X-Field: " + octets + b"\n\n")["X-Field"]
+
+
+def test_raw_octets_in_a_field_of_a_part_are_read_as_utf_8() -> None:
+    part = MIMEText("text")
+    part["Content-Description"] = copied_field("größe".encode())
+    content = written(with_entry(part))
+    assert decoded(str(attached(content)["Content-Description"])) == "größe"
+
+
+def test_raw_octets_of_no_known_charset_stay_in_a_field_of_a_part() -> None:
+    part = MIMEText("text")
+    part["Content-Description"] = copied_field(b"gr\xf6\xdfe")
+    found = str(attached(written(with_entry(part)))["Content-Description"])
+    assert decode_header(found) == [(b"gr\xf6\xdfe", "unknown-8bit")]
 
 
 def test_folded_fields_of_a_part_stay_as_they_are() -> None:
@@ -430,6 +460,19 @@ def test_what_an_own_message_has_encoded_is_written_anew() -> None:
     assert "\r\nReply-To: nø@b.example\r\n".encode() in content
     assert b"\r\nX-Word: " + word.encode() + b"\r\n" in content
     assert parsed(content)["Comments"] == "größe"
+
+
+def test_raw_octets_in_a_field_of_an_own_message_are_read_as_utf_8() -> None:
+    made = email.message_from_bytes("Subject: größe\nX-One: größe\n\nHi\n".encode())
+    found = parsed(envelope(returning(lambda: made)).content)
+    assert (found["Subject"], found["X-One"]) == ("größe", "größe")
+
+
+def test_raw_octets_of_no_known_charset_in_an_own_message_are_refused() -> None:
+    made = email.message_from_bytes(b"Subject: gr\xf6\xdfe\n\nHi\n")
+    text = refusal(returning(lambda: made))
+    assert text.startswith("header 'Subject': ")
+    assert "UTF-8" in text
 
 
 @pytest.mark.parametrize("kind", ["signed", "encrypted"])
