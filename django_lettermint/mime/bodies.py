@@ -60,6 +60,8 @@ _MAIL_NAMES = {
     "euc_kr": "euc-kr",
     "utf-8": "utf-8",
 }
+#: Suffix of iso-8859-8: the direction of Hebrew (RFC 1556). Python 3.15 accepts it.
+_DIRECTION = re.compile("8[-_]?[ie]$", re.IGNORECASE)
 
 
 class TextEncoding(NamedTuple):
@@ -92,7 +94,7 @@ def text_encoding(name: str) -> TextEncoding:
     """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
     found = _encoding(name.lower(), name)
     known = codecs.lookup(name).name
-    if known.startswith("iso8859-"):
+    if known.startswith("iso8859-") and not _DIRECTION.search(name):
         shown = known.replace("iso8859", "iso-8859")
     else:
         shown = _MAIL_NAMES.get(known, found.charset)

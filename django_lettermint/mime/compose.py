@@ -162,7 +162,7 @@ def body(message: EmailMessage, said: Mapping[str, Any], idna: IdnaEncode) -> Pa
     attachments = said.get("attachments") or ()
     parts: list[Part] = []
     if text or not (alternatives or attachments):
-        if not isinstance(text, str):
+        if type(text) is not str:  # lazy objects claim to be one
             text = _content("body", text)
         if isinstance(text, bytes):
             text = text.decode(encoding.codec, "surrogateescape")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import email.charset
+import sys
 from email import message_from_bytes
 from email.charset import Charset
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy
 from hypothesis import given
@@ -167,6 +169,28 @@ def test_charsets_have_the_names_that_readers_know(given: Any, named: str) -> No
         assert message_from_bytes(written(message)).get_content_charset() == named
 
 
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="Python does not know them")
+@pytest.mark.parametrize("name", ["iso-8859-8-i", "ISO-8859-8-E", "csISO88598I"])
+def test_the_name_of_a_hebrew_charset_keeps_the_direction(name: str) -> None:
+    message = mail(body="שלום\n", encoding=name)
+    found = message_from_bytes(written(message)).get_content_charset()
+    assert found == name.lower()
+
+
+@pytest.mark.parametrize(
+    ("codec", "named"), [("shift_jis", "x-own"), (None, "us-ascii"), ("", "us-ascii")]
+)
+def test_a_charset_object_may_have_another_codec_than_its_name(
+    codec: str | None, named: str
+) -> None:
+    given = charset(named, None)
+    given.output_codec = codec
+    text = "日本語" if codec else "Text"
+    message = mail(body=text, encoding=given)
+    assert message_from_bytes(written(message)).get_content_charset() == named
+    assert decoded(message).decode(codec or named).strip() == text
+
+
 @pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-32", "cp500"])
 def test_charsets_with_other_line_ends_go_in_base64(name: str) -> None:
     message = mail(body="Größe\nb\r", encoding=name)
@@ -231,6 +255,13 @@ def test_text_that_does_not_fit_its_charset_is_refused_by_its_place(
 )
 def test_a_body_may_be_bytes_or_lazy(text: Any) -> None:
     assert body(mail(body=text)) == "Größe\r\n".encode()
+
+
+@pytest.mark.parametrize("name", ["utf-8", "utf-16"])
+def test_a_body_may_be_a_lazy_object_that_holds_text(name: str) -> None:
+    lazy: Any = SimpleLazyObject(lambda: "Größe\r\n")
+    message = mail(body=lazy, encoding=name)
+    assert decoded(message).decode(name) == "Größe\r\n"
 
 
 @pytest.mark.parametrize("subtype", ["plain", "html", "markdown"])
