@@ -99,7 +99,9 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
     if lower in fields.ADDRESS_FIELDS:
         text = _ENCODED_LOCAL_PART.sub(lambda found: extras.decode(found[0]), text)
     elif lower in fields.FREE_TEXT and not isinstance(value, BaseHeader):
-        text = str(make_header(decode_header(text)))
+        # Python decodes no words beside text that is not ASCII.
+        is_raw = not text.isascii()
+        text = extras.decode(text) if is_raw else str(make_header(decode_header(text)))
     if lower == "subject":
         return fields.free_text(name, extras.single_line("subject", text))
     return fields.write(name, extras.header_text(name, text), idna)

@@ -468,6 +468,12 @@ def test_raw_octets_in_a_field_of_an_own_message_are_read_as_utf_8() -> None:
     assert (found["Subject"], found["X-One"]) == ("größe", "größe")
 
 
+def test_encoded_words_beside_raw_text_in_an_own_message_are_decoded() -> None:
+    made = own(Comments="größe =?utf-8?q?=C3=A9?=")
+    content = envelope(returning(lambda: made)).content
+    assert parsed(content)["Comments"] == "größe é"
+
+
 def test_raw_octets_of_no_known_charset_in_an_own_message_are_refused() -> None:
     made = email.message_from_bytes(b"Subject: gr\xf6\xdfe\n\nHi\n")
     text = refusal(returning(lambda: made))
