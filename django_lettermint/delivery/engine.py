@@ -45,7 +45,8 @@ class Delivery:
     connection is awaited as long as the deadlines allow. `sleep` waits so many seconds,
     or until `stop` is set. `connected` is set once there is a connection. `fatal` holds
     the errors that any further message would meet as well, by the endpoint or by the
-    address that they concern; deliveries may share it.
+    address that they concern, until a new connection serves a message; deliveries may
+    share it.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Delivery:
         self._sleep = sleep or self._stop.wait
         self._connected = connected
         self._fatal = {} if fatal is None else fatal
+        endpoint = config.endpoint
+        self._address = endpoint.host, endpoint.port, endpoint.security
         self._messages: Sequence[list[Submission]] = ()
         #: Connections that could not be made or were lost when new, since the last
         #: complete reply to a message.
@@ -124,8 +127,6 @@ class Delivery:
 
     def _ready(self) -> list[Submission]:
         """Return the submissions that are due, none at the end; wait for the first."""
-        if self._stop.is_set():
-            self._end_all(None)
         todo = [each for each in chain.from_iterable(self._messages) if not each.done]
         if not todo:
             return []
@@ -136,6 +137,9 @@ class Delivery:
         wait = max(last, self._not_before) - time.monotonic()
         if wait > 0:
             self._sleep(wait)
+        if self._stop.is_set():
+            self._end_all(None)
+            return []
         return ready
 
     def _end_all(self, error: Exception | None) -> None:
@@ -157,6 +161,8 @@ class Delivery:
         ) as connection:
             if self._connected:
                 self._connected.set()
+            if self._stop.is_set():
+                return
             room = max(1, connection.max_messages - connection.session.messages)
             count = int(min(room, len(ready)))
             pairs = [(each, each.begin()) for each in ready[:count]]
@@ -257,8 +263,7 @@ class Delivery:
         )
         if not closed:
             self._force_new = decision is Decision.FRESH
-            self._failures = self._given_up = 0
-            self._unreachable = None
+            self._forget_failures(new=not used)
             return decision
         self._force_new = decision is not Decision.WAIT
         again = (Decision.REPLACE, Decision.WAIT, Decision.RETRY, Decision.REPEAT)
@@ -273,6 +278,14 @@ class Delivery:
             # Each new connection may end like this one: do not log in at full speed.
             self._not_before = time.monotonic() + policy.PAUSE
         return decision
+
+    def _forget_failures(self, *, new: bool) -> None:
+        """Note a complete reply to a message; on a `new` connection, nothing is fatal."""
+        self._failures = self._given_up = 0
+        self._unreachable = None
+        if new:
+            self._fatal.pop(self.config.endpoint, None)
+            self._fatal.pop(self._address, None)
 
     def _retry_connecting(self, error: LettermintError, first: Submission) -> None:
         """Try again after a pause, or fail all messages."""
@@ -342,20 +355,18 @@ class Delivery:
 
     def _fail_all(self, error: LettermintError) -> None:
         """Fail all messages, and keep the error for later lists that would meet it."""
-        endpoint = self.config.endpoint
-        self._fatal[endpoint] = error
+        self._fatal[self.config.endpoint] = error
         # All other errors may be due to this login, or to its certificates.
         if isinstance(error, ConnectFailed) and error.step != "AUTH":
-            self._fatal[endpoint.host, endpoint.port, endpoint.security] = error
+            self._fatal[self._address] = error
         for submission in chain.from_iterable(self._messages):
             if not submission.done:
                 submission.fail_to_connect(error)
 
     def _known_failure(self) -> LettermintError | None:
         """Return the error of an earlier list that this one would meet as well."""
-        endpoint = self.config.endpoint
-        known = self._fatal.get(endpoint)
-        away = self._fatal.get((endpoint.host, endpoint.port, endpoint.security))
+        known = self._fatal.get(self.config.endpoint)
+        away = self._fatal.get(self._address)
         # A relay that refuses new connections may still serve the open ones.
         if isinstance(away, ConnectFailed) and (
             away.step in ("DNS", "TCP") or self._connections.empty

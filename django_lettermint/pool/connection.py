@@ -336,12 +336,12 @@ class Slots(Generic[C]):
             return False
         if request in self.waiting:  # and busy as well, if _serve() was interrupted
             self.waiting.remove(request)
-        request.connection = None
-        if request in self.busy:
-            self.busy.remove(request)
-            if connection:
-                self.stats["resets"] += connection.session.needs_rset
-                self.idle.append(connection)
+        if connection:
+            self.stats["resets"] += connection.session.needs_rset
+            # Nothing may be called in between: an interrupt would lose the connection.
+            request.connection = None
+            self.idle.append(connection)
+        self.busy.discard(request)
         self._serve()
         return True
 

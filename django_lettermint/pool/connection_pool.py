@@ -338,7 +338,8 @@ class ConnectionPool(Generic[C]):
             self.count("pings")
             if session.ping(min(PING_TIMEOUT, request.wait_until - now)):
                 return None
-        except BaseException:  # an interrupt: the reply may still come
+            session.close()  # the reply may still come
+        except BaseException:  # an interrupt: likewise
             session.close()
             raise
         # Those that were idle for longer took the same path: most likely they are dead.
@@ -346,8 +347,10 @@ class ConnectionPool(Generic[C]):
         dropped: list[PoolRequest[C]] = []
         try:
             self.take_expired(dropped, connection.idle_since, CloseReason.STALE)
-        finally:
             close_and_free(dropped, until=0.0)
+        except BaseException:  # an interrupt: complete it first
+            close_and_free(dropped, until=0.0)
+            raise
         return CloseReason.STALE
 
     def _replace(self, request: PoolRequest[C], reason: CloseReason) -> None:

@@ -259,6 +259,29 @@ def test_a_relay_that_takes_no_new_connection_may_serve_an_open_one(
 
 
 @pytest.mark.parametrize(
+    ("met", "kind"),
+    [
+        (On("auth", connection=2, do=reply(535, "no")), AuthenticationFailed),
+        (On("banner", connection=2, do=reply(554, "no")), ConnectFailed),
+    ],
+    ids=["login", "greeting"],
+)
+def test_an_error_does_not_end_later_lists_once_a_repeat_was_confirmed(
+    met: On, kind: type[Exception]
+) -> None:
+    script = [On("dot", connection=1, do=drop()), met]
+    with FaultServer(script, idempotency=True) as server:
+        config = relay(server, pipelining=False)
+        delivery = Delivery(config, pool.get_pool(config.endpoint))
+        sent = messages(4, config)
+        for each in (sent[:2], sent[2:]):
+            delivery.deliver(each)
+        assert outcomes(sent) == [SENT, NOT_SENT, SENT, SENT]
+        assert isinstance(sent[1][0].error, kind)
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(
     "sick",
     cases(
         away_at_mail=On("mail", do=reply(421, "4.3.2 away", close=True)),
@@ -327,6 +350,31 @@ def test_after_a_stop_nothing_begins() -> None:
         deliver(sent, config, stop=stop)
         assert outcomes(sent) == [NOT_SENT] * 3
         assert server.connections == 0
+
+
+def test_a_stop_during_a_pause_lets_nothing_begin() -> None:
+    stop = threading.Event()
+    with FaultServer([On("banner", do=drop(), times=1)]) as server:
+        sent = messages(3, config := relay(server))
+        deliver(sent, config, stop=stop, sleep=lambda seconds: stop.set())
+        assert outcomes(sent) == [NOT_SENT] * 3
+        assert server.connections == 1
+
+
+def test_a_stop_while_a_connection_is_awaited_lets_nothing_begin() -> None:
+    stop = threading.Event()
+
+    def accept_and_stop(answer: Answer) -> Answer:
+        stop.set()
+        return answer
+
+    with FaultServer([On("auth", do=accept_and_stop)]) as server:
+        sent = messages(3, config := relay(server))
+        deliver(sent, config, stop=stop)
+        assert outcomes(sent) == [NOT_SENT] * 3
+        assert [each.attempts for [each] in sent] == [0] * 3
+        assert pool.get_pool(config.endpoint).stats()["idle"] == 1
+        assert not server.delivered
 
 
 @pytest.mark.parametrize("chunking", cases(dot=False, bdat=True))

@@ -23,6 +23,7 @@ from django_lettermint.pool.stats import no_stats
 from tests.pool.fakes import (
     Caller,
     FakePool,
+    FakeSession,
     Interrupt,
     callers,
     interrupt,
@@ -529,6 +530,41 @@ def test_an_interrupted_quit_closes_all_and_frees_their_slots(
     assert sessions[0].closed
     assert pool.size == len(pool.alive) == 1
     assert pool.stats()["in_use"] == 0
+
+
+def test_an_interrupt_while_older_connections_are_closed_loses_no_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(max_size=3, ping_after=0)
+    pool.keep_idle(3, apart=1)[-1].answer = lambda: False
+
+    def interrupt_once(request: object) -> None:
+        monkeypatch.undo()
+        raise Interrupt
+
+    monkeypatch.setattr(pool, "free", interrupt_once)
+    with pytest.raises(Interrupt), pool.hold():
+        pass
+    assert pool.empty
+    assert not pool.alive
+
+
+def test_an_interrupt_while_a_connection_is_given_back_does_not_lose_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool()
+
+    def interrupt_once(session: FakeSession) -> bool:
+        monkeypatch.undo()
+        raise Interrupt
+
+    session = pool.use()
+    needs_rset = property(interrupt_once)
+    monkeypatch.setattr(FakeSession, "needs_rset", needs_rset, raising=False)
+    with pytest.raises(Interrupt), pool.hold():
+        pass
+    assert pool.use() is session
+    assert pool.size == 1
 
 
 # -- waiting ---------------------------------------------------------------------------
