@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,13 @@ def test_the_relay_imports_nothing_of_the_package() -> None:
             if name.startswith("django_lettermint.")
         }
         assert ours <= {"testing"}
+
+
+def test_the_table_in_the_documentation_has_all_rooms_in_their_order() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
+    cells = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    rows = [re.findall(r"`(\w+)/?`", cell) for cell in cells]
+    levels = [max(map(LEVEL.__getitem__, row)) for row in rows if row]
+
+    assert {room for row in rows for room in row} == set(LEVEL)
+    assert levels == sorted(levels)

@@ -330,7 +330,7 @@ OPTIONS = _table(
         "correlation_key",
         "django_message_id",
         optional(field_name),
-        "The metadata key that brings our message id to webhooks; `None`: off.",
+        "The metadata key of the message id, by which webhooks know it; `None`: off.",
     ),
     Option(
         "send_defaults",
