@@ -164,6 +164,13 @@ def test_raw_octets_in_an_encoded_part_stay(encoding: str, charset: str) -> None
     assert "\r\n\r\ncafé =C3=A9\r\n".encode() in content
 
 
+def test_octets_that_are_encoded_already_are_not_encoded_again() -> None:
+    part: Any = MIMEBase("application", "x-scan")
+    part["Content-Transfer-Encoding"] = "base64"
+    part.set_payload(memoryview(b"AP8=\n"))
+    assert found_in(written(with_entry(part)))[2] == b"\0\xff"
+
+
 def test_parts_of_parts_are_written_each_as_it_needs() -> None:
     bare: Any = Message()
     bare.set_payload("no header")
