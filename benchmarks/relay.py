@@ -21,7 +21,12 @@ import trustme
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from django_lettermint.testing.server import SMTPServer
-from django_lettermint.testing.session import ServerConfig, ServerSession
+from django_lettermint.testing.session import (
+    Reply,
+    ServerConfig,
+    ServerSession,
+    SubmittedMessage,
+)
 from django_lettermint.testing.stream import ServerStream
 
 FEATURES = ("PIPELINING", "8BITMIME", "SIZE 99999999", "SMTPUTF8", "CHUNKING")
@@ -34,6 +39,14 @@ counting = threading.Lock()
 def count(name: str) -> None:
     with counting:
         counters[name] += 1
+
+
+class Session(ServerSession):
+    """Accepts each message and forgets it."""
+
+    def receive(self, message: SubmittedMessage, argument: bytes) -> None:
+        """Confirm a message."""
+        self.respond("dot", argument, Reply(250, "2.0.0 Queued"))
 
 
 def serve(ca_file: str) -> SMTPServer:
@@ -52,7 +65,7 @@ def serve(ca_file: str) -> SMTPServer:
 
     def new_session(sock: socket.socket, security: str, number: int) -> ServerSession:
         stream = ServerStream(sock, on_round_trip=lambda: count("turns"))
-        return ServerSession(stream, security, number, config)
+        return Session(stream, security, number, config)
 
     server = SMTPServer(new_session, {"starttls": 0, "tls": 0})
     server.listen()
