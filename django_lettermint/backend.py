@@ -201,7 +201,7 @@ class EmailBackend(AnymailBaseBackend):
             self._deliver(messages, finished)
         except Exception:  # of a pre_send receiver or an iterator: the rest is not sent
             raise
-        except BaseException:
+        except BaseException:  # an interrupt: each message of a list ends
             if isinstance(messages, list | tuple):
                 finished.interrupt(messages[len(finished.results) :])
             raise
@@ -404,7 +404,7 @@ def _refused(
 def refuse_unused_hooks(cls: type, ours: type) -> None:
     """Raise TypeError if a subclass of `ours` overrides a method that is never called.
 
-    Such an override may be important, like a filter of recipients on a staging server.
+    The override may be a filter of recipients on a staging server.
     """
     for base in cls.__mro__[: cls.__mro__.index(ours)]:
         for name in _UNUSED_HOOKS.keys() & vars(base).keys():

@@ -71,7 +71,7 @@ _READ = _ATTRIBUTES | dict.fromkeys(_UNSUPPORTED, last)
 
 
 class _Copy(NamedTuple):
-    """The message for all recipients, or with merge_* for one."""
+    """The headers and extras of one envelope; with merge_*, each `to` has its own."""
 
     to: Sequence[Mailbox]
     headers: Mapping[str, str]

@@ -114,7 +114,7 @@ class BatchSender(Generic[M]):
                     self._connected.wait()
                 self._deliver_here(*self._pending[-1])
             self._wait_for_all_but(0)
-        except BaseException:
+        except BaseException:  # an interrupt: report the end of all batches first
             self._stop.set()
             self._wait_for_all_but(0)
             raise

@@ -121,7 +121,7 @@ class Delivery:
                     for submission in ready:
                         submission.attempts += 1
                     self._retry_connecting(error, ready[0])
-        except BaseException:
+        except BaseException:  # an interrupt: every submission gets an outcome
             self._end_all(None)
             raise
 
@@ -168,7 +168,7 @@ class Delivery:
             pairs = [(each, each.begin()) for each in ready[:count]]
             try:
                 self._send_over(connection, pairs)
-            except BaseException:
+            except BaseException:  # an interrupt: what was sent may be out
                 for submission, transaction in pairs:
                     if transaction.started and not submission.done:
                         submission.interrupt(transaction)
@@ -408,7 +408,7 @@ def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> Non
         for config, group in others.items():
             with open_pool(config) as connections:
                 delivery.over(connections, config).deliver(group)
-    except BaseException:
+    except BaseException:  # an interrupt: later configurations were not begun
         for submission in chain.from_iterable(messages):
             if not submission.done:
                 submission.fail(None)

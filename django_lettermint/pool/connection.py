@@ -71,7 +71,7 @@ _WITHOUT_QUIT = {
 
 
 class RequestState(Enum):
-    """Whether a request waits for a slot, has one, or is over."""
+    """The state of a request for a connection."""
 
     #: It is in the queue.
     WAITING = "waiting"

@@ -136,7 +136,7 @@ def _connected(
         # The socket could not tell, if the relay has reset it already.
         steps.trace("TCP", f"{info[4][0]}:{info[4][1]}")
         yield Handshake(steps, stream)
-    except BaseException:
+    except BaseException:  # interrupts, too, must leave no open socket
         stream.close()
         raise
 
@@ -149,7 +149,7 @@ def _dial(info: dns.AddressInfo, until: float) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(max(0.001, until - time.monotonic()))
         sock.connect(address)
-    except BaseException:
+    except BaseException:  # interrupts, too, must leave no open socket
         sock.close()
         raise
     return sock

@@ -151,7 +151,7 @@ class Session:
             self.close()
             for each in (transaction, *(one.transaction for one in self.pending)):
                 each.lose(error)
-        except BaseException:
+        except BaseException:  # an interrupt: replies may still come
             self.close()
             raise
         else:

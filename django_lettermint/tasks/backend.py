@@ -243,8 +243,8 @@ def _record(
     first = tasks[0].submissions[0].envelope
     by_address: dict[str, RecipientResult] = {}
     found: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
-    # Alphabetically: for an address in several tasks, `unknown` overrides `queued`, and
-    # both override `failed`.
+    # For an address in several tasks, the status that is last in the alphabet is kept:
+    # `unknown`, else `queued`, else `failed`.
     for status, task in sorted(zip(statuses, tasks, strict=True), key=itemgetter(0)):
         envelopes = [each.envelope for each in task.submissions]
         addresses = [address for each in envelopes for address in each.recipients]

@@ -138,7 +138,7 @@ class QueuedMessage:
         return replace(self, submissions=submissions, tries=self.tries + 1)
 
     def expire(self, *, started: bool) -> None:
-        """End all submissions that are not done, because their time is over.
+        """End all submissions that are not done, because they have expired.
 
         If a worker has `started` the message and never finished, the outcome of those
         that have no result is unknown.

@@ -27,7 +27,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def _words(bounds: str) -> re.Pattern[str]:
-    # Possessive, and a match begins at a word: the time is linear in the length.
+    # Possessive quantifiers, and matches that begin at a word, take linear time.
     word = rf"[^{bounds}\x80-\U0010ffff]*+[^\x00-\x7f][^{bounds}]*+"
     return re.compile(rf"(?<![^{bounds}]){word}(?: ++{word})*+", re.ASCII)
 

@@ -27,7 +27,7 @@ ADDRESS_FIELDS = frozenset(
 )
 _as_text = HeaderRegistry(use_default_map=False)
 
-# Possessive, and a match begins at a word: the time is linear in the length.
+# Possessive quantifiers, and matches that begin at a word, take linear time.
 _WORD = r"""[^\s<>()\[\]\\,;:"'@]"""
 _ADDRESS = re.compile(rf"(?<!{_WORD})(?<!@){_WORD}++@{_WORD}++(?!@)")
 _BEFORE_ADDRESS = re.compile(r"<\s*+(?:mailto:)?\Z", re.IGNORECASE)
