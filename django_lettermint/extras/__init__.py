@@ -22,6 +22,7 @@ from .text import (
     FIELD_NAME,
     LINE_BREAK,
     header_text,
+    invalid_header,
     invalid_value,
     plain_str,
     short_repr,
@@ -34,5 +35,12 @@ __all__ += ["TENANT", "TENANT_RULE", "tenant_name"]
 # Text of any header.
 __all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
 __all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
-__all__ += ["header_text", "invalid_value", "pieces", "plain_str", "short_repr"]
+__all__ += [
+    "header_text",
+    "invalid_header",
+    "invalid_value",
+    "pieces",
+    "plain_str",
+    "short_repr",
+]
 __all__ += ["single_line", "verbatim"]

@@ -17,6 +17,7 @@ from .text import (
     FIELD_NAME,
     FIELD_NAME_RULE,
     LINE_BREAK,
+    invalid_header,
     invalid_value,
     short_repr,
     value_text,
@@ -71,13 +72,13 @@ def extract_extras(
             continue
         if given is None:
             rule = "give it as text; to hide what lower layers say, use the attribute"
-            raise invalid_value(f"header {short_repr(name)}", given, rule)
+            raise invalid_header(name, given, rule)
         value = _decoded(name, _checked(name, given, CONTROL))
         group = aliases if is_alias else official
         other_name, other_value = group.setdefault(canonical, (name, value))
         if other_value != value:
             rule = f"{short_repr(other_name)} is already {short_repr(other_value)}; give one"
-            raise invalid_value(f"header {short_repr(name)}", value, rule)
+            raise invalid_header(name, value, rule)
     return _layer(aliases | official), others
 
 
@@ -123,7 +124,7 @@ def _checked(name: str, value: object, refused: re.Pattern[str]) -> object:
     text = value_text(f"header {short_repr(name)}", value)
     if refused.search(text):
         rule = "a value has no line breaks, control characters or lone surrogates"
-        raise invalid_value(f"header {short_repr(name)}", value, rule)
+        raise invalid_header(name, value, rule)
     return text
 
 
@@ -159,7 +160,7 @@ def _decoded(name: str, value: object) -> object:
         return decode(value) if isinstance(value, str) else value
     except ValueError as error:
         rule = f"{error}; give plain text"
-        raise invalid_value(f"header {short_repr(name)}", value, rule) from error
+        raise invalid_header(name, value, rule) from error
 
 
 def _encoded(value: str) -> str:
@@ -204,7 +205,5 @@ def fold(name: str, value: Iterable[str], width: int) -> bytes:
     octets = "\r\n".join([*lines, "".join(line), ""]).encode()
     if len(octets) > MAX_LINE and max(map(len, octets.split(b"\r\n"))) > MAX_LINE:
         rule = f"a line of it is over {MAX_LINE} octets (RFC 5322) and has no space to fold it at"
-        raise invalid_value(
-            f"header {short_repr(name)}", "".join([first, *others]).lstrip(), rule
-        )
+        raise invalid_header(name, "".join([first, *others]).lstrip(), rule)
     return octets

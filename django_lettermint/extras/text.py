@@ -49,6 +49,11 @@ def invalid_value(field: str, value: object, rule: str) -> LettermintInvalidMess
     )
 
 
+def invalid_header(name: str, value: object, rule: str) -> LettermintInvalidMessage:
+    """Make the error for the value of a header that breaks a rule."""
+    return invalid_value(f"header {short_repr(name)}", value, rule)
+
+
 def short_repr(value: object) -> str:
     """Return the repr of a value, shortened for an error text."""
     # reprlib's way with an int beyond sys.get_int_max_str_digits() depends on Python.

@@ -228,7 +228,7 @@ def test_a_charset_object_decides_the_transfer_encoding(
 
 @pytest.mark.parametrize("name", ["none", "rot13", "base64", "ü", "a b", "utf-8 "])
 def test_what_is_no_charset_is_refused(name: str) -> None:
-    assert refusal(mail(encoding=name)).startswith(f"encoding: {name!r} is refused")
+    assert refusal(mail(encoding=name)).startswith(f"encoding: {name!r} ")
     assert refusal(with_file("a.csv", "x", f"text/csv; charset={name!r}"))
 
 
