@@ -61,8 +61,8 @@ _MAIL_NAMES = {
     "euc_kr": "euc-kr",
     "utf-8": "utf-8",
 }
-#: Suffix of iso-8859-8: the direction of Hebrew (RFC 1556). Python 3.15 accepts it.
-_DIRECTION = re.compile("8[-_]?[ie]$", re.IGNORECASE)
+#: ISO-8859-8 with the direction of Hebrew (RFC 1556), which Python knows from 3.15 on.
+_DIRECTED = re.compile("(?:cs)?iso[-_]?8859[-_]?8[-_]?[ie]", re.IGNORECASE)
 
 
 class TextEncoding(NamedTuple):
@@ -93,8 +93,10 @@ def charset_encoding(given: charset.Charset) -> TextEncoding:
 @functools.lru_cache(maxsize=64)
 def text_encoding(name: str) -> TextEncoding:
     """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
+    if _DIRECTED.fullmatch(name):
+        return _encoding(name.lower(), "iso-8859-8")
     found = _encoding(name.lower(), name)
-    known = "" if _DIRECTION.search(name) else codecs.lookup(name).name
+    known = codecs.lookup(name).name
     return TextEncoding(_MAIL_NAMES.get(known, found.charset), *found[1:])
 
 

@@ -273,6 +273,6 @@ def _text(content: str | bytes, value: str) -> str | bytes:
     """Decode octets of a text type if they can be decoded."""
     kind = bodies.content_type("text", value)
     if kind.main == "text" and isinstance(content, bytes):
-        with suppress(LookupError, ValueError):
-            return content.decode(kind.charset or "utf-8")
+        with suppress(ValueError):
+            return content.decode(bodies.text_encoding(kind.charset or "utf-8").codec)
     return content

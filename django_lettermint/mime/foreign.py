@@ -164,8 +164,7 @@ def _with_octets(mime: Message) -> Message:
         return made  # even with raw octets among what is encoded
     octets = _octets(mime, payload)
     if given not in _ENCODINGS:
-        # Text with NUL is UTF-16 or alike, whose line ends generators do not know.
-        if main not in {"message", "multipart", "" if b"\0" in octets else "text"}:
+        if main not in {"message", "multipart"} and not _is_plain_text(mime, octets):
             octets, wanted = encodebytes(octets), "base64"
         elif not octets.isascii():
             wanted = "8bit"
@@ -174,6 +173,13 @@ def _with_octets(mime: Message) -> Message:
         del made["Content-Transfer-Encoding"]
         made["Content-Transfer-Encoding"] = wanted
     return made
+
+
+def _is_plain_text(mime: Message, octets: bytes) -> bool:
+    """Return whether a leaf is text whose line ends are those of ASCII."""
+    # In other charsets, a NUL is a sign of UTF-16 or alike.
+    known = mime.get_content_charset() in {"us-ascii", "utf-8"}
+    return mime.get_content_maintype() == "text" and (known or b"\0" not in octets)
 
 
 def _octets(mime: Message, payload: Any) -> bytes:
@@ -221,7 +227,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
     if _transfer_encoding(parsed) in _ENCODINGS:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)
         body = bytes(whole.get_payload(decode=True))
-    if main == "text" and b"\0" not in body:
+    if _is_plain_text(parsed, body):
         body, encoding = bodies.carried(body, seven_bit=seven_bit)
     else:
         body, encoding = bodies.base64(body), "base64"

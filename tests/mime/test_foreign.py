@@ -127,6 +127,15 @@ def test_the_text_of_a_mime_object_arrives(octets: bytes, encoding: str) -> None
     assert attached(content)["Content-Transfer-Encoding"] == encoding
 
 
+def test_a_nul_in_utf_8_text_of_a_mime_object_does_not_hide_its_lines() -> None:
+    part = MIMEBase("text", "plain", charset="utf-8")
+    part.set_payload("größe\0\n".encode())
+    content = written(with_entry(part))
+    check(content)
+    assert attached(content)["Content-Transfer-Encoding"] == "quoted-printable"
+    assert found_in(content)[2] == "größe\0\r\n".encode()
+
+
 @pytest.mark.parametrize("encode", [None, encode_in_one_line])
 def test_wide_text_of_a_mime_object_arrives_octet_for_octet(encode: Any) -> None:
     octets = ("\u0d0a\u0a0d\nb\r" * 300).encode("utf-16-le")
