@@ -208,10 +208,11 @@ def travels(content: bytes, *, seven_bit: bool = False) -> bool:
 
     It may have no lone CR or LF, no NUL and no line over MAX_LINE octets.
     """
-    ends = {content.count(end) for end in (b"\r\n", b"\r", b"\n")}
-    if len(ends) > 1 or b"\0" in content or (seven_bit and not content.isascii()):
+    if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
-    return max(map(len, content.split(b"\r\n"))) <= MAX_LINE
+    lines = content.split(b"\r\n")
+    has_lone = not content.count(b"\r") == content.count(b"\n") == len(lines) - 1
+    return not has_lone and max(map(len, lines)) <= MAX_LINE
 
 
 def crlf(content: bytes) -> bytes:
@@ -220,7 +221,8 @@ def crlf(content: bytes) -> bytes:
     A lone CR or LF could end the message early at one server and not at the next (SMTP
     smuggling).
     """
-    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return content.replace(b"\n", b"\r\n")
 
 
