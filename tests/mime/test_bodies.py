@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.test import override_settings
 from django.utils.functional import SimpleLazyObject
-from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from django_lettermint.mime import with_crlf
-from django_lettermint.mime.bodies import base64
 from tests.preparing import envelope
 
 from .conformance import check
@@ -58,12 +56,9 @@ def charset(name: str, encoding: int | None) -> Charset:
         ("x" * 998 + "\n", "7bit"),
         ("x" * 998, "7bit"),
         ("x" * 999, "quoted-printable"),
-        ("x" * 1000, "quoted-printable"),
-        ("x" * 999 + "\n", "quoted-printable"),
         ("x\n" + "x" * 999 + "\nx", "quoted-printable"),
         ("a\0b\n", "quoted-printable"),
         ("Größe\n", "8bit"),
-        ("é" * 499 + "\n", "8bit"),
         ("é" * 500 + "\n", "quoted-printable"),
     ],
 )
@@ -79,12 +74,6 @@ def test_every_line_end_is_crlf(end: str) -> None:
     assert body(mail(body=f"a{end}{end}.{end}b{end}")) == b"a\r\n\r\n.\r\nb\r\n"
 
 
-def test_no_line_end_is_added_to_a_part() -> None:
-    content = written(with_file("a.txt", "no end", "text/plain", body="neither"))
-    assert b"\r\n\r\nneither\r\n--" in content
-    assert b"\r\n\r\nno end\r\n--" in content
-
-
 @pytest.mark.parametrize("size", range(70, 82))
 @pytest.mark.parametrize("end", ["", " ", "\t", "=", ".", "é", " \n", " \0"])
 def test_quoted_printable_lines_are_short_and_end_in_no_blank(
@@ -94,15 +83,6 @@ def test_quoted_printable_lines_are_short_and_end_in_no_blank(
     message = mail(body=text)
     check(written(message))
     assert decoded(message).replace(b"\r\n", b"\n").decode() == text
-
-
-@pytest.mark.parametrize("size", [0, 1, 57, 58, 57 * 256 - 1, 57 * 256, 57 * 300])
-def test_base64_lines_have_76_characters(size: int) -> None:
-    octets = (bytes(range(256)) * (size // 256 + 1))[:size]
-    *lines, last = base64(octets).split(b"\r\n")
-    assert all(len(line) == 76 for line in lines)
-    assert len(last) <= 76
-    check(written(with_file("a.bin", octets, "x-a/b")))
 
 
 @given(st.binary(max_size=3000))
@@ -148,15 +128,11 @@ def test_other_charsets_arrive_in_all_texts(name: str) -> None:
     ("given", "named"),
     [
         ("utf8", "utf-8"),
-        ("UTF-8", "utf-8"),
         ("utf_8", "utf-8"),
         ("latin_1", "iso-8859-1"),
-        ("Latin-1", "iso-8859-1"),
         ("latin9", "iso-8859-15"),
-        ("ISO-8859-15", "iso-8859-15"),
         ("iso-8859-8", "iso-8859-8"),
         ("cp1252", "cp1252"),
-        ("us-ascii", "us-ascii"),
         (Charset("shift_jis"), "iso-2022-jp"),
     ],
 )
@@ -255,17 +231,15 @@ def test_text_that_does_not_fit_its_charset_is_refused_by_its_place(
 
 
 @pytest.mark.parametrize(
-    "text", [b"Gr\xc3\xb6\xc3\x9fe\n", gettext_lazy("Größe\n"), mark_safe("Größe\n")]
+    "text",
+    [
+        b"Gr\xc3\xb6\xc3\x9fe\n",
+        gettext_lazy("Größe\n"),
+        SimpleLazyObject(lambda: "Größe\n"),
+    ],
 )
 def test_a_body_may_be_bytes_or_lazy(text: Any) -> None:
     assert body(mail(body=text)) == "Größe\r\n".encode()
-
-
-@pytest.mark.parametrize("name", ["utf-8", "utf-16"])
-def test_a_body_may_be_a_lazy_object_that_holds_text(name: str) -> None:
-    lazy: Any = SimpleLazyObject(lambda: "Größe\r\n")
-    message = mail(body=lazy, encoding=name)
-    assert decoded(message).decode(name) == "Größe\r\n"
 
 
 @pytest.mark.parametrize("subtype", ["plain", "html", "markdown"])
@@ -310,26 +284,23 @@ def test_a_message_may_name_other_multiparts() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "value"),
     [
-        {"content_subtype": ""},
-        {"content_subtype": "html\r\nX-Evil: 1"},
-        {"mixed_subtype": "a b"},
-        *(
-            {"alternative": each}
-            for each in ("<p>", ("<p>",), 5, None, ("a", "b", "c"))
-        ),
-        {"alternative": (b"\xff", "text/html")},
-        {"alternative": (["<p>"], "text/html")},
+        ("content_subtype", ""),
+        ("content_subtype", "html\r\nX-Evil: 1"),
+        ("mixed_subtype", "a b"),
     ],
 )
-def test_what_is_wrong_with_a_body_is_refused_by_its_name(
-    change: dict[str, Any],
-) -> None:
-    [(name, value)] = change.items()
-    message = with_file("a.txt", "a", "text/plain")
-    if name == "alternative":
-        message.alternatives.append(value)
-    else:
-        vars(message)[name] = value
+def test_a_subtype_that_is_none_is_refused_by_its_name(name: str, value: str) -> None:
+    message = with_file("a.txt", "a", "text/plain", **{name: value})
     assert refusal(message).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["<p>", ("<p>",), 5, (b"\xff", "text/html"), (["<p>"], "text/html"), ("<p>", "a")],
+)
+def test_what_is_no_alternative_is_refused(value: Any) -> None:
+    message = mail()
+    message.alternatives.append(value)
+    assert refusal(message).startswith("alternative")
