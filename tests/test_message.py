@@ -392,6 +392,7 @@ def test_freeze_expresses_an_envelope_sender_as_django_does(
         ({"tag": "a.b"}, LettermintInvalidMessage),
         ({"metadata": {"k": "x" * 1000}}, LettermintInvalidMessage),
         ({"tenant": ""}, LettermintInvalidMessage),
+        ({"tenant": 5}, LettermintInvalidMessage),
     ],
 )
 def test_freeze_refuses_what_headers_cannot_hold_and_changes_nothing(
@@ -434,6 +435,12 @@ def test_the_attribute_wins_over_the_block_and_the_block_over_all_else() -> None
         assert tenant_of(LettermintMessage(tenant=None), "usual") is None
         with extras(tenant=None, tag="a"):
             assert tenant_of(LettermintMessage(), "usual") is None
+
+
+def test_headers_that_are_no_mapping_name_no_tenant() -> None:
+    message: Any = LettermintMessage()
+    message.extra_headers = ["X-Lettermint-Tenant"]
+    assert tenant_of(message, "usual") == "usual"
 
 
 def test_freeze_signs_the_tenant() -> None:

@@ -11,11 +11,6 @@ import pytest
 from django.test import override_settings
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
-from hypothesis import given
-from hypothesis import strategies as st
-
-from django_lettermint.mime import with_crlf
-from tests.preparing import envelope
 
 from .conformance import check
 from .making import field, mail, refusal, with_file, written
@@ -85,43 +80,7 @@ def test_quoted_printable_lines_are_short_and_end_in_no_blank(
     assert decoded(message).replace(b"\r\n", b"\n").decode() == text
 
 
-@given(st.binary(max_size=3000))
-def test_every_line_end_becomes_crlf_and_nothing_else_changes(octets: bytes) -> None:
-    content = with_crlf(octets)
-    plain = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n")
-    assert content.replace(b"\r\n", b"\n").removesuffix(b"\n") == plain
-    assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
-    assert content.endswith(b"\r\n")
-    assert with_crlf(content) == content
-
-
-def test_a_multipart_says_what_its_parts_need() -> None:
-    message = with_file("a.txt", "a", "text/plain", body="Größe")
-    message.attach_alternative("<p>", "text/html")
-    made = envelope(message)
-    assert made.content.count(b"Content-Transfer-Encoding: 8bit\r\n") == 3
-    assert b"8bit" not in made.seven_bit().content
-
-
 # -- Charsets ------------------------------------------------------------------------------
-
-TEXTS = {"iso-8859-15": "10 € für Öl\n", "koi8-r": "Заказ\n", "shift_jis": "日本語\n"}
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_other_charsets_arrive_in_all_texts(name: str) -> None:
-    message = mail(body=TEXTS[name], encoding=name)
-    message.attach_alternative(TEXTS[name], "text/html")
-    message.attach("a.csv", TEXTS[name], "text/csv")
-    made = envelope(message)
-    for each in (made.content, made.seven_bit().content):
-        leaves = [
-            part for part in message_from_bytes(each).walk() if not part.is_multipart()
-        ]
-        assert [leaf.get_content_charset() for leaf in leaves] == [name] * 3
-        for leaf in leaves:
-            octets: Any = leaf.get_payload(decode=True)
-            assert octets.decode(name).strip() == TEXTS[name].strip()
 
 
 @pytest.mark.parametrize(
@@ -240,12 +199,6 @@ def test_text_that_does_not_fit_its_charset_is_refused_by_its_place(
 )
 def test_a_body_may_be_bytes_or_lazy(text: Any) -> None:
     assert body(mail(body=text)) == "Größe\r\n".encode()
-
-
-@pytest.mark.parametrize("subtype", ["plain", "html", "markdown"])
-def test_the_content_subtype_holds(subtype: str) -> None:
-    message = mail(content_subtype=subtype)
-    assert field(message, "Content-Type") == f'text/{subtype}; charset="utf-8"'
 
 
 def test_alternatives_stand_in_front_of_attachments() -> None:
