@@ -36,8 +36,8 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Hidden, hide
-from .validators import InvalidOption, attributes, is_loopback, resolve, suggestion
+from .validators import InvalidOption, attributes, is_loopback, suggestion
+from .wrappers import Hidden, hide, unwrap
 
 _Config = TypeVar("_Config", BackendConfig, QueueConfig, WebhookConfig)
 
@@ -169,7 +169,7 @@ def _configure(
 def _look_up() -> tuple[Hidden, bool]:
     """Return our settings, and whether they are plain values that can be kept."""
     # Asked directly: LazySettings keeps what it has once seen, for all threads.
-    holder: Any = resolve(settings) if type(settings) is LazySettings else settings
+    holder: Any = unwrap(settings) if type(settings) is LazySettings else settings
     names: set[str] = set()
     inner = holder
     while type(inner) is UserSettingsHolder:
@@ -194,7 +194,7 @@ def _by_place(holder: object, names: Iterable[str]) -> Any:
         value = getattr(holder, name, _UNSET)
         if value is not _UNSET:
             found[name] = value
-    anymail = resolve(found.pop("ANYMAIL", None))
+    anymail = unwrap(found.pop("ANYMAIL", None))
     if anymail is None:
         return found
     if not isinstance(anymail, Mapping):
@@ -242,8 +242,8 @@ class SettingsReader:
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
         with suppress(Exception):  # Django refuses what is wrong with them
-            mailer = resolve(resolve(self._settings.value["MAILERS"])[self.alias])
-            return dict(resolve(mailer["OPTIONS"]))
+            mailer = unwrap(unwrap(self._settings.value["MAILERS"])[self.alias])
+            return dict(unwrap(mailer["OPTIONS"]))
         return {}
 
     def _differs(self, name: str) -> bool:
@@ -252,7 +252,7 @@ class SettingsReader:
         with suppress(Exception):  # a lazy value's: get() reports it
             return name not in mailer or bool(
                 mailer[name] is not self.given[name].value
-                and resolve(mailer[name]) != resolve(self.given[name].value)
+                and unwrap(mailer[name]) != unwrap(self.given[name].value)
             )
         return True
 
@@ -264,7 +264,7 @@ class SettingsReader:
         <= 6.0 passes it with every mail.
         """
         with suppress(Exception):  # a lazy value's: get() reports it
-            self.given[name] = Hidden(resolve(self.given[name].value))
+            self.given[name] = Hidden(unwrap(self.given[name].value))
         if name == "fail_silently" and self.given[name].value is not None:
             self.given[name] = Hidden(bool(self.given[name].value))
             if self.alias is not None or self.given[name].value:
@@ -284,7 +284,7 @@ class SettingsReader:
         reader = copy(self)
         own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
         for name in options.value:
-            given = Hidden(resolve(options.value[name]))
+            given = Hidden(unwrap(options.value[name]))
             if given.value is not None:
                 own[name] = given
         # A password would override the tenant's token.
@@ -298,7 +298,7 @@ class SettingsReader:
         """Return an option, validated."""
         option = _OPTIONS[name]
         try:
-            return option.validate(resolve(self._raw(name)))
+            return option.validate(unwrap(self._raw(name)))
         except InvalidOption as invalid:
             key, problem = invalid.key, f"{invalid}. {invalid.remedy or option.remedy}"
         except Exception as error:  # noqa: BLE001 - a lazy value's, any kind
