@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
+from itertools import chain
 from operator import is_
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
@@ -86,13 +87,18 @@ def _places(option: str) -> tuple[str, ...]:
     return own + for_all if option in ANYMAIL_OPTIONS else own
 
 
+def _in_anymail(places: Iterable[str]) -> dict[str, str]:
+    """Return the places that are in the dict ANYMAIL, by their key there."""
+    start, end = "ANYMAIL['", "']"
+    return {
+        place.removeprefix(start).removesuffix(end): place
+        for place in places
+        if place.startswith(start)
+    }
+
+
 _PLACES = {option: _places(option) for option in _OPTIONS}
-_PLACES_IN_ANYMAIL = {
-    place[len("ANYMAIL['") : -len("']")]: place
-    for places in _PLACES.values()
-    for place in places
-    if place.startswith("ANYMAIL[")
-}
+_PLACES_IN_ANYMAIL = _in_anymail(chain.from_iterable(_PLACES.values()))
 #: All names of settings in which options are found.
 _NAMES = frozenset({"ANYMAIL", "MAILERS"}).union(*_PLACES.values()) - frozenset(
     _PLACES_IN_ANYMAIL.values()
@@ -224,9 +230,11 @@ class SettingsReader:
         self._options = options
         # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
         merged = frozenset(kwargs.get("_ignore_unknown_kwargs") or ())
-        left = {"alias", "_ignore_unknown_kwargs"} | (merged - _KEYWORDS)
+        of_django = {"alias", "_ignore_unknown_kwargs"} | (merged - _KEYWORDS)
         self.given = {
-            name: hide(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
+            name: hide(kwargs.pop(name))
+            for name in tuple(kwargs)
+            if name not in of_django
         }
         # After that: if the settings cannot be read, debug pages show `kwargs`.
         self._settings, self.fixed = _look_up()
@@ -333,11 +341,7 @@ class SettingsReader:
             if known_as not in known:
                 problem = f"is not an option. {suggestion(name, known)}"
                 raise self.error(name, problem)
-        names = {
-            place[len("ANYMAIL['") : -len("']")]: place
-            for place in self._settings.value
-            if place.startswith("ANYMAIL['")
-        }
+        names = _in_anymail(self._settings.value)
         for name, hint in unknown_settings(names).items():
             raise self._error(f"{names[name]} is not an option. {hint}")
 

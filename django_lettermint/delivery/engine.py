@@ -86,8 +86,8 @@ class Delivery:
         #: A connection has just been lost; idle ones of its age may be dead, too.
         self._force_new = False
 
-    def over(
-        self, connections: ConnectionPool[Session], config: RelayConfig
+    def with_config(
+        self, config: RelayConfig, connections: ConnectionPool[Session]
     ) -> Delivery:
         """Return a delivery like this one for another configuration."""
         return Delivery(
@@ -332,7 +332,7 @@ class Delivery:
         now = time.monotonic()
         left = self._patience - (now - self._failing_since)
         most = submission.deadline.seconds_left()
-        if left > 0:
+        if left > 0:  # else the quick retries are not used up
             most = min(most, left)
         self._not_before = now + policy.backoff(self._failures, most=most)
 
@@ -407,7 +407,7 @@ def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> Non
         delivery.deliver(usual)
         for config, group in others.items():
             with open_pool(config) as connections:
-                delivery.over(connections, config).deliver(group)
+                delivery.with_config(config, connections).deliver(group)
     except BaseException:  # an interrupt: later configurations were not begun
         for submission in chain.from_iterable(messages):
             if not submission.done:
