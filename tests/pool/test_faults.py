@@ -14,7 +14,7 @@ from django_lettermint.exceptions import (
     LettermintError,
     PoolTimeout,
 )
-from tests.faults import Action, On, accept_then, drop, gate, raw, reply, stall
+from tests.faults import Action, On, accept_then, chain, drop, gate, raw, reply, stall
 from tests.faultserver import FaultServer
 from tests.sending import (
     SHORT,
@@ -98,7 +98,7 @@ def test_idle_connections_that_died_are_replaced_unnoticed(death: Action) -> Non
 @pytest.mark.parametrize(
     ("phase", "late"),
     [
-        ("rcpt", gate(threading.Event(), then=reply(550, "5.1.1 late"))),
+        ("rcpt", chain(gate(threading.Event()), reply(550, "5.1.1 late"))),
         ("dot", accept_then(stall(2 * SHORT, then=reply(250)))),
     ],
 )

@@ -314,7 +314,7 @@ def test_a_reply_does_not_end_the_wait_for_room_to_write() -> None:
 
 
 def test_a_write_stops_when_a_reply_has_come() -> None:
-    with connected() as (stream, server):
+    with connected(buffers=4096) as (stream, server):
         server.sendall(b"552 too big\r\n")
         wait_readable(stream)
         # The server does not read: without the reply this would time out.
