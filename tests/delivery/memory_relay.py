@@ -109,15 +109,11 @@ def behaviours(run: Callable[[Script], None], *, faults: int) -> int:
 
 @dataclass
 class MemoryRelay:
-    """The relay's side: what it took, and from how many connections.
-
-    `pause` is called where another connection may go on.
-    """
+    """The relay's side: what it took, and from how many connections."""
 
     script: Script
     knows_keys: bool
     choices: Choices = USUAL
-    pause: Callable[[], object] = lambda: None
     logins: int = 0
     streams: list[MemoryStream] = field(default_factory=list)
     delivered: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -125,7 +121,6 @@ class MemoryRelay:
     keys: dict[bytes, bytes] = field(default_factory=dict)
 
     def connect(self, state: RelayState) -> Session:
-        self.pause()
         self.logins += 1
         choice = self.script.choose(self.choices.connect, "")
         if choice != "accept":
@@ -191,7 +186,6 @@ class MemoryStream:
         stall: float = 0,
         stop_on_reply: bool = False,
     ) -> None:
-        self._relay.pause()
         if self._closed:
             raise BrokenPipeError("closed")
         self._input += data
@@ -201,7 +195,6 @@ class MemoryStream:
             self.interrupt(self._choices.content, self._sender or "")
 
     def read_reply(self, until: float) -> Reply:
-        self._relay.pause()
         if self._replies:
             reply = self._replies.pop(0)
             if not reply.code:
