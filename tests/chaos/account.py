@@ -42,13 +42,6 @@ class Account:
         return Counter(result(each).outcome for each in self.messages.values())
 
     @property
-    def delivered(self) -> Counter[tuple[str, str]]:
-        """Return how many times the server delivered, by sender and recipient."""
-        return Counter(
-            (each.mail_from, who) for each in self.deliveries for who in each.recipients
-        )
-
-    @property
     def broken(self) -> list[str]:
         """Return the promises that were broken."""
         broken = [*self.troubles, *_miscounted(self), *_garbled(self)]
@@ -64,7 +57,9 @@ class Account:
 
 
 def _miscounted(account: Account) -> Iterator[str]:
-    delivered = account.delivered
+    delivered = Counter(
+        (each.mail_from, who) for each in account.deliveries for who in each.recipients
+    )
     for sender, message in account.messages.items():
         found = result(message)
         for who in message.to:
@@ -93,11 +88,6 @@ def report(account: Account) -> str:
     """Return the faults, the outcomes, and the promises that were broken."""
     lines = [f"{times:4} x {fault}" for fault, times in account.faults.times.items()]
     lines += [f"{outcome.name}: {count}" for outcome, count in account.outcomes.items()]
-    lines += [
-        f"UNKNOWN: {sender}, after {account.faults.of(sender)}"
-        for sender, message in account.messages.items()
-        if result(message).outcome is Outcome.UNKNOWN
-    ]
     lines += [f"BROKEN: {what}" for what in account.broken]
     lines.append(f"{len(account.broken)} promises broken, {account.seconds:.0f} s")
     return "\n".join(lines)

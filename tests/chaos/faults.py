@@ -39,21 +39,6 @@ REFUSED: Mapping[str, Action] = {
     "450": reply(450, "4.3.0 not now"),
     "550": reply(550, "5.7.1 no"),
 }
-#: Percent of the times that a step is taken, for each kind of fault there.
-CHANCES: Mapping[Phase, float] = {
-    "banner": 1.0,
-    "tls": 1.0,
-    "ehlo": 1.0,
-    "auth": 1.0,
-    "rset": 1.0,
-    "mail": 0.4,
-    "rcpt": 0.4,
-    "data": 0.4,
-    "body": 0.4,
-    "bdat": 0.4,
-    "dot": 0.3,
-    "idle": 1.0,
-}
 KINDS: Mapping[Phase, Mapping[str, Action]] = {
     "banner": {**ANYWHERE, "554": reply(554, "5.3.2 no service", close=True)},
     "tls": {"lost": drop(), "garbage": raw(b"220 not TLS at all\r\n", close=True)},
@@ -82,6 +67,11 @@ KINDS: Mapping[Phase, Mapping[str, Action]] = {
 }
 #: Faults of a connection; all others are a message's.
 OF_CONNECTIONS = ("banner", "tls", "ehlo", "auth", "rset", "idle")
+
+
+def chance(phase: Phase) -> float:
+    """Return the probability of each kind of fault, whenever this step is taken."""
+    return 0.01 if phase in OF_CONNECTIONS else 0.003
 
 
 class FaultLog:
@@ -129,7 +119,7 @@ class RandomFault(On):
         if moment.phase == "mail":
             sender = moment.argument.partition("<")[2].partition(">")[0]
             self.faults.senders[moment.message] = sender
-        if self.dice.random() * 100 >= CHANCES[moment.phase]:
+        if self.dice.random() >= chance(moment.phase):
             return False
         self.faults.note(self.fault, moment)
         return True

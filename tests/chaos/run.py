@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from django.core.mail import EmailMessage
@@ -18,7 +18,7 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintError
 from tests.chaos.account import Account
 from tests.chaos.faults import FaultLog
-from tests.faultserver import FEATURES, FaultServer, On
+from tests.faultserver import FEATURES, FaultServer
 from tests.sending import listening
 
 THREADS = 8
@@ -33,21 +33,14 @@ VARIANTS: Sequence[dict[str, object]] = (
 )
 
 
-def run(
-    count: int,
-    seed: int,
-    *,
-    idempotency: bool,
-    tls: str = "implicit",
-    script: Iterable[On] = (),
-) -> Account:
-    """Send mails in threads and account for each; rules of `script` come first."""
+def run(count: int, seed: int, *, idempotency: bool, tls: str) -> Account:
+    """Send mails in threads and account for each."""
     faults = FaultLog(seed)
     messages = {each.from_email: each for each in _mails(count)}
     before = _held()
     began = time.monotonic()
     server = FaultServer(
-        (*script, *faults.script()),
+        faults.script(),
         tls=tls,
         features=(*FEATURES, "CHUNKING"),
         idempotency=idempotency,
