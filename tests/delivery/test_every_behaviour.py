@@ -24,7 +24,6 @@ from django_lettermint.results import Outcome
 from django_lettermint.smtp import RelayState, Session
 from tests.delivery.memory_relay import (
     HANDSHAKE,
-    RARE,
     USUAL,
     Choices,
     MemoryRelay,
@@ -35,10 +34,10 @@ from tests.delivery.memory_relay import (
 FAULTS = int(os.environ.get("LETTERMINT_FAULTS", "2"))
 #: Faults after which the relay may have the message, though no reply says so.
 IN_DOUBT = {
-    *("close", "silence", "garbage", "half a reply", "deliver, half a reply"),
+    *("close", "silence", "garbage"),
     *("deliver and close", "deliver in silence", "deliver, then garbage"),
 }
-REFUSALS = {"450", "550", "421 to the end", "450 4.4.2", "450 4.4.2 and close"}
+REFUSALS = {"450", "550", "421 to the end"}
 #: What any further message would meet as well.
 FOR_GOOD = {"554 greeting", "550 EHLO", "554 STARTTLS", "535 AUTH"}
 
@@ -140,27 +139,24 @@ PIPELINING = pytest.mark.parametrize(
 KEYS = pytest.mark.parametrize("keys", [False, True], ids=["no-keys", "keys"])
 
 
-@pytest.mark.slow
 @CHUNKING
 @PIPELINING
 @KEYS
+@pytest.mark.parametrize(
+    "faults", [FAULTS - 1, pytest.param(FAULTS, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("count", "recipients"), [(3, 1), (2, 2)])
 def test_each_promise_holds_whatever_the_relay_does(
-    count: int, recipients: int, *, keys: bool, pipelining: bool, chunking: bool
+    count: int,
+    recipients: int,
+    faults: int,
+    *,
+    keys: bool,
+    pipelining: bool,
+    chunking: bool,
 ) -> None:
     options = {"idempotency": keys, "pipelining": pipelining, "chunking": chunking}
-    assert walk(USUAL, count, recipients, faults=FAULTS, **options) > 500
-
-
-@CHUNKING
-@PIPELINING
-@KEYS
-@pytest.mark.parametrize("recipients", [1, 2])
-def test_each_promise_holds_whatever_is_rare(
-    recipients: int, *, keys: bool, pipelining: bool, chunking: bool
-) -> None:
-    options = {"idempotency": keys, "pipelining": pipelining, "chunking": chunking}
-    assert walk(RARE, 3, recipients, faults=FAULTS - 1, **options) > 50
+    assert walk(USUAL, count, recipients, faults=faults, **options) > 40**faults / 4
 
 
 @KEYS
