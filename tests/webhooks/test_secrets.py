@@ -26,13 +26,17 @@ def of_url(secret: object) -> Callable[..., Any]:
 
 
 def of_class(secret: object) -> Callable[..., Any]:
-    return type("Own", (View,), {"signing_secret": secret}).as_view()
+    class Own(View):
+        signing_secret = secret
+
+    return Own.as_view()
 
 
 def of_property(secret: object) -> Callable[..., Any]:
-    return type(
-        "Own", (View,), {"signing_secret": property(lambda _: secret)}
-    ).as_view()
+    class Own(View):
+        signing_secret = property(lambda _: secret)
+
+    return Own.as_view()
 
 
 def of_setup(secret: object) -> Callable[..., Any]:
