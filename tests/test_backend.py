@@ -77,7 +77,7 @@ def changed(**attributes: Any) -> Any:
     return mail
 
 
-def lazy_text() -> SimpleLazyObject:
+def lazy_text() -> Any:
     return SimpleLazyObject(partial(str, Text()))
 
 
