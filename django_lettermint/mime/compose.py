@@ -77,8 +77,8 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     }
     subject = extras.single_line("subject", message.subject or "")
     names = ("body", "alternatives", "attachments")
-    said = {name: getattr(message, name, None) for name in names}
-    part = body(message, said, idna)
+    content = {name: getattr(message, name, None) for name in names}
+    part = body(message, content, idna)
     return Part(header(subject, lists, headers, idna) + part.head, part.body)
 
 
@@ -143,18 +143,18 @@ def _domain(sender: Mailbox) -> str:
     return sender.address.rpartition("@")[2]
 
 
-def body(message: EmailMessage, said: Mapping[str, Any], idna: IdnaEncode) -> Part:
+def body(message: EmailMessage, content: Mapping[str, Any], idna: IdnaEncode) -> Part:
     """Write the body, and the fields that describe it.
 
-    `said` holds text, alternatives and attachments; the message holds the rest.
+    `content` has its body, alternatives and attachments; the message has the rest.
     """
     given: object = message.encoding or settings.DEFAULT_CHARSET
     if isinstance(given, Charset):
         encoding = bodies.charset_encoding(given)
     else:
         encoding = bodies.text_encoding(str(given))
-    text, alternatives = said.get("body") or "", said.get("alternatives") or ()
-    attachments = said.get("attachments") or ()
+    text, alternatives = content.get("body") or "", content.get("alternatives") or ()
+    attachments = content.get("attachments") or ()
     parts: list[Part] = []
     if text or not (alternatives or attachments):
         if type(text) is not str:  # lazy objects claim to be one
@@ -164,8 +164,8 @@ def body(message: EmailMessage, said: Mapping[str, Any], idna: IdnaEncode) -> Pa
         kind = bodies.content_type("content_subtype", f"text/{message.content_subtype}")
         parts = [bodies.text("body", text, kind, encoding)]
     if alternatives:
-        for content, value in map(_alternative, alternatives):
-            parts.append(_leaf("alternative", content, value, encoding))
+        for each, value in map(_alternative, alternatives):
+            parts.append(_leaf("alternative", each, value, encoding))
         parts = [_multipart(message, "alternative", parts)]
     if attachments:
         parts += [_attached(each, encoding, idna) for each in attachments]
