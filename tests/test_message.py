@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import enum
 import pickle
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -217,18 +215,6 @@ def test_tasks_of_asyncio_and_their_threads_have_their_own_blocks() -> None:
         return list(await asyncio.gather(tag("a", barrier), tag("b", barrier)))
 
     assert asyncio.run(both()) == ["a", "b"]
-
-
-def test_a_thread_run_in_the_callers_context_sees_its_block() -> None:
-    seen: list[str | None] = []
-    with extras(tag="t"):
-        context = contextvars.copy_context()
-    thread = threading.Thread(
-        target=context.run, args=[lambda: seen.append(effective(make()).tag)]
-    )
-    thread.start()
-    thread.join()
-    assert seen == ["t"]
 
 
 # -- Attributes and defaults -----------------------------------------------------------------

@@ -117,15 +117,6 @@ def test_a_line_that_cannot_be_folded_is_refused(key: str, value: str) -> None:
     assert str(caught.value).startswith("header 'X-LM-Metadata-k")
 
 
-@pytest.mark.parametrize("character", ["é", "🎉"])
-def test_encoded_words_are_short_and_split_no_character(character: str) -> None:
-    (_, *words) = render(Extras(metadata={"k": character * 120})).decode().split()
-    assert len(words) > 3
-    for word in words:
-        assert len(word) <= 75
-        assert set(str(make_header(decode_header(word)))) == {character}
-
-
 @given(
     st.none() | tags,
     st.dictionaries(keys, values),
