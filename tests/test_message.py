@@ -134,12 +134,8 @@ def test_none_in_a_block_hides_outer_blocks_and_defaults() -> None:
     "bad",
     [
         {"tag": "a.b"},
-        {"route": "a b"},
-        {"metadata": {"a b": 1}},
-        {"metadata": {"k": None}},
         {"metadata": {"k": LAZY_NONE}},
         {"metadata": {"k": "x" * 1000}},
-        {"metadata": ["k"]},
         {"tenant": ""},
     ],
 )
@@ -265,8 +261,6 @@ def test_what_an_anymail_message_leaves_unset_is_skipped() -> None:
         ({"esp_extra": ["route"]}, "^esp_extra: "),
         ({"tag": "a", "tags": ["b"]}, "'b' .* also has 'a'"),
         ({"tag": "a", "esp_extra": {"tag": "b"}}, "'b' .* also has 'a'"),
-        ({"tag": 5}, "^tag: "),
-        ({"metadata": ["k"]}, "^metadata: "),
         ({"metadata": {"k": LAZY_NONE}}, "None cannot be sent"),
     ],
 )

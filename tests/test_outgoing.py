@@ -173,23 +173,6 @@ def test_a_cancelled_message_fires_nothing(relay: Relay) -> None:
     assert relay.statistics.connections == 0
 
 
-def test_a_receiver_that_is_interrupted_keeps_no_signal_from_the_others(
-    relay: Relay,
-) -> None:
-    def interrupt(**_: Any) -> None:
-        raise KeyboardInterrupt
-
-    mails = [message(), message("no"), message()]
-    with (
-        listening() as heard,
-        receiver(message_sent, interrupt),
-        pytest.raises(KeyboardInterrupt),
-    ):
-        EmailBackend(**relay.options()).send_messages(mails)
-    ends = [name for name in names(heard) if name != "post_send"]
-    assert ends == ["message_sent", "message_failed", "message_sent"]
-
-
 @pytest.mark.parametrize(
     "signal", [post_send, message_sent, message_failed], ids=["post", "sent", "failed"]
 )

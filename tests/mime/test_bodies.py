@@ -150,19 +150,17 @@ def test_charsets_with_other_line_ends_go_in_base64(name: str) -> None:
 def test_a_charset_object_decides_the_transfer_encoding(
     name: str, encoding: int | None, named: str
 ) -> None:
-    text = "10 € für Öl\nb"
-    message = mail(body=text, encoding=charset(name, encoding))
-    message.attach_alternative("<p>€", "text/html")
-    message.attach("a.txt", "€", "text/plain")
+    message = mail(body="10 €\nb", encoding=charset(name, encoding))
+    message.attach_alternative("10 €\nb", "text/html")
+    message.attach("a.txt", "10 €\nb", "text/plain")
     content = written(message)
     check(content)
-    leaves = [
-        part for part in message_from_bytes(content).walk() if not part.is_multipart()
-    ]
-    assert {leaf["Content-Transfer-Encoding"] for leaf in leaves} == {named}
-    assert {leaf.get_content_charset() for leaf in leaves} == {name}
-    octets: Any = leaves[0].get_payload(decode=True)
-    assert octets.decode(name).splitlines() == text.splitlines()
+    for leaf in message_from_bytes(content).walk():
+        if not leaf.is_multipart():
+            octets: Any = leaf.get_payload(decode=True)
+            assert octets.decode(name) == "10 €\r\nb"
+            assert leaf["Content-Transfer-Encoding"] == named
+            assert leaf.get_content_charset() == name
 
 
 @pytest.mark.parametrize("name", ["none", "rot13", "base64", "ü", "a b", "utf-8 "])
