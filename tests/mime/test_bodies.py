@@ -13,7 +13,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
 from .conformance import check
-from .making import field, mail, refusal, with_file, written
+from .making import field, found_in, mail, refusal, with_file, written
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
@@ -78,6 +78,14 @@ def test_quoted_printable_lines_are_short_and_end_in_no_blank(
     message = mail(body=text)
     check(written(message))
     assert decoded(message).replace(b"\r\n", b"\n").decode() == text
+
+
+@pytest.mark.parametrize("size", [0, 57, 58, 57 * 256, 57 * 300])
+def test_base64_lines_have_76_characters(size: int) -> None:
+    content = written(with_file("a.bin", octets := b"\xff" * size, "x-a/b"))
+    check(content)
+    assert content.count(b"/" * 76 + b"\r\n") == size // 57
+    assert found_in(content)[2] == octets
 
 
 # -- Charsets ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from enum import Enum
 from socket import gethostname
 from typing import Any
 
@@ -245,3 +246,14 @@ def test_headers_in_any_letter_case_replace_those_of_the_message() -> None:
     assert {name: fields(message, name) for name in headers} == {
         name: [value] for name, value in headers.items()
     }
+
+
+def test_a_member_of_an_enumeration_of_texts_is_its_text() -> None:
+    class Text(str, Enum):  # noqa: UP042 - str() of a StrEnum's member is its text
+        SUBJECT = "Hello"
+        TO = "Ann <ann@mail.example>"
+
+    message = mail(subject=Text.SUBJECT, body=Text.SUBJECT, to=[Text.TO])
+    assert field(message, "Subject") == "Hello"
+    assert field(message, "To") == "Ann <ann@mail.example>"
+    assert written(message).endswith(b"\r\n\r\nHello\r\n")
