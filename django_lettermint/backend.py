@@ -111,6 +111,7 @@ class EmailBackend(AnymailBaseBackend):
         #: The tenant of messages that name none themselves.
         self.tenant: str | None = config.tenant or getattr(type(self), "tenant", None)
         self.has_tenants = config.tenants is not None
+        #: Shared with all copies of this backend, and never pickled.
         self._whole_config = Hidden(config)
         #: Seconds for connecting and for each reply; django-health-check sets it.
         self.timeout: float | None = config.relay.timeout

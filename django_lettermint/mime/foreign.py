@@ -71,9 +71,8 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     if not isinstance(built, Message):
         raise TypeError(f"message() returned {short_repr(built)}, not a MIME message")
     head: list[bytes] = []
-    body = copy.copy(
-        built
-    )  # `del` rebinds its list of fields and leaves the original's
+    # `del` rebinds its list of fields and leaves the original's.
+    body = copy.copy(built)
     _check_header(built)
     for name, value in built.items():
         if not name.lower().startswith("content-"):
@@ -121,7 +120,7 @@ def _text(value: Any) -> str:
 
 
 def part(mime: Message, idna: IdnaEncode) -> Part:
-    """Write a MIME object; raise LettermintInvalidMessage for what cannot travel."""
+    """Write a MIME object; raise LettermintInvalidMessage for what cannot be sent."""
     return _fit(*Part.parse(flatten(_with_octets(mime), idna)))
 
 
@@ -205,13 +204,13 @@ def seven_bit(content: bytes) -> bytes:
 
 
 def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
-    """Encode the leaves of an entity that cannot travel as they are."""
+    """Encode the leaves of an entity that cannot be sent as they are."""
     for found in _FIELD.finditer(head):
-        if not bodies.travels(found[0]):
+        if not bodies.is_sendable(found[0]):
             name = found[1].decode()
             rule = f"a line of it is over {MAX_LINE} octets or holds a NUL (RFC 5322)"
             raise invalid_value(f"header {short_repr(name)}", found[0], rule)
-    if bodies.travels(body, seven_bit=seven_bit):
+    if bodies.is_sendable(body, seven_bit=seven_bit):
         return Part(head, body)
     parsed = BytesHeaderParser().parsebytes(head)
     main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
@@ -226,7 +225,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)
         body = bytes(whole.get_payload(decode=True))
     if main == "text" and b"\0" not in body:
-        body, encoding = bodies.carried(body, seven_bit=seven_bit)
+        body, encoding = bodies.transfer_encoded(body, seven_bit=seven_bit)
     else:
         body, encoding = bodies.base64(body), "base64"
     field = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
@@ -252,7 +251,7 @@ def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
 
 
 def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:
-    """Write attached mail that cannot travel as a file of the same name."""
+    """Write attached mail that cannot be sent as it is as a file of the same name."""
     made = bodies.octets(bodies.OCTET_STREAM, octets)
     kept = _without(head, _ENCODING, _TYPE)
     if b"content-disposition:" not in kept.lower():
