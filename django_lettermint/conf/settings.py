@@ -106,6 +106,7 @@ _NAMES = frozenset({"ANYMAIL", "MAILERS"}).union(*_PLACES.values()) - frozenset(
 _KNOWN_SETTINGS = frozenset(map(setting_name, _SETTABLE))
 
 _UNSET: Any = object()
+_NOTHING = Hidden({})
 
 #: The configurations in use, each with the values it was made of.
 _kept: dict[tuple[object, ...], tuple[Hidden, Any]] = {}
@@ -159,17 +160,24 @@ def _configure(
         return build(reader)
     key = (build, reader.alias if reader.given else None, *sorted(reader.given))
     values = reader.snapshot()
-    if key in _kept:
-        before, kept = _kept[key]
-        # The very same objects: equal ones may differ, as 1 and True do.
-        same = map(is_, before.value, values.value)
-        if len(before.value) == len(values.value) and all(same):
-            return cast("_Config", kept)
+    kept = _kept_for(key, values)
+    if kept is not None:
+        return cast("_Config", kept)
     config = build(reader)
     # The result of lazy() may be another each time.
     if not any(issubclass(type(each), Promise) for each in values.value):
         _kept[key] = values, config
     return config
+
+
+def _kept_for(key: tuple[object, ...], values: Hidden) -> object:
+    """Return the configuration that the very same values made before, if there is one.
+
+    Equal values may differ, as 1 and True do.
+    """
+    before, config = _kept.get(key, (_NOTHING, None))
+    same = map(is_, before.value, values.value)
+    return config if len(before.value) == len(values.value) and all(same) else None
 
 
 def _look_up() -> tuple[Hidden, bool]:
@@ -211,9 +219,6 @@ def _by_place(holder: object, names: Iterable[str]) -> Any:
         elif isinstance(name, str) and name.startswith(_PREFIX):
             found[f"ANYMAIL[{name!r}]"] = value
     return found
-
-
-_NOTHING = Hidden({})
 
 
 class SettingsReader:
