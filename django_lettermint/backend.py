@@ -198,7 +198,7 @@ class EmailBackend(AnymailBaseBackend):
         """
         messages = email_messages or ()
         finished = _Finished(type(self), self._config.endpoint)
-        call = looked_up.set({})
+        call = looked_up.set({})  # each tenant is looked up once in a call
         try:
             self._deliver(messages, finished)
         except Exception:  # of a pre_send receiver or an iterator: the rest is not sent

@@ -163,8 +163,9 @@ class Delivery:
                 self._connected.set()
             if self._stop.is_set():
                 return
-            room = max(1, connection.max_messages - connection.session.messages)
-            count = int(min(room, len(due)))
+            room = connection.max_messages - connection.session.messages
+            # As int, since there is room for infinitely many if nothing limits them.
+            count = int(min(max(1, room), len(due)))
             pairs = [(each, each.begin()) for each in due[:count]]
             try:
                 self._send_over(connection, pairs)
@@ -255,7 +256,7 @@ class Delivery:
             self._prepare_after_loss(submission, transaction, decision, used=used)
             return decision
         self._force_new = decision is Decision.FRESH
-        # The relay has replied to a whole message, on a new connection perhaps.
+        # The session is intact, on a new connection perhaps: earlier failures are over.
         self._failures = self._given_up = 0
         self._unreachable = None
         if not used:
