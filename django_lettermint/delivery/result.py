@@ -34,6 +34,21 @@ if TYPE_CHECKING:
 _INVALID_ADDRESS = (501, 553)
 #: The message ends with the first of these that one of its submissions has.
 _PRECEDENCE = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
+#: The steps of a message as errors name them.
+_STEPS = {
+    Phase.DATA: "DATA",
+    Phase.CONTENT: "DATA, before its end",
+    Phase.COMMIT: "its end",
+}
+#: The phase of an error without a mail transaction.
+_PHASES: tuple[tuple[type[Exception], Phase], ...] = (
+    (ConnectFailed, Phase.CONNECT),
+    (TLSFailed, Phase.TLS),
+    (AuthenticationFailed, Phase.AUTH),
+    (PoolTimeout, Phase.POOL),
+    (PoolClosed, Phase.POOL),
+    (ConnectionLost, Phase.CONNECT),
+)
 
 
 def build_result(submissions: Sequence[Submission]) -> SendResult:
@@ -207,18 +222,3 @@ def _refused(
 
 def _why(failure: BaseException | None) -> str:
     return str(failure or "interrupted")[:MAX_TEXT]
-
-
-_STEPS = {
-    Phase.DATA: "DATA",
-    Phase.CONTENT: "DATA, before its end",
-    Phase.COMMIT: "its end",
-}
-_PHASES: tuple[tuple[type[Exception], Phase], ...] = (
-    (ConnectFailed, Phase.CONNECT),
-    (TLSFailed, Phase.TLS),
-    (AuthenticationFailed, Phase.AUTH),
-    (PoolTimeout, Phase.POOL),
-    (PoolClosed, Phase.POOL),
-    (ConnectionLost, Phase.CONNECT),
-)
