@@ -1,4 +1,4 @@
-"""The text of any header: checks, errors that show it, and lines."""
+"""The text of any header: its checks, the errors that show it, and its lines."""
 
 from __future__ import annotations
 
@@ -117,14 +117,6 @@ def single_line(field: str, value: object) -> str:
     return text
 
 
-def _is_date(text: str) -> bool:
-    try:
-        parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return False
-    return text.isascii()
-
-
 def verbatim(name: str, text: str, width: int = MAX_LINE) -> bytes:
     """Write a field as it is, folded at its blanks if it is wider."""
     if len(name) + len(": ") + len(text) <= width:
@@ -166,3 +158,11 @@ def fold(name: str, value: Iterable[str], width: int) -> bytes:
             f"header {short_repr(name)}", "".join([first, *others]).lstrip(), rule
         )
     return octets
+
+
+def _is_date(text: str) -> bool:
+    try:
+        parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return False
+    return text.isascii()
