@@ -37,7 +37,6 @@ from .delivery import (
     Delivery,
     build_error,
     build_result,
-    deliver_all,
     list_connections,
     submissions,
 )
@@ -263,7 +262,7 @@ class EmailBackend(AnymailBaseBackend):
                 delivery = Delivery(config, connections, patience=patience)
                 for batch in self._batches(messages, size, BATCH_OCTETS):
                     try:
-                        deliver_all([each.submissions for each in batch], delivery)
+                        delivery.deliver_all([each.submissions for each in batch])
                     finally:
                         finished.add(batch)
                 return

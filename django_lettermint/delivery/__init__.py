@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .batch import BATCH_SIZE, BatchSender, list_connections
-from .engine import Delivery, deliver_all
+from .engine import Delivery
 from .policy import LIST_PATIENCE, PATIENCE, later_may_help
 from .result import build_error, build_result, recipients_of
 from .submission import Deadline, Submission, submissions
@@ -18,7 +18,6 @@ __all__ = [
     "Submission",
     "build_error",
     "build_result",
-    "deliver_all",
     "later_may_help",
     "list_connections",
     "recipients_of",
