@@ -5,7 +5,7 @@ from __future__ import annotations
 from .batch import BATCH_SIZE, BatchSender, list_connections
 from .engine import Delivery
 from .policy import LIST_PATIENCE, PATIENCE, later_may_help
-from .result import build_error, build_result, recipients_of
+from .result import build_error, build_result
 from .submission import Deadline, Submission, submissions
 
 __all__ = [
@@ -20,6 +20,5 @@ __all__ = [
     "build_result",
     "later_may_help",
     "list_connections",
-    "recipients_of",
     "submissions",
 ]

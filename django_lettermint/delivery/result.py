@@ -65,7 +65,7 @@ def build_result(submissions: Sequence[Submission]) -> SendResult:
         recipients={
             address: _recipient(submission, address)
             for submission in submissions
-            for address in recipients_of(submission)
+            for address in submission.recipients
         },
         code=reply.code if reply else None,
         text=reply.text if reply else "",
@@ -119,11 +119,6 @@ def _phase_of(error: Exception) -> Phase:
         return error.phase
     matches = (phase for kind, phase in _PHASES if isinstance(error, kind))
     return next(matches, Phase.MESSAGE)
-
-
-def recipients_of(submission: Submission) -> tuple[str, ...]:
-    """Return all recipients of a submission, including those left out of a repeat."""
-    return (submission.unconfirmed or submission).envelope.recipients
 
 
 def _recipient(submission: Submission, address: str) -> RecipientResult:
