@@ -159,6 +159,7 @@ class Delivery:
             force_new=self._force_new,
             ignore_pool_timeout=self._ignore_pool_timeout,
         ) as connection:
+            self._force_new = False
             if self._connected:
                 self._connected.set()
             if self._stop.is_set():
@@ -220,6 +221,7 @@ class Delivery:
             )
             if fresh:
                 connection.discard(CloseReason.REFUSED)
+                self._force_new = True
             alone_or_wait = decision in (Decision.ALONE, Decision.WAIT)
             leaving = leaving or fresh or alone_or_wait
             used = used or bool(transaction.started)
@@ -245,14 +247,15 @@ class Delivery:
         # The relay may limit connections by login or by sender, which it learns only
         # after the greeting: with fewer connections it might have refused nothing.
         others_open = (
-            self._ignore_pool_timeout
+            (lost is not None or self._ignore_pool_timeout)
             and not (transaction.connection_carried or submission.waited_for_others)
             and self._connections.size > 1
         )
         unused = lost and not used and transaction.outcome is Outcome.NOT_SENT
         if unused:
             session.relay.note_loss()
-        if unused and not others_open:
+        # The threads of a list wait for each other at once.
+        if unused and not (others_open and self._ignore_pool_timeout):
             patience = self._patience
             if not isinstance(lost, ServerClosing):
                 # The message itself may break connections.
@@ -262,7 +265,6 @@ class Delivery:
             transaction, used=used, may_retry=may_retry, others_open=others_open
         )
         if not closed:
-            self._force_new = decision is Decision.FRESH
             self._forget_failures(new=not used)
             return decision
         self._force_new = decision is not Decision.WAIT

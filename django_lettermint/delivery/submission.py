@@ -64,7 +64,7 @@ class Submission:
     refused_pipelined: bool = False
     #: It was tried on a fresh connection after a used one had refused it.
     tried_fresh: bool = False
-    #: It waited for another connection after a further one of a list had failed.
+    #: It waited for another connection after a new one had failed.
     waited_for_others: bool = False
     #: In `time.monotonic()`; a repeat waits for `not_before`.
     ended: float = 0.0
@@ -113,8 +113,8 @@ class Submission:
         """Apply the end of a mail transaction; return what comes next.
 
         `used`: the connection had served before. `may_retry`: a retry after the loss of
-        a fresh connection is within the limits. `others_open`: the connection is one of
-        several that a list has opened.
+        a fresh connection is within the limits. `others_open`: the pool has others that
+        could carry the message.
         """
         self.attempts += 1
         self.last = transaction

@@ -18,7 +18,7 @@ from django_lettermint.exceptions import (
     SenderRefused,
 )
 from django_lettermint.results import Outcome
-from tests.faultserver import Answer, FaultServer, On, drop, gate, hang, reply
+from tests.faultserver import FEATURES, Answer, FaultServer, On, drop, gate, hang, reply
 from tests.sending import (
     SHORT,
     backend,
@@ -120,6 +120,27 @@ def test_a_refusal_that_a_fresh_connection_may_cure_is_not_the_end_at_the_deadli
     assert raised.value.transient
 
 
+@pytest.mark.parametrize("chunking", [False, True])
+def test_a_message_refused_for_its_session_goes_out_on_a_new_connection(
+    *, chunking: bool
+) -> None:
+    release = threading.Event()
+    features = (*FEATURES, "CHUNKING")
+    with FaultServer(
+        [On("dot", message=1, do=gate(release))], features=features, idempotency=True
+    ) as server:
+        sender = backend(server, chunking=chunking)
+        with in_a_thread(sender):
+            assert server.wait_for(lambda: server.messages == 1)
+            assert sender.send_messages([mail()]) == 1
+            release.set()
+        # Both connections are idle, and at their limit.
+        refusal = reply(452, "4.5.3 Too many messages sent")
+        server.script = [On("mail", connection=each, do=refusal) for each in (1, 2)]
+
+        assert sender.send_messages(mails(2)) == 2
+
+
 # -- A relay that takes no further connection ------------------------------------------
 
 
@@ -134,9 +155,10 @@ def in_a_thread(sender: EmailBackend) -> Iterator[None]:
         thread.join(30)
 
 
+@pytest.mark.parametrize("phase", ["banner", "mail"])
 @pytest.mark.parametrize("lost", [False, True], ids=["none before", "its own was lost"])
 def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others(
-    *, lost: bool
+    phase: Phase, *, lost: bool
 ) -> None:
     release, refused = threading.Event(), threading.Event()
 
@@ -151,7 +173,7 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_hangs_up_on_others(
             if lost:
                 assert sender.send_messages([mail()]) == 1
                 server.script.append(On("mail", connection=2, do=drop()))
-            server.script.append(On("banner", do=hang_up))
+            server.script.append(On(phase, connection=2 + lost, do=hang_up))
             with in_a_thread(sender):
                 assert refused.wait(30)
                 release.set()
