@@ -62,8 +62,8 @@ class Submission:
     reused: bool = False
     #: The relay refused it while it was pipelined behind another message.
     refused_pipelined: bool = False
-    #: It was tried on a fresh connection after a used one had refused it.
-    tried_fresh: bool = False
+    #: How often it was to be tried on a fresh connection after a used one had refused it.
+    fresh_tries: int = 0
     #: It waited for another connection after a new one had failed.
     waited_for_others: bool = False
     #: In `time.monotonic()`; a repeat waits for `not_before`.
@@ -148,7 +148,7 @@ class Submission:
         elif decision is Decision.ALONE:
             self.refused_pipelined = True
         elif decision is Decision.FRESH:
-            self.tried_fresh = True
+            self.fresh_tries += 1
         elif decision in (Decision.FINAL, Decision.GIVE_UP):
             self._finish(Outcome.NOT_SENT)
         return decision
@@ -197,7 +197,7 @@ class Submission:
             pipelined=transaction.pipelined,
             used=self.reused,
             carried=transaction.connection_carried,
-            tried_fresh=self.tried_fresh,
+            tried_fresh=self.fresh_tries >= policy.MAX_FRESH_TRIES,
             others_open=others_open,
             repeatable=self._may_repeat(),
             may_retry=may_retry,

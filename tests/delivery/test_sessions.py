@@ -141,6 +141,28 @@ def test_a_message_refused_for_its_session_goes_out_on_a_new_connection(
         assert sender.send_messages(mails(2)) == 2
 
 
+def test_a_limit_of_connections_beside_that_of_messages_fails_no_message() -> None:
+    release, refused = threading.Event(), threading.Event()
+
+    def refuse(answer: Answer) -> Answer:
+        refused.set()
+        return reply(421, "4.7.0 too many connections", close=True)(answer)
+
+    with FaultServer([On("dot", message=1, do=gate(release))]) as server:
+        sender = backend(server)
+        with in_a_thread(sender):
+            assert server.wait_for(lambda: server.messages == 1)
+            assert sender.send_messages([mail()]) == 1
+            limit = reply(452, "4.5.3 Too many messages sent")
+            server.script += [On("mail", connection=each, do=limit) for each in (1, 2)]
+            server.script.append(On("banner", connection=3, do=refuse))
+            with in_a_thread(sender):
+                assert refused.wait(30)
+                release.set()
+        assert server.delivered == {"bob@example.org": 3}
+        assert server.connections == 4
+
+
 # -- A relay that takes no further connection ------------------------------------------
 
 
