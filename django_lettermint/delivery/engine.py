@@ -180,6 +180,7 @@ class Delivery:
             force_new=self._force_new,
             ignore_pool_timeout=self._ignore_pool_timeout,
         ) as connection:
+            self._force_new = False
             if self._connected:
                 self._connected.set()
             if self._stop.is_set():
@@ -233,7 +234,7 @@ class Delivery:
             early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
             if decision is Decision.FRESH or (decision is Decision.REPEAT and early):
                 connection.discard(CloseReason.REFUSED)
-                leaving = True
+                self._force_new = leaving = True
             elif decision in (Decision.ALONE, Decision.WAIT):
                 leaving = True
             used = used or bool(transaction.started)
@@ -257,14 +258,15 @@ class Delivery:
         # The relay may limit connections by login or by sender, which it learns only
         # after the greeting: with fewer connections it might have refused nothing.
         others_open = (
-            self._ignore_pool_timeout
+            (lost is not None or self._ignore_pool_timeout)
             and not (transaction.connection_carried or submission.waited_for_others)
             and self._connections.size > 1
         )
         may_retry = False
         if lost and not used and transaction.outcome is Outcome.NOT_SENT:
             session.relay.note_loss()
-            if not others_open:
+            # The threads of a list wait for each other at once.
+            if not (others_open and self._ignore_pool_timeout):
                 patience = self._patience
                 if not isinstance(lost, ServerClosing):
                     # The message itself may break connections.
@@ -276,7 +278,6 @@ class Delivery:
         if session.closed:
             self._prepare_after_loss(submission, transaction, decision, used=used)
             return decision
-        self._force_new = decision is Decision.FRESH
         # The session is intact, on a new connection perhaps: earlier failures are over.
         self._failures = self._given_up = 0
         self._unreachable = None

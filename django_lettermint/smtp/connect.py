@@ -265,7 +265,7 @@ class Handshake:
         )
         reply = self.command("EHLO", f"EHLO {name}")
         clear = self.endpoint.security == "starttls" and not stream.encrypted
-        if reply.code >= 500 and clear:
+        if reply.code in (500, 502) and clear:  # it knows no extensions
             self._no_starttls(f"is not offered (EHLO was refused: {reply})")
         if not reply.positive:
             # HELO would do for mail, but offers neither STARTTLS nor AUTH.
