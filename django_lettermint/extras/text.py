@@ -1,4 +1,4 @@
-"""The text of any header: checks, errors that show it, and lines."""
+"""The text of any header: its checks, the errors that show it, and its lines."""
 
 from __future__ import annotations
 
@@ -122,14 +122,6 @@ def single_line(field: str, value: object) -> str:
     return text
 
 
-def _is_date(text: str) -> bool:
-    try:
-        parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return False
-    return text.isascii()
-
-
 def verbatim(name: str, text: str, width: int = MAX_LINE) -> bytes:
     """Write a field as it is, folded at its blanks if it is wider."""
     if len(name) + len(": ") + len(text) <= width:
@@ -169,3 +161,11 @@ def fold(name: str, value: Iterable[str], width: int) -> bytes:
         rule = f"a line of it is over {MAX_LINE} octets (RFC 5322) and has no space to fold it at"
         raise invalid_header(name, "".join([first, *others]).lstrip(), rule)
     return octets
+
+
+def _is_date(text: str) -> bool:
+    try:
+        parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return False
+    return text.isascii()

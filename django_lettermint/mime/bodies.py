@@ -134,7 +134,7 @@ def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) ->
         if wanted == "base64":
             body = base64(re.sub("\r\n|\r|\n", "\r\n", content).encode(codec))
         else:
-            body, wanted = carried(content.encode(codec), quoted=bool(wanted))
+            body, wanted = transfer_encoded(content.encode(codec), quoted=bool(wanted))
     except ValueError as error:
         raise LettermintInvalidMessage(
             f"{field}: it cannot be written in {name} ({error}); use UTF-8, and text "
@@ -143,7 +143,7 @@ def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) ->
     return Part(head(kind.value, wanted, name), body)
 
 
-def carried(
+def transfer_encoded(
     octets: bytes, *, quoted: bool = False, seven_bit: bool = False
 ) -> tuple[bytes, str]:
     """Return text as it is sent, and its transfer encoding.
@@ -151,7 +151,7 @@ def carried(
     Every line end becomes CRLF; one is not added.
     """
     body = crlf(octets)
-    if not quoted and travels(body, seven_bit=seven_bit):
+    if not quoted and is_sendable(body, seven_bit=seven_bit):
         return body, "7bit" if body.isascii() else "8bit"
     encoded = binascii.b2a_qp(body.replace(b"\r\n", b"\n"), istext=True)
     encoded = _BLANK_TOO_MANY.sub(rb"\1=\n\2", encoded)
@@ -203,7 +203,7 @@ def as_message(part: Part) -> Part:
     return Part(head, part.body if part.body.endswith(b"\r\n") else part.body + b"\r\n")
 
 
-def travels(content: bytes, *, seven_bit: bool = False) -> bool:
+def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     """Return whether content can be sent unencoded.
 
     It may have no lone CR or LF, no NUL and no line over MAX_LINE octets.

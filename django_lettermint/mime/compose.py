@@ -243,7 +243,7 @@ def _leaf(field: str, content: str | bytes, value: str, encoding: TextEncoding) 
     if kind.main == "message":
         # It may be signed, and is never encoded (RFC 2046 5.2.1): only line ends change.
         mail = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        if bodies.travels(mail):
+        if bodies.is_sendable(mail):
             bits = "7bit" if mail.isascii() else "8bit"
             return Part(bodies.head(kind.value, bits), mail)
     is_file = kind.main in {"message", "text"}

@@ -120,7 +120,7 @@ def _text(value: Any) -> str:
 
 
 def part(mime: Message, idna: IdnaEncode) -> Part:
-    """Write a MIME object; raise LettermintInvalidMessage for what cannot travel."""
+    """Write a MIME object; raise LettermintInvalidMessage for what cannot be sent."""
     return _fit(*Part.parse(flatten(_with_octets(mime), idna)))
 
 
@@ -207,13 +207,13 @@ def seven_bit(content: bytes) -> bytes:
 
 
 def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
-    """Encode the leaves of an entity that cannot travel as they are."""
+    """Encode the leaves of an entity that cannot be sent as they are."""
     for found in _FIELD.finditer(head):
-        if not bodies.travels(found[0]):
+        if not bodies.is_sendable(found[0]):
             name = found[1].decode()
             rule = f"a line of it is over {MAX_LINE} octets or holds a NUL (RFC 5322)"
             raise invalid_header(name, found[0], rule)
-    if bodies.travels(body, seven_bit=seven_bit):
+    if bodies.is_sendable(body, seven_bit=seven_bit):
         return Part(head, body)
     parsed = BytesHeaderParser().parsebytes(head)
     main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
@@ -228,7 +228,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)
         body = bytes(whole.get_payload(decode=True))
     if _is_plain_text(parsed, body):
-        body, encoding = bodies.carried(body, seven_bit=seven_bit)
+        body, encoding = bodies.transfer_encoded(body, seven_bit=seven_bit)
     else:
         body, encoding = bodies.base64(body), "base64"
     field = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
@@ -252,7 +252,7 @@ def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
 
 
 def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:
-    """Write attached mail that cannot travel as a file of the same name."""
+    """Write attached mail that cannot be sent as it is as a file of the same name."""
     made = bodies.octets(bodies.OCTET_STREAM, octets)
     kept = _without(head, _ENCODING, _TYPE)
     if b"content-disposition:" not in kept.lower():

@@ -191,6 +191,14 @@ def test_without_starttls_there_is_no_login(step: Any, do: Action, shown: str) -
     assert "security='tls' is safer" in str(error)
 
 
+def test_a_refusal_at_ehlo_does_not_say_that_starttls_is_missing() -> None:
+    script = [On("ehlo", do=reply(550, "5.7.1 client host blocked"))]
+    with FaultServer(script, tls="starttls") as server, in_clear_only(server):
+        error = failure(server)
+    assert isinstance(error, ConnectFailed)
+    assert (error.step, error.smtp_code) == ("EHLO", 550)
+
+
 @pytest.mark.parametrize(
     ("do", "code"),
     [
