@@ -181,6 +181,7 @@ DJANGOS: type[Exception] = (
         ("to", [""], "a message needs to, cc or bcc"),
         ("extra_headers", [("X-A", "b")], "use a mapping"),
         ("subject", "Hello\0", "NUL"),
+        ("subject", b"Hello", "give it as text"),
         *((name, [BREAK], "line break") for name in ("to", "cc", "bcc", "reply_to")),
         *((name, BREAK, "line break") for name in ("from_email", "envelope_sender")),
         ("subject", BREAK, "line break"),

@@ -117,10 +117,6 @@ def test_what_is_no_name_is_refused_in_attached_messages_too(name: str) -> None:
     assert "header name" in refusal(with_entry(("a.eml", inner, "message/rfc822")))
 
 
-def test_octets_are_no_subject() -> None:
-    assert refusal(mail(subject=b"Hello")).startswith("subject: b'Hello'")
-
-
 # -- Message-ID and Date ------------------------------------------------------------------
 
 

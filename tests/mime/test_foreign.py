@@ -422,8 +422,6 @@ def test_an_own_message_that_makes_no_mail_is_refused() -> None:
     ("name", "value", "text"),
     [
         ("X-Own", "a\r\nX-Evil: 1", "header 'X-Own': "),
-        ("X-Own", "a\nX-Evil: 1", "header 'X-Own': "),
-        ("X-Own", "a\rX-Evil: 1", "header 'X-Own': "),
         ("X-Own", "a\r\n\r\nbody", "header 'X-Own': "),
         ("X-Own", "x" * 1100, "over 998 octets"),
         ("X-Own", "a\r\n " + "x" * 1100, "over 998 octets"),
