@@ -1,4 +1,4 @@
-"""The writer stands on public names only, and is small."""
+"""The writer uses public names of Python and Django only."""
 
 from __future__ import annotations
 
