@@ -231,7 +231,14 @@ def test_a_message_over_25_mb_is_refused() -> None:
 # -- Send defaults -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [LettermintMessage, AnymailMessage])
+class Own(LettermintMessage):
+    """Builds its mail itself."""
+
+    def message(self, **keywords: Any) -> Any:
+        return super().message(**keywords)
+
+
+@pytest.mark.parametrize("kind", [LettermintMessage, AnymailMessage, Own])
 def test_every_other_default_holds_too(kind: Any) -> None:
     defaults = {
         "subject": "Default",

@@ -250,7 +250,9 @@ def test_a_message_may_name_other_multiparts() -> None:
         ("mixed_subtype", "a b"),
     ],
 )
-def test_a_bad_subtype_is_refused_by_the_name_of_its_attribute(name: str, value: str) -> None:
+def test_a_bad_subtype_is_refused_by_the_name_of_its_attribute(
+    name: str, value: str
+) -> None:
     message = with_file("a.txt", "a", "text/plain", **{name: value})
     assert refusal(message).startswith(f"{name}: ")
 
