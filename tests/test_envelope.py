@@ -139,9 +139,11 @@ def test_a_raw_header_of_8_bits_has_no_7_bit_form() -> None:
         envelope.seven_bit()
 
 
-def test_the_7_bit_form_keeps_everything_but_the_content() -> None:
-    header = b"Content-Type: text/plain; charset=utf-8\r\n"
+@pytest.mark.parametrize("kind", ["text/plain; charset=utf-8", "image/png"])
+def test_the_7_bit_form_keeps_everything_but_the_content(kind: str) -> None:
+    header = f"Content-Type: {kind}\r\n".encode()
     envelope = made(header=header, body="Grüße\r\n".encode())
     seven = envelope.seven_bit()
     assert seven.content.isascii()
+    assert with_crlf(seven.content) == seven.content
     assert replace(seven, header=header, body=envelope.body) == envelope

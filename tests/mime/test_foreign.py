@@ -223,13 +223,14 @@ def test_a_header_that_python_made_is_written_by_the_same_rules() -> None:
     inner["Subject"] = "é" * 200
     inner["To"] = '"Größe, Import and everything else (Sales)" <a@größe.example>'
     inner["Cc"] = "undisclosed"
+    inner["Comments"] = "word " * 40 + "end"
     inner["X-Signature"] = "sha256=" + "ab" * 100
     inner.set_content("text")
     octets = octets_of(written(with_entry(("a.eml", inner, "message/rfc822"))))
     check_header(octets.split(b"MIME-Version")[0])
     found: Any = email.message_from_bytes(octets, policy=policy.default)
     assert found["To"].addresses[0].addr_spec == "a@xn--gre-6ka8i.example"
-    for name in ("Subject", "Cc", "X-Signature"):
+    for name in ("Subject", "Cc", "Comments", "X-Signature"):
         assert found[name] == inner[name]
     inner["List-Post"] = "<https://lists.example/ü>"
     text = refusal(with_entry(("a.eml", inner, "message/rfc822")))
@@ -383,6 +384,8 @@ WORD = "=?utf-8?q?gr=C3=B6=C3=9Fe?="
     ("name", "value", "line"),
     [
         ("Comments", WORD, "=?utf-8?b?Z3LDtsOfZQ==?="),
+        # As Python has written it, without a blank between the words.
+        ("Comments", "=?utf-8?q?=C3=A9_?==?utf-8?q?=C2=BB?=", "=?utf-8?b?w6kgwrs=?="),
         ("Comments", "größe =?utf-8?q?=C3=A9?=", "=?utf-8?b?Z3LDtsOfZSDDqQ==?="),
         ("X-Word", WORD, WORD),
         ("Subject", copied_field("größe".encode()), "=?utf-8?b?Z3LDtsOfZQ==?="),
