@@ -237,6 +237,7 @@ def test_tasks_of_asyncio_and_their_threads_have_their_own_blocks() -> None:
         ({"esp_extra": None}, {}),
         ({"tag": "v", "tags": [LAZY], "esp_extra": {"tag": "v"}}, {"tag": "v"}),
         ({"tag": None, "tags": ["a"]}, {"tag": "a"}),
+        ({"tag": "a", "tags": None}, {"tag": "a"}),
     ],
 )
 def test_attributes_of_any_message_are_read(
@@ -435,6 +436,13 @@ def test_freeze_signs_the_tenant() -> None:
     message.body = "a\r\nb"  # line endings may change on the way
     assert tenant_of(message, None) == "globex"
     assert "tenant" not in vars(message)
-    message.subject = "Other"
+
+
+@pytest.mark.parametrize("name", ["subject", "body", "from_email", "to", "bcc"])
+def test_the_tenant_is_signed_for_one_message(name: str) -> None:
+    message = freeze(
+        LettermintMessage("Hi", "a", "a@x.com", ["b@x.com"], tenant="acme")
+    )
+    setattr(message, name, ["eve@x.com"] if name in ("to", "bcc") else "other")
     with pytest.raises(LettermintInvalidMessage, match="does not match this message"):
         tenant_of(message, None)
