@@ -82,6 +82,7 @@ def test_extras_are_lines_without_the_idempotency_key() -> None:
         ("a " + "b" * (ROOM - 1), "a\r\n " + "b" * (ROOM - 1)),
         ("a" * 980 + "   b", "a" * 980 + "\r\n   b"),
         (f"a b {'c' * 500}  {'d' * 490}", f"a b\r\n {'c' * 500}  {'d' * 490}"),
+        (f"a b  {'c' * 600}  {'d' * 490}", f"a b  {'c' * 600}\r\n  {'d' * 490}"),
     ],
 )
 def test_a_line_is_folded_only_beyond_998_octets(value: str, lines: str) -> None:
