@@ -60,6 +60,8 @@ _MAIL_NAMES = {
     "euc_kr": "euc-kr",
     "utf-8": "utf-8",
 }
+#: The codec of a name that Python 3.15 reads otherwise than older versions.
+_CODECS = {"ks_c_5601-1987": "cp949"}
 #: Suffix of iso-8859-8: the direction of Hebrew (RFC 1556). Python 3.15 accepts it.
 _DIRECTION = re.compile("8[-_]?[ie]$", re.IGNORECASE)
 
@@ -86,22 +88,17 @@ def charset_encoding(given: charset.Charset) -> TextEncoding:
     name = given.get_output_charset() or "utf-8"
     wanted = {charset.QP: "quoted-printable", charset.BASE64: "base64"}
     codec = given.output_codec or name
-    return _encoding(name, codec, wanted.get(given.body_encoding, ""))
+    return _encoding("encoding", name, codec, wanted.get(given.body_encoding, ""))
 
 
 @functools.lru_cache(maxsize=64)
-def text_encoding(name: str) -> TextEncoding:
+def text_encoding(name: str, field: str = "encoding") -> TextEncoding:
     """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
-    found = _encoding(name.lower(), name)
-    known = codecs.lookup(name).name
-    if known.startswith("iso8859-") and not _DIRECTION.search(name):
-        shown = known.replace("iso8859", "iso-8859")
-    else:
-        shown = _MAIL_NAMES.get(known, found.charset)
-    return TextEncoding(shown, *found[1:])
+    return _encoding(field, name.lower(), name)
 
 
-def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
+def _encoding(field: str, name: str, codec: str, wanted: str = "") -> TextEncoding:
+    codec = _CODECS.get(codec.lower(), codec)
     try:
         codec.encode("ascii")  # Python 3.15 warns about other names
         # The line ends of UTF-16 and EBCDIC are not those of SMTP.
@@ -110,9 +107,22 @@ def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
             raise LookupError(name)
     except (LookupError, ValueError) as error:
         raise LettermintInvalidMessage(
-            f"encoding: {short_repr(codec)} is refused: Python has no such charset"
+            f"{field}: {short_repr(codec)} is refused: Python has no such charset"
         ) from error
-    return TextEncoding(name, codec, "base64" if wide else wanted)
+    return TextEncoding(_mail_name(name), codec, "base64" if wide else wanted)
+
+
+def _mail_name(name: str) -> str:
+    """Return the name of a charset for readers; one that Python has not is kept."""
+    try:
+        known = codecs.lookup(_CODECS.get(name, name)).name
+    except LookupError:
+        return name
+    if known.startswith("iso8859-") and not _DIRECTION.search(name):
+        return known.replace("iso8859", "iso-8859")
+    if known.startswith("cp125"):
+        return known.replace("cp", "windows-")
+    return _MAIL_NAMES.get(known, name)
 
 
 @functools.lru_cache(maxsize=256)
@@ -134,13 +144,20 @@ def content_type(field: str, value: str) -> ContentType:
 
 def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) -> Part:
     """Write text; raise LettermintInvalidMessage naming the field if it does not fit."""
-    name, codec, wanted = text_encoding(kind.charset) if kind.charset else encoding
+    if kind.charset:
+        encoding = text_encoding(kind.charset, f"charset of {field}")
+    name, codec, wanted = encoding
     try:
         if wanted == "base64":
             content = re.sub("\r\n|\r|\n", "\r\n", content)
-            body = base64(content.encode(codec))
+        written = content.encode(codec)
+        # Python writes a yen sign in Shift JIS as a backslash.
+        if name != "utf-8" and written.decode(codec) != content:
+            raise ValueError("characters would be read as others")
+        if wanted == "base64":
+            body = base64(written)
         else:
-            body, wanted = carried(content.encode(codec), quoted=bool(wanted))
+            body, wanted = carried(written, quoted=bool(wanted))
     except ValueError as error:
         raise LettermintInvalidMessage(
             f"{field}: it cannot be written in {name} ({error}); use UTF-8, and text "
