@@ -12,7 +12,14 @@ from email.headerregistry import Address
 from django.utils.functional import Promise
 
 from django_lettermint.exceptions import LettermintInvalidMessage, invalid_message
-from django_lettermint.extras import ATOMS, LINE_BREAK, decode, short_repr
+from django_lettermint.extras import (
+    ATOMS,
+    CONTROL,
+    LINE_BREAK,
+    decode,
+    encode,
+    short_repr,
+)
 
 #: Octets of a path without its angle brackets (RFC 5321 section 4.5.3.1.3).
 MAX_LENGTH = 254
@@ -57,6 +64,8 @@ class Mailbox:
         """Return name and address as callers write them, the name not encoded."""
         if not self.name:
             return self.address
+        if CONTROL.search(self.name):  # Python ends lines there
+            return f"{' '.join(encode(self.name))} <{self.address}>"
         # Readers decode encoded words outside of quotes only.
         plain = ATOMS.fullmatch(self.name) and "=?" not in self.name
         return f"{self.name if plain else _quoted(self.name)} <{self.address}>"
@@ -82,7 +91,10 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
     try:
         if not isinstance(value, str | Address | Promise):
             raise ValueError("give it as text")
-        text = value[:] if isinstance(value, str) else str(value)
+        if isinstance(value, Address):
+            text = f"{_quoted(value.display_name)} <{value.addr_spec}>"
+        else:
+            text = value[:] if isinstance(value, str) else str(value)
         if _PLAIN.fullmatch(text) and len(text) <= MAX_LENGTH:
             return Mailbox(given=text, address=text)
         name, local_part, domain = _parsed(text)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from django_lettermint import extras
 from django_lettermint.extras import (
     ATOMS,
+    CONTROL,
     fold,
     invalid_value,
     pieces,
@@ -37,7 +38,7 @@ FREE_TEXT = frozenset({"subject", "comments", "keywords"})
 #: Fields that programs read, in which RFC 2047 section 5 allows no encoded words.
 _STRUCTURED = re.compile(
     r"list-.*|arc-.*|bimi-.*|(?:.*-)?(?:signature|message-id)|references|in-reply-to"
-    r"|archived-at|authentication-results|autocrypt|auto-submitted|feedback-id"
+    r"|content-id|archived-at|authentication-results|autocrypt|auto-submitted|feedback-id"
     r"|received(?:-spf)?|return-path|precedence|importance|(?:x-)?priority"
 )
 #: Text that all readers show unchanged: words with one blank between them.
@@ -49,13 +50,21 @@ _RAW_QUOTABLE = re.compile(f"{_RAW}(?: {_RAW})*")
 _FILE_NAME = re.compile(r"[\w!#$&()+,.=@^`{}~-]+(?: [\w!#$&()+,.=@^`{}~-]+)*", re.ASCII)
 
 
-def domains_encoded(name: str, text: str, idna: IdnaEncode) -> str:
-    """Return a header's text, the domains of its addresses in ASCII."""
-    # An own message() would encode them by IDNA 2003, which leads elsewhere.
-    if text.isascii() or name.lower() not in ADDRESS_FIELDS:
-        return text
-    mailboxes = parse_list(f"header {short_repr(name)}", text, idna)
-    return ", ".join(each.text for each in mailboxes)
+def as_kept(name: str, text: str, idna: IdnaEncode) -> str:
+    """Return a header's text in a form that Django's and Python's classes keep.
+
+    They encode domains by IDNA 2003, which leads elsewhere, end lines at control
+    characters, and decode what looks like an encoded word.
+    """
+    is_free = name.lower() in FREE_TEXT or not text.isascii()
+    if name.lower() in ADDRESS_FIELDS:
+        if text.isascii() and not CONTROL.search(text):
+            return text
+        mailboxes = parse_list(f"header {short_repr(name)}", text, idna)
+        return ", ".join(each.text for each in mailboxes)
+    if CONTROL.search(text) or ("=?" in text and is_free):
+        return " ".join(extras.encode(text))
+    return text
 
 
 def write(name: str, text: str, idna: IdnaEncode) -> bytes:

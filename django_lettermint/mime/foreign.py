@@ -13,7 +13,7 @@ from email.header import Header, decode_header, make_header
 from email.headerregistry import BaseHeader
 from email.message import Message
 from email.parser import BytesHeaderParser, BytesParser
-from email.policy import Compat32, EmailPolicy
+from email.policy import Compat32, EmailPolicy, compat32
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,13 @@ _ENCODING, _TYPE = b"content-transfer-encoding", b"content-type"
 _ENCODINGS = {"quoted-printable", "base64", "x-uuencode", "uuencode", "uue", "x-uue"}
 #: Multiparts over whose octets others have computed something (RFC 1847).
 _SEALED = {"multipart/signed", "multipart/encrypted"}
+_STATUS = "message/delivery-status"
 #: A line end that no blank follows: it would begin another header.
 _HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
 #: One field of a header with the lines that continue it.
 _FIELD = re.compile(rb"([!-9;-~]+):[^\n]*\n(?:[ \t][^\n]*\n)*")
+#: Octets of a parsed field that are not ASCII.
+_RAW = re.compile("[\udc80-\udcff]")
 #: Django 5.2 encodes a local part that is not ASCII like this.
 _ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
 
@@ -75,10 +78,18 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
         built
     )  # `del` rebinds its list of fields and leaves the original's
     _check_header(built)
-    for name, value in built.items():
+    given = {name.lower(): text for name, text in message.extra_headers.items()}
+    for name, raw in built.raw_items():
         if not name.lower().startswith("content-"):
             del body[name]
             if name.lower() not in {"bcc", "resent-bcc", "mime-version"}:
+                # Other policies replace octets that are not UTF-8.
+                policy = compat32 if _RAW.search(str(raw)) else built.policy
+                value = policy.header_fetch_parse(name, raw)
+                text = given.get(name.lower(), "")
+                # Python cuts a Message-ID off at some characters.
+                if text and str(policy.header_store_parse(name, text)[1]) == value:
+                    value = text
                 head.append(_field(name, value, idna))
     made = bodies.as_message(part(body, idna))
     return Part(b"".join([*head, made.head]), made.body)
@@ -96,7 +107,9 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
     except UnicodeDecodeError as error:
         rule = "its octets are not UTF-8; give it as text"
         raise invalid_value(f"header {short_repr(name)}", str(value), rule) from error
-    if lower in fields.ADDRESS_FIELDS:
+    if lower in fields.ADDRESS_FIELDS or lower == "list-id":
+        if set(text).isdisjoint("@<"):  # Django 5.2 encodes fields it does not know
+            text = extras.decode(text)
         text = _ENCODED_LOCAL_PART.sub(lambda found: extras.decode(found[0]), text)
     elif lower in fields.FREE_TEXT and not isinstance(value, BaseHeader):
         # Python decodes no words beside text that is not ASCII.
@@ -159,6 +172,13 @@ def _with_octets(mime: Message) -> Message:
     if isinstance(payload, list) and main in {"multipart", "message"}:
         if main == "multipart":
             made.set_payload([_with_octets(each) for each in payload])
+        return made
+    if mime.get_content_type() == _STATUS:
+        # Generators take it only as parsers make it, and it is never encoded.
+        head = f"Content-Type: {_STATUS}\n\n".encode()
+        parsed = BytesParser().parsebytes(head + _octets(mime, payload))
+        made.set_payload(parsed.get_payload())
+        del made["Content-Transfer-Encoding"]
         return made
     encoding = _transfer_encoding(mime)
     encoded = encoding in _ENCODINGS

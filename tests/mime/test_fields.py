@@ -105,6 +105,7 @@ DATE_RULE, ID_RULE = "give a datetime", "write <left@right>"
                     "X-Priority",
                 ),
                 *("Authentication-Results", "Auto-Submitted", "Original-Message-ID"),
+                "Content-ID",
             ]
             for value in ["<https://größe.example/?a=é>", "a\x0bb"]
         ),
@@ -377,3 +378,10 @@ def test_headers_in_any_letter_case_replace_those_of_the_message() -> None:
     assert {name: fields(message, name) for name in headers} == {
         name: [value] for name, value in headers.items()
     }
+
+
+def test_a_header_in_two_letter_cases_is_refused() -> None:
+    headers = {"List-Post": "<a:b>", "X-A": "1", "list-post": "<c:d>"}
+    text = refusal(mail(headers=headers))
+    assert text.startswith("header 'List-Post': '<a:b>' cannot be sent: ")
+    assert "another letter case" in text

@@ -37,6 +37,7 @@ from .making import (
     found_in,
     octets_of,
     refusal,
+    unfolded,
     with_entry,
     with_file,
     written,
@@ -169,6 +170,18 @@ def test_octets_that_are_encoded_already_are_not_encoded_again() -> None:
     part["Content-Transfer-Encoding"] = "base64"
     part.set_payload(memoryview(b"AP8=\n"))
     assert found_in(written(with_entry(part)))[2] == b"\0\xff"
+
+
+@pytest.mark.parametrize("encode", [None, encode_base64])
+def test_a_delivery_status_given_as_text_is_sent(encode: Any) -> None:
+    part = MIMEBase("message", "delivery-status")
+    part.set_payload("Reporting-MTA: dns; mail.example\n\nno colon\n")
+    if encode:
+        encode(part)
+    content = written(with_entry(part))
+    check(content)
+    assert b"\r\n\r\nReporting-MTA: dns; mail.example\r\n\r\n" in content
+    assert b"\r\nno colon\r\n" in content
 
 
 def test_parts_of_parts_are_written_each_as_it_needs() -> None:
@@ -440,6 +453,39 @@ def test_a_class_with_an_own_message_writes_the_same_mail(kind: Any) -> None:
     assert found_in(made.content)[:2] == (OCTET_STREAM, "page.mht")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Errors-To", '"Réception, Nord" <bounce@größe.example>, Ö <ö@b.example>'),
+        ("List-Id", '"Läden, Nord" <shops.lists.example>'),
+        ("Message-ID", "<ticket#12;step:3@shop.example>"),
+        ("References", "<a@b.example> =?utf-8?q?a?="),
+        ("Comments", "=?utf-8?q?a?="),
+        ("X-Note", "=?utf-8?q?a?= é"),
+        ("X-Note", "a\x0bb\x85c\u2028d"),
+        ("To", '"a\x0bb\x85c" <a@b.example>'),
+        ("Cc", "Team: a@b.example;"),
+    ],
+)
+def test_a_class_that_calls_djangos_message_sends_its_headers_as_others_do(
+    name: str, value: str
+) -> None:
+    own_class, stock = (
+        kind("Hello", "Text", "a@b.example", ["c@d.example"], headers={name: value})
+        for kind in (New, EmailMessage)
+    )
+    assert unfolded(own_class, name) == unfolded(stock, name)
+
+
+@pytest.mark.parametrize("text", ["=?utf-8?q?a?= b", "a\x0bb", "a\x85b", "a\u2028é"])
+def test_a_class_that_calls_djangos_message_keeps_its_subject(text: str) -> None:
+    own_class, stock = (
+        kind(text, "Text", "a@b.example", ["c@d.example"])
+        for kind in (New, EmailMessage)
+    )
+    assert unfolded(own_class, "Subject") == unfolded(stock, "Subject")
+
+
 def returning(make: Callable[[], object]) -> EmailMessage:
     message = EmailMessage("Subject", "Hi", "shop@example.com", ["ann@example.com"])
     message.message = make  # type: ignore[method-assign, assignment] # as users do
@@ -481,8 +527,9 @@ def test_encoded_words_beside_raw_text_in_an_own_message_are_decoded() -> None:
     assert parsed(content)["Comments"] == "größe é"
 
 
-def test_raw_octets_of_no_known_charset_in_an_own_message_are_refused() -> None:
-    made = email.message_from_bytes(b"Subject: gr\xf6\xdfe\n\nHi\n")
+@pytest.mark.parametrize("how", [policy.compat32, policy.default])
+def test_raw_octets_of_no_known_charset_in_an_own_message_are_refused(how: Any) -> None:
+    made = email.message_from_bytes(b"Subject: gr\xf6\xdfe\n\nHi\n", policy=how)
     text = refusal(returning(lambda: made))
     assert text.startswith("header 'Subject': ")
     assert "UTF-8" in text
