@@ -78,7 +78,7 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
         built
     )  # `del` rebinds its list of fields and leaves the original's
     _check_header(built)
-    given = {name.lower(): text for name, text in message.extra_headers.items()}
+    given = _given(message)
     for name, raw in built.raw_items():
         if not name.lower().startswith("content-"):
             del body[name]
@@ -87,12 +87,24 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
                 policy = compat32 if _RAW.search(str(raw)) else built.policy
                 value = policy.header_fetch_parse(name, raw)
                 text = given.get(name.lower(), "")
-                # Python cuts a Message-ID off at some characters.
+                # Python changes some names, and cuts off some Message-IDs.
                 if text and str(policy.header_store_parse(name, text)[1]) == value:
                     value = text
                 head.append(_field(name, value, idna))
     made = bodies.as_message(part(body, idna))
     return Part(b"".join([*head, made.head]), made.body)
+
+
+def _given(message: EmailMessage) -> dict[str, str]:
+    """Return the headers that a message's class was given, by lower-case name."""
+    lists = {
+        "from": [message.from_email],
+        "to": message.to,
+        "cc": message.cc,
+        "reply-to": message.reply_to,
+    }
+    given = {name: ", ".join(map(str, each)) for name, each in lists.items()}
+    return given | {key.lower(): text for key, text in message.extra_headers.items()}
 
 
 def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:

@@ -477,13 +477,16 @@ def test_a_class_that_calls_djangos_message_sends_its_headers_as_others_do(
     assert unfolded(own_class, name) == unfolded(stock, name)
 
 
-@pytest.mark.parametrize("text", ["=?utf-8?q?a?= b", "a\x0bb", "a\x85b", "a\u2028é"])
-def test_a_class_that_calls_djangos_message_keeps_its_subject(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["=?utf-8?q?a?= b", "a\x0bb", "a\x85b", "a\u2028é", "a  \t b"]
+)
+def test_a_class_that_calls_djangos_message_keeps_subject_and_names(text: str) -> None:
+    address = f'"{text}" <a@b.example>'
     own_class, stock = (
-        kind(text, "Text", "a@b.example", ["c@d.example"])
-        for kind in (New, EmailMessage)
+        kind(text, "Text", address, [address]) for kind in (New, EmailMessage)
     )
-    assert unfolded(own_class, "Subject") == unfolded(stock, "Subject")
+    for name in ("Subject", "From", "To"):
+        assert unfolded(own_class, name) == unfolded(stock, name)
 
 
 def returning(make: Callable[[], object]) -> EmailMessage:
