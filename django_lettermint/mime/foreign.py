@@ -14,6 +14,7 @@ from email.headerregistry import BaseHeader
 from email.message import Message
 from email.parser import BytesHeaderParser, BytesParser
 from email.policy import Compat32, EmailPolicy, compat32
+from email.utils import collapse_rfc2231_value
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ _ENCODINGS = {"quoted-printable", "base64", "x-uuencode", "uuencode", "uue", "x-
 #: Multiparts over whose octets others have computed something (RFC 1847).
 _SEALED = {"multipart/signed", "multipart/encrypted"}
 _STATUS = "message/delivery-status"
+#: Fields with parameters, such as the name of a file (RFC 2231).
+_WITH_PARAMETERS = {"content-type", "content-disposition"}
 #: A line end that no blank follows: it would begin another header.
 _HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
 #: One field of a header with the lines that continue it.
@@ -51,21 +54,36 @@ class _AsSet(Compat32):
 
     def fold_binary(self, name: str, value: Any) -> bytes:
         has_octets = isinstance(value, str) and not isinstance(value, BaseHeader)
+        has_parameters = name.lower() in _WITH_PARAMETERS
         if has_octets and not re.search(r"[^\0-\x7f\udc80-\udcff]", value):
             written = re.sub("\r\n|\r|\n", "\r\n", f"{name}: {value}\n")
+            long = max(map(len, written.split("\r\n"))) > MAX_LINE
+            if not (long and has_parameters and value.isascii()):
+                return written.encode("ascii", "surrogateescape")
         elif hasattr(value, "params"):
             modern = EmailPolicy(linesep="\r\n", max_line_length=MAX_LINE)
-            written = value.fold(policy=modern)
-        else:
-            # Python would make encoded words of up to a whole line, or lose characters.
-            try:
-                text = _text(value)
-            except UnicodeDecodeError:
-                return super().fold_binary(name, value)  # as octets of no known charset
-            if text.isascii() and name.lower() in fields.ADDRESS_FIELDS:
-                return extras.verbatim(name, text, fields.WIDTH)
-            return fields.write(name, text, self.idna)
-        return written.encode("ascii", "surrogateescape")
+            folded: str = value.fold(policy=modern)
+            return folded.encode("ascii", "surrogateescape")
+        # Python would make encoded words of up to a whole line, or lose characters.
+        try:
+            text = _text(value)
+        except UnicodeDecodeError:
+            return super().fold_binary(name, value)  # as octets of no known charset
+        if has_parameters and (made := _parameters(name, text)).isascii():
+            return made
+        if text.isascii() and name.lower() in fields.ADDRESS_FIELDS:
+            return extras.verbatim(name, text, fields.WIDTH)
+        return fields.write(name, text, self.idna)
+
+
+def _parameters(name: str, text: str) -> bytes:
+    """Write a field with parameters, in which encoded words are not allowed."""
+    parsed = Message()
+    parsed[name] = text
+    pairs: Any = parsed.get_params(header=name)
+    (value, _), *given = pairs
+    texts = {key: collapse_rfc2231_value(each) for key, each in given}
+    return fields.parameters(name, value, texts)
 
 
 def render(message: EmailMessage, idna: IdnaEncode) -> Part:

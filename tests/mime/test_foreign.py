@@ -252,6 +252,34 @@ def test_raw_octets_of_no_known_charset_stay_in_a_field_of_a_part() -> None:
     assert decode_header(found) == [(b"gr\xf6\xdfe", "unknown-8bit")]
 
 
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ('attachment; size="5"; filename="größe; 7.pdf"', "größe; 7.pdf"),
+        ("attachment;\r\n filename=größe.pdf", "größe.pdf"),
+        ("attachment; filename*=utf-8''" + "%C3%A9" * 300, "é" * 300),
+        ("attachment; filename=" + "x" * 1100, "x" * 1100),
+    ],
+)
+def test_a_file_name_in_a_field_of_a_part_is_read_as_given(
+    value: str, name: str
+) -> None:
+    part = MIMEApplication(b"data")
+    part["Content-Disposition"] = value
+    content = written(with_entry(part))
+    check(content)
+    assert attached(content).get_content_disposition() == "attachment"
+    assert found_in(content)[1] == name
+
+
+def test_a_disposition_that_is_none_is_encoded() -> None:
+    part = MIMEText("text")
+    part["Content-Disposition"] = "größe"
+    content = written(with_entry(part))
+    check(content)
+    assert decoded(str(attached(content)["Content-Disposition"])) == "größe"
+
+
 def test_folded_fields_of_a_part_stay_as_they_are() -> None:
     part = MIMEText("text")
     part["X-Folded"] = "one\n two\r\n\tthree"
