@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,14 +23,12 @@ from tests.sending import (
     mail,
     mails,
     result,
+    sending,
     spoken,
     status,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from django_lettermint.backend import EmailBackend
     from tests.faults import Action, Phase
 
 
@@ -86,17 +83,6 @@ def test_a_relay_that_refuses_every_message_sees_few_logins(
 # -- A relay that takes no further connection ------------------------------------------
 
 
-@contextmanager
-def in_a_thread(sender: EmailBackend) -> Iterator[None]:
-    """Send a message meanwhile."""
-    thread = threading.Thread(target=sender.send_messages, args=([mail()],))
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(30)
-
-
 @pytest.mark.parametrize(
     ("refusal", "lost"),
     [
@@ -115,13 +101,13 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_takes_no_other(
 
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             if lost:
                 assert sender.send_messages([mail()]) == 1
                 server.script.append(On("mail", connection=2, do=drop()))
             server.script.append(On("banner", do=refuse))
-            with in_a_thread(sender):
+            with sending(sender, [mail()]):
                 assert refused.wait(30)
                 release.set()
         assert server.delivered == {"bob@example.org": 2 + lost}
@@ -132,7 +118,7 @@ def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() 
     release = threading.Event()
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             server.close_door()
             with pytest.raises(ConnectFailed, match="TCP"):
