@@ -68,17 +68,13 @@ def test_a_message_is_queued_as_it_is_and_sent_by_the_worker(
 ) -> None:
     message = LettermintMessage("Hello", "…", "ann@example.org", ["bob@example.org"])
     message.tag, message.metadata = "welcome", {"order": 7}
-
     with extras(route="news"):
         assert queue.send(message) == 1
-
     assert queue.server.connections == 0
     assert status(message).status == {"queued"}
     assert TOKEN not in json.dumps(queue.form)
-
     message.tag = "changed afterwards"
     assert queue.run() == "sent"
-
     [delivery] = queue.server.deliveries
     [(received, result)] = queue.sent
     assert b"X-LM-Metadata-order: 7\r\n" in delivery.content
@@ -101,18 +97,15 @@ def test_each_recipient_of_a_merge_is_a_separate_task(queue: ServedQueue) -> Non
     assert queue.send(merged("a@x.test", "b@x.test")) == 1
     assert len(queue.tasks) == 2
     assert queue.run_all() == ["sent", "sent"]
-
     assert queue.server.delivered == {"a@x.test": 1, "b@x.test": 1}
     assert [message.to for message, _ in queue.sent] == [["a@x.test"], ["b@x.test"]]
 
 
 def test_many_recipients_are_one_task_with_the_content_once(queue: ServedQueue) -> None:
     queue.send(mail(bcc=[f"{number}@example.org" for number in range(120)]))
-
     assert len(queue.form["transactions"]) == 3
     assert not any("content" in each["envelope"] for each in queue.form["transactions"])
     assert queue.run_all() == ["sent"]
-
     assert len(queue.server.deliveries) == 3
     [(_, result)] = queue.sent
     assert len(result.recipients) == 121
@@ -145,7 +138,6 @@ def test_a_message_that_cannot_be_queued_fails_at_once_and_the_others_are_queued
 def test_a_cancelled_message_is_not_queued(queue: Queue) -> None:
     with receiver(pre_send, raising(AnymailCancelSend, "bob@example.org")):
         assert queue.send(mail("bob@example.org")) == 0
-
     assert queue.tasks == []
     assert queue.failed == []
 
@@ -153,13 +145,11 @@ def test_a_cancelled_message_is_not_queued(queue: Queue) -> None:
 def test_a_task_backend_that_fails_leaves_the_message_unknown(broken: Queue) -> None:
     message = mail("Bob@Example.org")
     reported: list[object] = []
-
     with (
         receiver(post_send, lambda **found: reported.append(found)),
         pytest.raises(EnqueueFailed, match=r"'broken'.*ConnectionError") as caught,
     ):
         broken.send(message)
-
     error = caught.value
     assert isinstance(error.__cause__, ConnectionError)
     assert not error.retry_safe
@@ -196,7 +186,6 @@ def test_a_message_of_which_some_tasks_are_taken_ends_unknown_and_once(
     message = merged("a@x.test", "b@x.test", "c@x.test", cc=["carol@x.test"])
     with transaction.atomic():
         assert broken.send(message, fail_silently=True, on_commit=on_commit) == 1
-
     assert len(broken.tasks) == 1
     [(failed, result, error)] = broken.failed
     assert failed is message
@@ -232,7 +221,6 @@ def test_an_interrupt_while_preparing_ends_the_messages_of_a_list(queue: Queue) 
             tasks.EmailBackend().send_messages(messages)
         with pytest.raises(SystemExit):
             tasks.EmailBackend().send_messages(iter(messages))
-
     assert [message for message, *_ in queue.failed] == messages[1:]
     assert [message.to for message, _ in queue.sent] == [["1@example.org"]] * 2
 
@@ -245,7 +233,6 @@ def test_an_error_of_a_pre_send_receiver_is_raised_after_earlier_messages_are_qu
         pytest.raises(ZeroDivisionError),
     ):
         queue.send(*mails(3))
-
     assert len(queue.tasks) == 1
     assert queue.failed == []
 
@@ -267,7 +254,6 @@ def test_on_commit_queues_if_the_transaction_is_committed(
         inside = len(queue.tasks)
         assert status(message).status == {"queued"}
         transaction.set_rollback(rolled_back)
-
     assert (inside, len(queue.tasks)) == counts
 
 
@@ -319,7 +305,6 @@ def test_the_last_attempt_ends_before_the_relay_forgets_the_key(
 ) -> None:
     with settings_for(queue.server, deadline=3600):
         queue.send(mail())
-
     left = queue.form["give_up_at"] - time.time()
     assert left == pytest.approx(23 * 3600, abs=60)
 
@@ -355,7 +340,6 @@ if MAILERS_EXIST:
         queue: ServedQueue,
     ) -> None:
         mail("bob@example.org").send()
-
         assert queue.form["using"] == "relay"
         queue.run()
         assert queue.server.delivered == {"bob@example.org": 1}
