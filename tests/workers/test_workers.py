@@ -33,11 +33,11 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-MAILS = 1000
+MAILS = 600
 WORKERS = 4
 MAX_SIZE = 2
 #: After so many deliveries, a worker is killed that waits for the reply to the next.
-KILL_AFTER = 300
+KILL_AFTER = 200
 
 
 def sometimes(choices: random.Random, chance: float, action: Action) -> Action:
