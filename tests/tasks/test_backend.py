@@ -22,7 +22,7 @@ from django_lettermint.results import Outcome
 from tests.faultserver import TOKEN, FaultServer
 from tests.listening import receiver
 from tests.sending import mail, mails, status
-from tests.tasks.queueing import BrokenBackend, Queue, ServedQueue, settings_for
+from tests.tasks.queueing import Queue, ServedQueue, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,17 +46,24 @@ def raising(error: type[BaseException], to: str) -> Callable[..., None]:
 
 
 class Failing(tasks.EmailBackend):
-    """Raises an error at one task, which it stores before or not."""
+    """Raises an error at one of its tasks, which it may store before."""
 
-    fails_at = 1
-    stores = False
-    error: type[BaseException] = ConnectionError
+    def __init__(
+        self,
+        *,
+        at: int = 1,
+        stores: bool = False,
+        error: type[BaseException] = ConnectionError,
+        **options: Any,
+    ) -> None:
+        super().__init__(task_backend="dummy", **options)
+        self.left, self.stores, self.error = at, stores, error
 
     def enqueue(self, form: dict[str, Any]) -> None:
-        self.fails_at -= 1
-        if self.fails_at != 0 or self.stores:
+        self.left -= 1
+        if self.left or self.stores:
             super().enqueue(form)
-        if self.fails_at == 0:
+        if not self.left:
             raise self.error
 
 
@@ -142,21 +149,21 @@ def test_a_cancelled_message_is_not_queued(queue: Queue) -> None:
     assert queue.failed == []
 
 
-def test_a_task_backend_that_fails_leaves_the_message_unknown(broken: Queue) -> None:
+def test_a_task_backend_that_fails_leaves_the_message_unknown(queue: Queue) -> None:
     message = mail("Bob@Example.org")
     reported: list[object] = []
     with (
         receiver(post_send, lambda **found: reported.append(found)),
-        pytest.raises(EnqueueFailed, match=r"'broken'.*ConnectionError") as caught,
+        pytest.raises(EnqueueFailed, match=r"'dummy'.*ConnectionError") as caught,
     ):
-        broken.send(message)
+        Failing().send_messages([message])
     error = caught.value
     assert isinstance(error.__cause__, ConnectionError)
     assert not error.retry_safe
     [result] = error.results
     assert result.outcome is UNKNOWN
     assert [each.status for each in result.recipients.values()] == ["unknown"]
-    assert broken.failed == [(message, result, error)]
+    assert queue.failed == [(message, result, error)]
     assert error.result is status(message).esp_response is result
     assert status(message).status == {"unknown"}
     assert status(message).message_id == result.message_id is not None
@@ -166,8 +173,7 @@ def test_a_task_backend_that_fails_leaves_the_message_unknown(broken: Queue) -> 
 def test_a_message_whose_task_was_stored_without_an_answer_is_sent_once(
     queue: ServedQueue,
 ) -> None:
-    sender = Failing(task_backend="dummy", fail_silently=True)
-    sender.stores = True
+    sender = Failing(stores=True, fail_silently=True)
     assert sender.send_messages([mail("bob@example.org")]) == 0
     queue.run()
     [(_, failed, _)] = queue.failed
@@ -180,14 +186,14 @@ def test_a_message_whose_task_was_stored_without_an_answer_is_sent_once(
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("on_commit", [False, True])
 def test_a_message_of_which_some_tasks_are_taken_ends_unknown_and_once(
-    broken: Queue, *, on_commit: bool
+    queue: Queue, *, on_commit: bool
 ) -> None:
-    BrokenBackend.takes = 1
+    sender = Failing(at=2, fail_silently=True, on_commit=on_commit)
     message = merged("a@x.test", "b@x.test", "c@x.test", cc=["carol@x.test"])
     with transaction.atomic():
-        assert broken.send(message, fail_silently=True, on_commit=on_commit) == 1
-    assert len(broken.tasks) == 1
-    [(failed, result, error)] = broken.failed
+        assert sender.send_messages([message]) == 1
+    assert len(queue.tasks) == 1
+    [(failed, result, error)] = queue.failed
     assert failed is message
     assert isinstance(error, EnqueueFailed)
     assert result.outcome is UNKNOWN
@@ -203,10 +209,8 @@ def test_a_message_of_which_some_tasks_are_taken_ends_unknown_and_once(
 
 def test_an_interrupt_while_queueing_ends_every_message(queue: Queue) -> None:
     messages = mails(4)
-    sender = Failing(task_backend="dummy")
-    sender.fails_at, sender.error = 2, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        sender.send_messages(messages)
+        Failing(at=2, error=KeyboardInterrupt).send_messages(messages)
     assert [(message, result.outcome) for message, result, _ in queue.failed] == [
         (messages[1], UNKNOWN),
         (messages[2], NOT_SENT),
@@ -264,7 +268,7 @@ def test_a_failure_after_the_commit_is_reported_and_the_rest_goes_on(
     first, second = mail("a@x.test"), mail("b@x.test")
     others: list[str] = []
     with transaction.atomic():
-        sender = Failing(task_backend="dummy", on_commit=True)
+        sender = Failing(on_commit=True)
         assert sender.send_messages([first, second]) == 2
         transaction.on_commit(lambda: others.append("ran"))
         assert queue.failed == []
