@@ -241,7 +241,7 @@ def test_recipients_that_are_too_many_get_a_transaction_with_a_key_of_its_own() 
     ],
     ids=str,
 )
-def test_recipients_refused_for_being_pipelined_get_one_as_well(
+def test_recipients_refused_for_being_pipelined_get_a_further_transaction(
     reply: Reply, *, pipelined: bool, gets_one: bool
 ) -> None:
     submission = one(A, B)
@@ -249,14 +249,14 @@ def test_recipients_refused_for_being_pipelined_get_one_as_well(
     assert further(submission) == [((B,), derived_key("k", B))] * gets_one
 
 
-def test_they_get_one_though_the_first_is_unknown() -> None:
+def test_a_further_transaction_follows_an_unknown_one() -> None:
     submission = one(A, B, idempotency=False)
     lost(submission, b=TOO_MANY)
     assert submission.outcome is UNKNOWN
     assert further(submission) == [((B,), derived_key("k", B))]
 
 
-def test_they_get_one_only_after_a_repeat_was_confirmed() -> None:
+def test_a_further_transaction_waits_for_the_end_of_a_repeat() -> None:
     submission = one(A, B)
     lost(submission, b=TOO_MANY)
     assert further(submission) == []
@@ -264,7 +264,7 @@ def test_they_get_one_only_after_a_repeat_was_confirmed() -> None:
     assert further(submission) == [((B,), derived_key("k", B))]
 
 
-def test_they_get_none_if_the_content_is_refused() -> None:
+def test_no_further_transaction_follows_refused_content() -> None:
     submission = one(A, B)
     refused(submission, Phase.COMMIT, b=TOO_MANY)
     assert further(submission) == []
