@@ -47,11 +47,13 @@ def test_plain_is_used_unless_the_option_names_another_mechanism(
         ("AUTH\nAUTH CRAM-MD5", "CRAM-MD5"),
     ],
 )
-def test_offers_of_auth_are_merged(offer: str, mechanism: str) -> None:
-    script = [On("ehlo", do=reply(250, f"relay\n{offer}\nPIPELINING"))]
+def test_offers_of_auth_are_merged_and_features_read_in_any_letter_case(
+    offer: str, mechanism: str
+) -> None:
+    script = [On("ehlo", do=reply(250, f"relay\n{offer}\n\nSize 1000"))]
     with FaultServer(script, auth=MECHANISMS) as server, session(server) as held:
         assert server.logins == [(mechanism, "lettermint", True)]
-        assert "PIPELINING" in held.features
+        assert held.features["SIZE"] == "1000"
 
 
 @pytest.mark.parametrize(

@@ -302,14 +302,6 @@ def test_the_name_at_ehlo_is_the_option_or_that_of_the_machine(
         assert re.fullmatch(b"EHLO (" + name + b")", server.commands[0][1])
 
 
-def test_features_are_read_in_any_letter_case() -> None:
-    ehlo = reply(250, "relay\npipelining\nSize 1000\n\nauth login PLAIN")
-    with FaultServer([On("ehlo", do=ehlo)]) as server, session(server) as held:
-        assert held.features["SIZE"] == "1000"
-        assert held.features["PIPELINING"] == ""
-        assert server.logins[0].mechanism == "PLAIN"
-
-
 # -- the whole -------------------------------------------------------------------------
 
 
