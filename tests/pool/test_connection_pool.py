@@ -246,7 +246,7 @@ def test_a_refusal_while_others_are_being_opened_is_remembered_for_a_second() ->
         go_on.wait(30)
 
     pool.before_connect = greet
-    first, second = Caller(pool), Caller(pool)
+    first, second, third = threads = [Caller(pool) for _ in range(3)]
     first.start()
     assert opening.wait(30)
     second.ask()
@@ -254,11 +254,13 @@ def test_a_refusal_while_others_are_being_opened_is_remembered_for_a_second() ->
     assert first.arrived.wait(30)
     pool.before_connect = lambda: None
     pool.now += ASSUMED_LIMIT_SECONDS
-    with pool.hold():
-        assert second.session is not first.session
-        assert len(pool.alive) == 3
-    first.end()
-    second.end()
+    third.ask()
+    assert second.session is not first.session
+    # The limit was wrong: the third caller does not wait any longer.
+    assert pool.stats()["waiting"] == 0
+    assert third.session is pool.alive[2]
+    for thread in threads:
+        thread.end()
 
 
 def test_after_three_minutes_one_connection_more_than_the_limit_is_tried() -> None:
@@ -274,14 +276,17 @@ def test_after_three_minutes_one_connection_more_than_the_limit_is_tried() -> No
         assert len(pool.alive) == 4
 
 
-def test_a_connection_that_the_relay_does_not_serve_lowers_the_limit() -> None:
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_connection_that_the_relay_does_not_serve_lowers_the_limit(
+    others: int,
+) -> None:
     pool = FakePool(max_size=4)
-    with pool.hold(), pool.hold():
-        with pool.hold() as third:
-            third.discard(CloseReason.LIMITED)
-        assert pool.slots.capacity() == 2
+    with callers(pool, others):
+        with pool.hold() as last:
+            last.discard(CloseReason.LIMITED)
+        assert pool.slots.capacity() == others
         pool.now += RELAY_LIMIT_SECONDS
-        assert pool.slots.capacity() == 3
+        assert pool.slots.capacity() == others + 1
 
 
 def test_no_further_connection_is_opened_on_request_if_any_is_open() -> None:

@@ -244,15 +244,3 @@ def test_after_idling_mail_and_rcpt_are_written_before_a_chunk_without_a_key(
         received = received_at(server, "mail", one, transaction(), chunking=True)
         end = b"RCPT TO:<1@x.test>\r\nRCPT TO:<2@x.test>\r\n"
         assert received.endswith(end) is (b"BDAT" not in received) is not repeatable
-
-
-@pytest.mark.parametrize("phase", ["mail", "rcpt"])
-def test_a_message_refused_after_idling_sends_no_chunk(phase: Any) -> None:
-    with FaultServer([On(phase, times=1, do=reply(550))], features=CHUNKING) as server:
-        one, two = window("--")
-        one.after_idle = True
-        with session(server, chunking=True) as held:
-            held.send_all([one, two])
-        assert outcomes([one, two]) == [NOT_SENT, SENT]
-        assert spoken(server).count("BDAT") == 1
-        assert server.violations == []
