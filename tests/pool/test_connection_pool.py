@@ -27,7 +27,6 @@ from tests.pool.fakes import (
     Interrupt,
     callers,
     interrupt,
-    locked,
     too_many_connections,
 )
 
@@ -578,14 +577,3 @@ def test_callers_that_wait_when_the_pool_is_closed_get_an_error() -> None:
             assert isinstance(caller.error, PoolClosed)
             assert "nothing was sent; send it again" in str(caller.error)
     assert pool.empty
-
-
-def test_a_child_process_closes_all_connections_without_quit() -> None:
-    pool = FakePool()
-    pool.keep_idle(2)
-    with pool.hold(), locked(pool.slots.lock):
-        pool.reset_after_fork()
-        assert pool.alive == []
-    assert all(session.closed and not session.ending for session in pool.opened)
-    assert pool.empty
-    assert pool.use().closed
