@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.results import Phase
-from tests.faultserver import FEATURES, FaultServer, On, drop, hang, raw, reply, stall
+from tests.faultserver import (
+    FEATURES,
+    FaultServer,
+    On,
+    drop,
+    hang,
+    normal,
+    raw,
+    reply,
+    stall,
+)
 from tests.sending import SHORT, cases, relay, session, spoken, transaction
 from tests.smtp.helpers import (
     BIG,
@@ -298,12 +308,22 @@ def test_a_time_out_names_the_option_pipelining_if_that_may_be_the_reason(
 # -- between messages ------------------------------------------------------------------
 
 
-def test_only_250_and_nothing_behind_it_answers_a_ping() -> None:
-    with FaultServer() as server, session(server) as held:
-        assert held.ping(5)
-        for do in (reply(220), raw(b"250 ok\r\n421 bye\r\n"), hang()):
-            server.script.append(On("noop", times=1, do=do))
-            assert not held.ping(SHORT)
+@pytest.mark.parametrize(
+    ("do", "answers"),
+    [
+        (normal, True),
+        (reply(220), False),
+        (raw(b"250 ok\r\n421 bye\r\n"), False),
+        (hang(), False),
+        (drop(), False),
+    ],
+    ids=["250", "220", "421-behind", "hang", "lost"],
+)
+def test_only_250_and_nothing_behind_it_answers_a_ping(
+    do: Action, answers: Any
+) -> None:
+    with FaultServer([On("noop", do=do)]) as server, session(server) as held:
+        assert held.ping(SHORT) is answers
 
 
 @pytest.mark.parametrize(
