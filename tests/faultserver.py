@@ -99,8 +99,8 @@ class FaultServer:
 
     `tls` is "implicit", "starttls" or None; `cert` one of `certificates.KINDS`; `rcvbuf` the
     size of the receive buffer in octets; `idempotency` makes the server honour
-    Idempotency-Key. Servers at 127.0.0.1, 127.0.0.2 and so on can share a port. With
-    `one_command_per_segment`, what comes behind a command in the same segment is lost.
+    Idempotency-Key. With `one_command_per_segment`, what comes behind a command in the same
+    segment is lost.
     """
 
     def __init__(
@@ -113,10 +113,7 @@ class FaultServer:
         cert: str = "good",
         idempotency: bool = False,
         rcvbuf: int | None = None,
-        user: str = "lettermint",
-        token: str = TOKEN,
         host: str = "127.0.0.1",
-        port: int = 0,
         one_command_per_segment: bool = False,
     ) -> None:
         #: The rules: the first match counts. They may be changed at any time.
@@ -142,8 +139,7 @@ class FaultServer:
             features=tuple(features),
             mechanisms=mechanisms,
             requires_auth=bool(mechanisms),
-            username=user,
-            tokens=(token,),
+            tokens=(TOKEN,),
             # Announced, but for the client to keep to.
             max_size=1 << 40,
             last_chunk_resets=False,
@@ -155,7 +151,7 @@ class FaultServer:
         self._security = SECURITY[tls]
         self._server = SMTPServer(
             self._new_session,
-            {self._security: port},
+            {self._security: 0},
             host=host,
             receive_buffer=rcvbuf,
             name="faultserver",
@@ -199,7 +195,7 @@ class FaultServer:
     def options(self, **others: object) -> dict[str, object]:
         """Return the backend options that reach this server, and the others given."""
         return {
-            "api_token": self.config.tokens[0],
+            "api_token": TOKEN,
             "host": self.host,
             "port": self.port,
             "security": self._security,

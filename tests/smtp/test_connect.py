@@ -188,20 +188,20 @@ def test_addresses_are_tried_as_long_as_another_one_may_help(
 
 
 @pytest.mark.parametrize(
-    ("traits", "error"),
+    ("traits", "seconds", "error"),
     [
-        ({"cert": "wrong_host"}, TLSFailed),
-        ({"auth": ()}, AuthenticationFailed),
-        ({"script": [On("banner", do=hang())]}, ConnectFailed),
+        ({"cert": "wrong_host"}, 5, TLSFailed),
+        ({"auth": ()}, 5, AuthenticationFailed),
+        ({"script": [On("banner", do=hang())]}, SHORT, ConnectFailed),
     ],
     ids=["certificate", "no login", "time is over"],
 )
 def test_no_other_address_is_tried_in_vain(
-    traits: dict[str, Any], error: type[Exception]
+    traits: dict[str, Any], seconds: float, error: type[Exception]
 ) -> None:
     with FaultServer(**traits) as first, FaultServer() as second:
         with pytest.raises(error):
-            connect_in_turn(relay(first), first.port, second.port, seconds=SHORT)
+            connect_in_turn(relay(first), first.port, second.port, seconds=seconds)
         assert (first.connections, second.connections) == (1, 0)
 
 
