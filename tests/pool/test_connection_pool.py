@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 import pytest
 
 from django_lettermint.exceptions import ConnectFailed, PoolClosed, PoolTimeout
-from django_lettermint.pool import CloseReason
+from django_lettermint.pool import CloseReason, PooledConnection
 from django_lettermint.pool.connection import (
     ASSUMED_LIMIT_SECONDS,
     LIFETIME_JITTER,
     QUIT_TIMEOUT,
     RELAY_LIMIT_SECONDS,
+    PoolRequest,
+    RequestState,
 )
 from django_lettermint.pool.connection_pool import PING_TIMEOUT
 from django_lettermint.pool.stats import no_stats
@@ -139,45 +141,13 @@ def test_a_connection_that_cannot_be_opened_leaves_its_slot_to_the_next(
 # -- the relay's limit of connections --------------------------------------------------
 
 
-class LimitedRelay:
-    """Accepts so many connections at once, and counts those it refuses."""
+def refuse(pool: FakePool, code: int = 421) -> None:
+    """Have the relay refuse further connections."""
 
-    def __init__(self, pool: FakePool, limit: int) -> None:
-        self.pool = pool
-        self.limit = limit
-        self.refusals = 0
-        pool.before_connect = self.greet
+    def greet() -> NoReturn:
+        raise too_many_connections(code)
 
-    def greet(self) -> None:
-        if len(self.pool.alive) >= self.limit:
-            self.refusals += 1
-            raise too_many_connections()
-
-    def refuse_some_of_four(self) -> int:
-        """Have four callers at once; return how many times one was refused."""
-        before = self.refusals
-        with callers(self.pool, 4):
-            pass
-        return self.refusals - before
-
-
-def test_a_refused_caller_is_served_before_those_who_came_later() -> None:
-    pool = FakePool(max_size=2)
-    with pool.hold() as connection:
-        early, late = Caller(pool), Caller(pool)
-
-        def refuse() -> None:
-            late.ask()  # waits at once, as the pool is full
-            raise too_many_connections()
-
-        pool.before_connect = refuse
-        early.start()
-        while pool.stats()["waiting"] < 2:
-            early.join(0.001)
-    assert early.session is connection.session
-    assert not late.arrived.is_set()
-    early.end()
-    late.end()
+    pool.before_connect = greet
 
 
 def test_a_refused_caller_takes_an_idle_connection_even_if_it_asked_for_a_new_one(
@@ -186,7 +156,7 @@ def test_a_refused_caller_takes_an_idle_connection_even_if_it_asked_for_a_new_on
     caplog.set_level(logging.INFO, "django_lettermint")
     pool = FakePool(max_size=4)
     (idle,) = pool.keep_idle(1)
-    LimitedRelay(pool, 1)
+    refuse(pool)
 
     with pool.hold(force_new=True) as connection:
         assert connection.session is idle
@@ -201,78 +171,84 @@ def test_a_refusal_is_raised_if_it_is_permanent_or_nothing_else_is_open(
 ) -> None:
     pool = FakePool()
     pool.keep_idle(others)
+    refuse(pool, code)
 
-    def fail() -> NoReturn:
-        raise too_many_connections(code)
-
-    pool.before_connect = fail
     with pytest.raises(ConnectFailed, match=str(code)), pool.hold(force_new=True):
         pass
     assert pool.size == others
 
 
+def requests(pool: FakePool, count: int) -> list[PoolRequest[FakeSession]]:
+    """Have requests come to the slots of a pool; none of them has a connection yet."""
+    made = []
+    for _ in range(count):
+        made.append(PoolRequest(pool=pool, number=pool.stats()["requests"]))
+        pool.slots.enter(made[-1])
+    return made
+
+
+def open_for(pool: FakePool, *several: PoolRequest[FakeSession]) -> None:
+    """Note connections that were opened for requests."""
+    for request in several:
+        connection = PooledConnection.begin(FakeSession(), pool.config, pool.now)
+        pool.slots.note_opened(request, connection)
+
+
+def test_a_refused_request_is_served_before_those_that_came_later() -> None:
+    pool = FakePool(max_size=2)
+    holder, early, late = requests(pool, 3)
+    open_for(pool, holder)
+
+    assert pool.slots.wait_for_others(early) is RequestState.WAITING
+    pool.slots.release(holder)
+    assert pool.slots.busy == {early}
+    assert pool.slots.waiting == [late]
+
+
 def test_a_relay_that_refuses_all_connections_at_once_shows_no_limit() -> None:
-    pool = FakePool(max_size=4, timeout=30)
-    together = threading.Barrier(4)
-
-    def refuse() -> NoReturn:
-        if len(pool.calls) <= 4:
-            together.wait(30)
-        raise too_many_connections()
-
-    pool.before_connect = refuse
-    threads = [Caller(pool) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert [type(thread.error) for thread in threads] == [ConnectFailed] * 4
+    pool = FakePool(max_size=4)
+    slots, ended = pool.slots, 0
+    requests(pool, 4)
+    while slots.busy:
+        request = min(slots.busy, key=lambda each: each.number)
+        if slots.wait_for_others(request) is RequestState.ENDED:
+            slots.release(request)
+            ended += 1
+    assert ended == 4
     assert pool.empty
 
-    pool.before_connect = lambda: None
-    with callers(pool, 4):
-        assert len(pool.alive) == 4
+    first, *_ = requests(pool, 4)
+    open_for(pool, first)
+    assert len(slots.busy) == 4
 
 
 def test_a_refusal_while_others_are_being_opened_is_remembered_for_a_second() -> None:
     pool = FakePool(max_size=4)
-    opening, go_on = threading.Event(), threading.Event()
+    first, second, third = requests(pool, 3)
 
-    def greet() -> None:
-        if len(pool.calls) > 1:
-            raise too_many_connections()
-        opening.set()
-        go_on.wait(30)
-
-    pool.before_connect = greet
-    first, second, third = threads = [Caller(pool) for _ in range(3)]
-    first.start()
-    assert opening.wait(30)
-    second.ask()
-    go_on.set()
-    assert first.arrived.wait(30)
-    pool.before_connect = lambda: None
-    pool.now += ASSUMED_LIMIT_SECONDS
-    third.ask()
-    assert second.session is not first.session
-    # The limit was wrong: the third caller does not wait any longer.
-    assert pool.stats()["waiting"] == 0
-    assert third.session is pool.alive[2]
-    for thread in threads:
-        thread.end()
+    assert pool.slots.wait_for_others(second) is RequestState.WAITING
+    open_for(pool, first, third)
+    pool.now += ASSUMED_LIMIT_SECONDS - 0.1
+    (fourth,) = requests(pool, 1)
+    assert pool.slots.waiting == [second, fourth]
+    pool.now += 0.1
+    assert pool.slots.recheck(second, pool.now, last=False) is RequestState.BUSY
+    assert pool.slots.waiting == [fourth]
+    # The limit was wrong: the fourth does not wait any longer.
+    open_for(pool, second)
+    assert fourth in pool.slots.busy
 
 
 def test_after_three_minutes_one_connection_more_than_the_limit_is_tried() -> None:
-    pool = FakePool(max_size=4, max_lifetime=1e6, max_idle=1e6, ping_after=None)
-    relay = LimitedRelay(pool, 2)
+    pool = FakePool(max_size=4)
+    one, two, three = requests(pool, 3)
+    open_for(pool, one, two)
     for _ in range(2):
-        assert relay.refuse_some_of_four() == 1
-        assert relay.refuse_some_of_four() == 0
-        pool.now += RELAY_LIMIT_SECONDS
-
-    relay.limit = 4
-    with callers(pool, 4):
-        assert len(pool.alive) == 4
+        assert pool.slots.wait_for_others(three) is RequestState.WAITING
+        pool.now += RELAY_LIMIT_SECONDS - 1
+        assert pool.slots.recheck(three, pool.now, last=False) is RequestState.WAITING
+        pool.now += 1
+        assert pool.slots.recheck(three, pool.now, last=False) is RequestState.BUSY
 
 
 @pytest.mark.parametrize("others", [1, 2])
