@@ -18,7 +18,6 @@ from tests.faultserver import (
     normal,
     raw,
     reply,
-    stall,
 )
 from tests.sending import SHORT, cases, session, spoken, transaction
 from tests.smtp.helpers import (
@@ -126,17 +125,6 @@ def test_a_loss_among_unconfirmed_chunks_confirms_nothing_after_it(
         begun = [each for each in several[1:] if each.started]
         assert all(isinstance(each.failure, OSError) for each in begun)
         assert server.delivered == {"1@x.test": 1}
-
-
-@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT])
-def test_421_before_any_recipient_is_accepted_means_that_the_chunk_is_not_sent(
-    phase: Any,
-) -> None:
-    late = stall(SHORT, reply(421, "4.7.0 limit reached", close=True))
-    with FaultServer([On(phase, do=late)], features=CHUNKING) as server:
-        one = send_one(server, transaction(), chunking=True)
-        assert (one.outcome, one.phase) == (NOT_SENT, phase)
-        assert server.deliveries == []
 
 
 def test_a_message_without_a_key_waits_for_the_chunks_before_it() -> None:
