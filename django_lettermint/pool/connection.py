@@ -145,7 +145,7 @@ class PooledConnection(Generic[C]):
     discard_reason: CloseReason | None = None
 
     @classmethod
-    def begin(cls, session: C, config: PoolConfig, now: float) -> Self:
+    def for_session(cls, session: C, config: PoolConfig, now: float) -> Self:
         """Return the connection of a session opened `now`."""
         jitter = 1 - LIFETIME_JITTER * random.random()  # noqa: S311 - not a secret
         limits = filter(None, (config.max_messages, session.mail_max))

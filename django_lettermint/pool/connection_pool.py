@@ -373,7 +373,9 @@ class ConnectionPool(Generic[C]):
             self.count("open_errors")
             raise
         try:
-            connection = PooledConnection.begin(session, self.config, self._clock())
+            connection = PooledConnection.for_session(
+                session, self.config, self._clock()
+            )
             self._locked(lambda slots: slots.note_opened(request, connection))
         except BaseException:  # an interrupt: no request holds the session yet
             session.close()

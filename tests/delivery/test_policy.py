@@ -84,8 +84,8 @@ TABLE = [
     row("used, often", NOT_LAST, LOST, Decision.REPLACE, used=True, may_retry=False),
     row("new", NOT_LAST, LOST, Decision.RETRY),
     row("new, too often", NOT_LAST, LOST, Decision.GIVE_UP, may_retry=False),
-    # A further connection of a list.
-    row("a further one", SENDING, LOST, Decision.WAIT, others_open=True),
+    # A further connection.
+    row("a further one", NOT_LAST, LOST, Decision.RETRY, others_open=True),
     row(
         "a further one, too often",
         SENDING,
@@ -128,6 +128,14 @@ TABLE = [
         Decision.UNKNOWN,
         unconfirmed=True,
         repeatable=True,
+    ),
+    row(
+        "a repeat meets the end of the login",
+        [*MAIL_DATA, Phase.RCPT],
+        [530],
+        Decision.REPEAT,
+        repeatable=True,
+        **UNCONFIRMED,
     ),
     row(
         "no repeat is possible",

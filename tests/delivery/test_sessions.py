@@ -16,7 +16,7 @@ from django_lettermint.exceptions import (
     SenderRefused,
 )
 from django_lettermint.results import Outcome
-from tests.faultserver import Answer, FaultServer, On, drop, gate, reply
+from tests.faultserver import FEATURES, Answer, FaultServer, On, drop, gate, reply
 from tests.sending import (
     SHORT,
     backend,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from django_lettermint.backend import EmailBackend
     from tests.faults import Action, Phase
+
+TOO_MANY = reply(421, "4.7.0 too many connections", close=True)
 
 
 def after_ten_messages(phase: Phase, do: Action) -> list[On]:
@@ -83,6 +85,49 @@ def test_a_relay_that_refuses_every_message_sees_few_logins(
         assert len(server.logins) <= logins
 
 
+@pytest.mark.parametrize("chunking", [False, True])
+def test_a_message_refused_for_its_session_goes_out_on_a_new_connection(
+    *, chunking: bool
+) -> None:
+    release = threading.Event()
+    features = (*FEATURES, "CHUNKING")
+    with FaultServer(
+        [On("dot", message=1, do=gate(release))], features=features, idempotency=True
+    ) as server:
+        sender = backend(server, chunking=chunking)
+        with in_a_thread(sender):
+            assert server.wait_for(lambda: server.messages == 1)
+            assert sender.send_messages([mail()]) == 1
+            release.set()
+        # Both connections are idle, and at their limit.
+        refusal = reply(452, "4.5.3 Too many messages sent")
+        server.script = [On("mail", connection=each, do=refusal) for each in (1, 2)]
+
+        assert sender.send_messages(mails(2)) == 2
+
+
+def test_a_limit_of_connections_beside_that_of_messages_fails_no_message() -> None:
+    release, refused = threading.Event(), threading.Event()
+
+    def refuse(answer: Answer) -> Answer:
+        refused.set()
+        return TOO_MANY(answer)
+
+    with FaultServer([On("dot", message=1, do=gate(release))]) as server:
+        sender = backend(server)
+        with in_a_thread(sender):
+            assert server.wait_for(lambda: server.messages == 1)
+            assert sender.send_messages([mail()]) == 1
+            limit = reply(452, "4.5.3 Too many messages sent")
+            server.script += [On("mail", connection=each, do=limit) for each in (1, 2)]
+            server.script.append(On("banner", connection=3, do=refuse))
+            with in_a_thread(sender):
+                assert refused.wait(30)
+                release.set()
+        assert server.delivered == {"bob@example.org": 3}
+        assert server.connections == 4
+
+
 # -- A relay that takes no further connection ------------------------------------------
 
 
@@ -98,14 +143,16 @@ def in_a_thread(sender: EmailBackend) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("refusal", "lost"),
+    ("phase", "refusal", "lost"),
     [
-        pytest.param(reply(421, "4.7.0 too many", close=True), False, id="421"),
-        pytest.param(drop(), True, id="closed, after its own connection was lost"),
+        pytest.param("banner", TOO_MANY, False, id="421"),
+        pytest.param("banner", drop(), True, id="closed, after its own was lost"),
+        pytest.param("mail", TOO_MANY, False, id="421 after the login"),
+        pytest.param("mail", drop(), True, id="closed after the login"),
     ],
 )
 def test_a_message_waits_for_an_open_connection_if_the_relay_takes_no_other(
-    refusal: Action, *, lost: bool
+    phase: Phase, refusal: Action, *, lost: bool
 ) -> None:
     release, refused = threading.Event(), threading.Event()
 
@@ -120,7 +167,7 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_takes_no_other(
             if lost:
                 assert sender.send_messages([mail()]) == 1
                 server.script.append(On("mail", connection=2, do=drop()))
-            server.script.append(On("banner", do=refuse))
+            server.script.append(On(phase, connection=2 + lost, do=refuse))
             with in_a_thread(sender):
                 assert refused.wait(30)
                 release.set()

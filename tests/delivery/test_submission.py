@@ -47,11 +47,16 @@ def test_a_refusal_that_speaks_of_something_else_is_tried_once_more(
     assert refused(submission, Phase.MAIL, code, **state) is first
     assert not submission.done
     assert submission.refused_pipelined is (first is Decision.ALONE)
-    carried = state.get("carried", False)
-    assert refused(submission, Phase.MAIL, code, carried=carried) is Decision.FINAL
+    assert refused(submission, Phase.MAIL, code) is Decision.FINAL
     assert (submission.done, submission.outcome) == (True, NOT_SENT)
     assert submission.ended > 0
     assert submission.attempts == 2
+
+
+def test_a_message_that_finds_no_fresh_connection_is_tried_three_times_more() -> None:
+    submission = one()
+    decisions = [refused(submission, Phase.MAIL, 451, carried=True) for _ in range(4)]
+    assert decisions == [Decision.FRESH] * 3 + [Decision.FINAL]
 
 
 # -- Repeats ---------------------------------------------------------------------------

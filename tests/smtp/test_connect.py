@@ -251,15 +251,6 @@ def test_a_step_before_the_login_fails_with_its_reason(
     assert (LATE in str(error)) is (at == "banner" and not code)
 
 
-def test_ehlo_refused_after_starttls_is_a_failed_connection() -> None:
-    script = [On("ehlo", times=1, do=reply(250, "relay\nSTARTTLS"))]
-    with FaultServer(script, tls="starttls") as server:
-        server.script.append(On("ehlo", do=reply(502)))
-        error = failure(server)
-    assert isinstance(error, ConnectFailed)
-    assert (error.step, error.smtp_code) == ("EHLO", 502)
-
-
 @pytest.mark.parametrize(
     ("options", "name"),
     [

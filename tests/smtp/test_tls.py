@@ -12,7 +12,7 @@ from django_lettermint.exceptions import ConnectFailed, TLSFailed
 from django_lettermint.results import Phase
 from tests.certificates import KINDS, ca_file
 from tests.faults import chain, once_spoken_to
-from tests.faultserver import FaultServer, On, drop, hang, raw, reply, trickle
+from tests.faultserver import FaultServer, On, drop, hang, normal, raw, reply, trickle
 from tests.sending import SHORT, relay, session, transaction
 from tests.smtp.helpers import connect_with, failure, failure_with, in_clear_only
 
@@ -181,3 +181,21 @@ def test_without_starttls_there_is_no_login(
         assert error.phase is Phase.TLS
     else:
         assert "security='tls' is safer" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "code"),
+    [
+        (reply(550, "5.7.1 client host blocked"), normal, 550),
+        (reply(250, "relay\nSTARTTLS"), reply(502), 502),
+    ],
+    ids=["blocked", "502 under TLS"],
+)
+def test_another_refusal_at_ehlo_does_not_say_that_starttls_is_missing(
+    first: Action, then: Action, code: int
+) -> None:
+    script = [On("ehlo", times=1, do=first), On("ehlo", do=then)]
+    with FaultServer(script, tls="starttls") as server, in_clear_only(server):
+        error = failure(server)
+    assert isinstance(error, ConnectFailed)
+    assert (error.step, error.smtp_code) == ("EHLO", code)
