@@ -135,10 +135,16 @@ def raw(data: bytes, *, close: bool = False) -> Action:
 
 def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Action:
     """Close at once, `after` the normal answer, or (`deliver`) accepting without a reply."""
-    close = _only(lambda wire: wire.drop(rst=rst))
-    if after:
-        return accept_then(chain(normal, close))
-    return accept_then(close) if deliver else close
+
+    def act(answer: Answer) -> Answer:
+        def play(wire: FaultStream) -> None:
+            if after:
+                answer.play(wire)
+            wire.drop(rst=rst)
+
+        return Answer(answer.code if after or deliver else 0, play)
+
+    return act
 
 
 def hang() -> Action:
