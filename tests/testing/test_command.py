@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -191,21 +190,6 @@ def test_a_site_that_does_not_answer_its_webhooks_is_named() -> None:
     assert "no answer ([Errno" in serve(*options, act=mail, until="no answer (").output
 
 
-def test_a_thread_that_serves_leaves_signals_alone() -> None:
-    both = (signal.SIGINT, signal.SIGTERM)
-    handlers = list(map(signal.getsignal, both))
-
-    class Enough(Exception):
-        pass
-
-    def act(relay: Served) -> None:
-        assert list(map(signal.getsignal, both)) == handlers
-        raise Enough
-
-    with ThreadPoolExecutor(1) as thread, pytest.raises(Enough):
-        thread.submit(serve, act=act).result()
-
-
 # What it refuses to do
 
 
@@ -251,36 +235,30 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option(
     assert text.endswith(f"choose another port with {option}.\n")
 
 
-@pytest.mark.parametrize("option", ["--ca-folder", "--save"])
-def test_a_folder_that_is_a_file_is_an_error_that_names_the_option(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "content"),
+    [
+        (("--no-inbox", "--save"), "a file"),
+        (("--tls", "--ca-folder"), "a file"),
+        (("--tls", "--ca-folder"), "broken certificates"),
+    ],
+)
+def test_a_folder_that_is_no_use_is_an_error_that_names_the_option(
+    options: tuple[str, str],
+    content: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    code, text = failure(
-        capsys,
-        "--port",
-        "0",
-        "--no-inbox",
-        "--tls",
-        "--ca-folder",
-        str(tmp_path),
-        option,
-        str(path),
-    )
+    folder = tmp_path / "folder"
+    if content == "a file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        for name in ("ca.pem", "server.pem"):
+            (folder / name).write_text("broken")
+    code, text = failure(capsys, "--port", "0", *options, str(folder))
     assert code == 1
-    assert str(path) in text
-    assert option in text
-
-
-def test_certificates_that_are_no_use_are_an_error_that_names_the_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("ca.pem", "server.pem"):
-        (tmp_path / name).write_text("broken")
-    code, text = failure(capsys, "--port", "0", "--tls", "--ca-folder", str(tmp_path))
-    assert code == 1
-    assert "another folder with --ca-folder" in text
+    assert options[1] in text
 
 
 def test_webhooks_need_a_secret(

@@ -138,19 +138,6 @@ def test_a_list_follows_what_other_tabs_do(
     other.close()
 
 
-def test_a_search_stays_a_search_when_mail_arrives(reader: Reader, page: Page) -> None:
-    reader.deliver(message("Order 1"), message("Other"))
-    page.goto(reader.inbox.url)
-    page.get_by_label("Search mails").fill("order")
-    page.keyboard.press("Enter")
-    page.get_by_text("1 of 2 mails").wait_for()
-
-    reader.deliver(message("Another"), message("Order 2"))
-
-    page.get_by_text("2 of 4 mails").wait_for()
-    assert mails(page).count() == 2
-
-
 HOSTILE = """</iframe></body></html><h1>Broken out</h1>
 <meta http-equiv="refresh" content="0; url={url}/refresh">
 <base href="{url}/base/">
@@ -306,19 +293,6 @@ def test_a_page_goes_on_when_the_inbox_was_restarted(
     reader.inbox.start()
 
     page.get_by_role("link", name="Meanwhile").wait_for()
-
-
-def test_times_are_those_of_the_reader(reader: Reader, browser: Browser) -> None:
-    reader.deliver(message())
-    page = browser.new_page(timezone_id="Asia/Kathmandu", locale="en-GB")
-    page.goto(reader.inbox.url)
-    page.wait_for_function(
-        """() => {
-            const time = document.querySelector("time");
-            return time.textContent === new Date(time.dateTime).toLocaleTimeString();
-        }"""
-    )
-    page.close()
 
 
 def test_the_inbox_works_without_scripts(reader: Reader, browser: Browser) -> None:

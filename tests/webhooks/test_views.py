@@ -70,23 +70,6 @@ def test_only_post_is_allowed(method: str, receiver: Receiver) -> None:
     assert receiver.events == []
 
 
-@pytest.mark.django_db
-def test_a_site_that_requires_login_lets_webhooks_in(
-    settings: Any, receiver: Receiver
-) -> None:
-    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django.contrib.sessions"]
-    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
-    settings.MIDDLEWARE = [
-        "django.contrib.sessions.middleware.SessionMiddleware",
-        "django.middleware.csrf.CsrfViewMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.auth.middleware.LoginRequiredMiddleware",
-    ]
-
-    assert post(SENT).status_code == 200
-    assert len(receiver.events) == 1
-
-
 # Events
 
 
@@ -199,20 +182,8 @@ def test_basic_auth_is_checked_as_well_if_configured(
 # Refused requests
 
 
-def with_headers(**changes: str | None) -> HttpResponse:
-    """Send an event with other signature headers; None leaves one out."""
-    headers = signed(BODY)
-    known = {
-        "time": headers["X-Lettermint-Delivery"],
-        "digest": headers["X-Lettermint-Signature"].rpartition("=")[2],
-    }
-    for name, value in changes.items():
-        del headers[f"X-Lettermint-{name}"]
-        if value is not None:
-            # As Django decodes the UTF-8 octets of a header.
-            octets = value.format(**known).encode()
-            headers[f"X-Lettermint-{name}"] = octets.decode("latin-1")
-    return send(BODY, headers)
+def with_header(name: str, value: str) -> HttpResponse:
+    return send(BODY, signed(BODY) | {f"X-Lettermint-{name}": value})
 
 
 def nested(depth: int, start: str, end: str) -> bytes:
@@ -238,12 +209,10 @@ BROKEN: dict[str, Any] = {"wsgi.input": BrokenPipe()}
     ("refused", "reason"),
     [
         (partial(post, SENT, "whsec_other"), "signature_mismatch"),
-        (partial(with_headers, Signature="t={time},v1=zz"), "signature_"),
-        (partial(with_headers, Signature="t={time},v1=é{digest}"), "signature_"),
-        (partial(with_headers, Signature="t={time}"), "signature_"),
-        (partial(with_headers, Signature=None), "signature_header_missing"),
-        (partial(with_headers, Delivery=None), "delivery_header_missing"),
-        (partial(with_headers, Delivery="९"), "delivery_"),
+        (partial(with_header, "Signature", "v1=zz"), "signature_"),
+        (partial(with_header, "Signature", "t=1,v1=é"), "signature_"),
+        (partial(with_header, "Delivery", "९".encode().decode("latin-1")), "delivery_"),
+        (partial(send, BODY, {}), "signature_header_missing"),
         (partial(post, SENT, age=310), "timestamp_out_of_tolerance"),
         (partial(post, SENT, age=-310), "timestamp_out_of_tolerance"),
         (partial(post, b""), "body_invalid"),
