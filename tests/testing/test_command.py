@@ -22,7 +22,7 @@ from django_lettermint.message import LettermintMessage
 from django_lettermint.testing import command as relay_command
 from tests.testing.receiving import SECRET, receiving
 from tests.testing.relay_client import WRONG, client, send
-from tests.testing.relay_process import Served, relay_process, serve
+from tests.testing.relay_command import Served, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,11 +42,11 @@ def mailing(content: bytes) -> Any:
 # What it prints
 
 
-def test_it_prints_settings_and_each_mail_and_ends_by_a_signal() -> None:
-    with relay_process() as relay:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_prints_settings_and_each_mail_and_ends_by_a_signal(number: int) -> None:
+    def act(relay: Served) -> None:
         style = "MAILERS" if django.VERSION >= (6, 1) else "EMAIL_BACKEND"
         assert style in relay.settings
-        port = relay.port(PLAIN)
         with override_settings(**relay.settings):
             LettermintMessage(
                 "Your order",
@@ -58,19 +58,18 @@ def test_it_prints_settings_and_each_mail_and_ends_by_a_signal() -> None:
                 tag="order shipped",
                 metadata={"order_id": 4711},
             ).send()
-        shown = relay.read_until("metadata:")
         with urllib.request.urlopen(relay.inbox, timeout=10) as page:
             assert "Your order" in page.read().decode()
-        with client(relay, PLAIN):
-            relay.end(signal.SIGTERM)
-    assert "Your order\n" in shown
-    assert "from:     shop@example.com\n" in shown
-    assert "to:       ada@example.com, bob@example.com\n" in shown
-    assert "route:    outgoing\n" in shown
-    assert "tag:      order shipped\n" in shown
-    assert "order_id=4711" in shown
+
+    relay = serve(act=act, number=number)
+    assert "Your order\n" in relay.output
+    assert "from:     shop@example.com\n" in relay.output
+    assert "to:       ada@example.com, bob@example.com\n" in relay.output
+    assert "route:    outgoing\n" in relay.output
+    assert "tag:      order shipped\n" in relay.output
+    assert "order_id=4711" in relay.output
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=10)
+        socket.create_connection(("127.0.0.1", relay.port(PLAIN)), timeout=10)
 
 
 def test_what_is_refused_is_printed_with_the_reply_but_no_token() -> None:
@@ -268,16 +267,3 @@ def test_webhooks_need_a_secret(
     code, text = failure(capsys, "--port", "0", "--webhook", "http://127.0.0.1:8000/")
     assert code == 1
     assert "--webhook needs a secret: set LETTERMINT_SIGNING_SECRET" in text
-
-
-def test_without_the_extra_it_names_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "trustme", None)
-    for name in ("relay", "certificates"):
-        monkeypatch.delitem(
-            sys.modules, f"django_lettermint.testing.{name}", raising=False
-        )
-    code, text = failure(capsys, "--port", "0")
-    assert code == 1
-    assert "pip install 'django-lettermint-smtp[testing]'" in text
