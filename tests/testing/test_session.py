@@ -103,6 +103,7 @@ def test_a_login_needs_the_right_answers(
     [
         (b"", b"WHAT", "500 5.5.2"),
         (b"", b"NOOP " + b"x" * 20_000, "500 5.5.2"),
+        (b"", b"VRFY somebody", "252 2.1.5"),
         (b"", b"QUIT now", "501 5.5.4"),
         (b"", b"AUTH PLAIN", "503 5.5.1"),
         (b"", b"MAIL FROM:a@example.com", "501 5.5.4"),
