@@ -102,9 +102,9 @@ _RESOLVER = (
 )
 
 
-def look_up(domain: str) -> Domain:
-    """Look for all records at once."""
-    until = time.monotonic() + PATIENCE
+def look_up(domain: str, patience: float = PATIENCE) -> Domain:
+    """Look for all records at once, for so many seconds."""
+    until = time.monotonic() + patience
     with ThreadPoolExecutor(len(_RECORDS) + 1, "lettermint-dns") as threads:
         exists = threads.submit(_exists, domain, until)
         found = threads.map(lambda each: _find(each, domain, until), _RECORDS)
@@ -272,7 +272,7 @@ def _resolve(name: str, kind: str, until: float) -> dns.resolver.Answer:
     except dns.resolver.NXDOMAIN:
         raise
     except dns.resolver.LifetimeTimeout:
-        raise _NoAnswer(f"no answer within {PATIENCE:g} s") from None
+        raise _NoAnswer("no answer in time") from None
     except dns.resolver.NoNameservers as error:
         answers = sorted({str(each[3]) for each in error.kwargs["errors"]})
         raise _NoAnswer(f"the resolver answered {', '.join(answers)}") from None

@@ -26,5 +26,7 @@ def refusal(**options: Any) -> str:
     return str(raised.value)
 
 
-def as_settings(options: dict[str, Any]) -> dict[str, Any]:
-    return {f"LETTERMINT_{name.upper()}": value for name, value in options.items()}
+def merged(options: dict[str, Any], **keywords: Any) -> dict[str, Any]:
+    """Return what a backend gets from `get_connection(**keywords)` on Django 6.1."""
+    ignored = {"_ignore_unknown_kwargs": {*keywords}} if keywords else {}
+    return {"alias": "default", **options, **keywords, **ignored}

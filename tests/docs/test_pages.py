@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,3 @@ def test_each_link_leads_to_a_file(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8"))
 
     assert [link for link in links if not (page.parent / link).exists()] == []
-
-
-def test_the_set_up_of_contributors_installs_all_extras() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    command = re.search(
-        r"--editable \"\.\[(.*)\]\"", (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    )
-
-    assert command
-    assert {*command[1].split(",")} == {*project["optional-dependencies"]}

