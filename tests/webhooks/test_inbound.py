@@ -283,7 +283,9 @@ def test_a_forwarded_mail_is_a_mail_if_it_is_text() -> None:
 @pytest.mark.parametrize(
     ("content_id", "found"),
     [
+        ("<a@b>", ["a@b"]),
         ("a@b", ["a@b"]),
+        ("<>", []),
         ("a b", []),
         ("a\r\nBcc: x", []),
         (7, []),

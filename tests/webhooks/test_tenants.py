@@ -66,8 +66,10 @@ def test_an_event_is_verified_by_the_secret_of_its_tenant(
 @pytest.mark.parametrize(
     ("tenant", "secret"),
     [
+        ("acme", "whsec_globex"),
         ("acme", "whsec_settings"),
         ("nobody", "whsec_settings"),
+        ("initech", "whsec_settings"),
         ("initech", ""),
         ("hooli", ""),
         ("odd", "5"),

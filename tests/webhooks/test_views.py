@@ -70,6 +70,23 @@ def test_only_post_is_allowed(method: str, receiver: Receiver) -> None:
     assert receiver.events == []
 
 
+@pytest.mark.django_db
+def test_a_site_that_requires_login_lets_webhooks_in(
+    settings: Any, receiver: Receiver
+) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django.contrib.sessions"]
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    settings.MIDDLEWARE = [
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+
+    assert post(SENT).status_code == 200
+    assert len(receiver.events) == 1
+
+
 # Events
 
 
