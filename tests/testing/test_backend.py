@@ -108,9 +108,7 @@ def test_what_it_reads_is_what_arrives_at_a_relay(
     )
 
 
-def test_the_status_and_the_signals_are_those_of_a_sent_message(
-    outbox: list[Any],
-) -> None:
+def test_the_status_and_signals_are_those_of_a_sent_message(outbox: list[Any]) -> None:
     order = message()
     found: list[int] = []
     with (

@@ -95,9 +95,7 @@ def test_what_is_refused_is_printed_with_the_reply_but_no_token() -> None:
     assert "subject:  Hi\n" in message
 
 
-def test_nothing_in_a_mail_can_control_the_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_mail_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     subject = b"Subject: \x1b[2J=?utf-8?q?=C2=9B=0Agr=C3=BC=C3=9Fe?=\r\n\r\n"
     relay = serve("--no-inbox", act=mailing(subject))

@@ -112,7 +112,7 @@ def test_a_mail_shows_its_html_and_gives_its_attachment(
     picture(page, screenshots, "inbox-mail")
 
 
-def test_a_list_follows_what_other_tabs_do(
+def test_a_list_follows_other_tabs(
     reader: Reader, page: Page, browser: Browser
 ) -> None:
     reader.deliver(message("First"))
@@ -161,7 +161,7 @@ HOSTILE = """</iframe></body></html><h1>Broken out</h1>
 """
 
 
-def test_hostile_html_does_nothing(
+def test_hostile_html_is_harmless(
     reader: Reader, receiver: Receiver, page: Page
 ) -> None:
     said: list[str] = []
@@ -282,9 +282,7 @@ def test_the_inbox_can_be_used_by_keyboard_alone(reader: Reader, page: Page) -> 
     page.get_by_role("heading", level=1, name="Inbox").wait_for()
 
 
-def test_a_page_goes_on_when_the_inbox_was_restarted(
-    reader: Reader, page: Page
-) -> None:
+def test_a_page_goes_on_after_a_restart(reader: Reader, page: Page) -> None:
     page.goto(reader.inbox.url)
     page.get_by_text("No mail yet.").wait_for()
 

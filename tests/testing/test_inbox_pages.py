@@ -91,9 +91,7 @@ def test_a_long_list_is_limited_but_its_search_is_not() -> None:
         ("key-1", True),
     ],
 )
-def test_a_search_looks_for_all_words_in_all_that_a_mail_says(
-    query: str, *, found: bool
-) -> None:
+def test_a_search_looks_for_words_in_a_whole_mail(query: str, *, found: bool) -> None:
     assert Mail(received(message(headers=EXTRAS))).matches(query) is found
 
 

@@ -94,9 +94,7 @@ def test_links_to_resources_are_harmless_until_asked() -> None:
         ("<p><!doctype html>", '<base target="_blank"><p><!doctype html>'),
     ],
 )
-def test_links_open_new_tabs_in_the_mode_that_the_mail_asks_for(
-    markup: str, shown: str
-) -> None:
+def test_links_open_new_tabs_in_the_mode_of_the_mail(markup: str, shown: str) -> None:
     assert document(message(html=markup)) == shown
 
 
@@ -121,9 +119,7 @@ def test_images_that_a_mail_brings_along_are_shown() -> None:
         ("", "No link.", "example.com/"),
     ],
 )
-def test_a_click_is_on_the_first_link_of_the_mail(
-    html: str, text: str, url: str
-) -> None:
+def test_a_click_is_on_the_first_link_of_a_mail(html: str, text: str, url: str) -> None:
     event = new_event(received(message(text=text, html=html)), "clicked", ADA)
     assert str(event.data["destination_url"]).partition("://")[2] == url
 
@@ -168,9 +164,7 @@ def test_an_attached_message_keeps_its_octets() -> None:
         ("application/x-msdownload", False),
     ],
 )
-def test_a_type_that_a_browser_might_run_is_served_as_octets(
-    kind: str, *, safe: bool
-) -> None:
+def test_a_type_that_a_browser_runs_is_octets(kind: str, *, safe: bool) -> None:
     mail = message()
     mail.add_attachment(b"<script>", *kind.split("/"), filename="a")
     part = attached(mail)

@@ -96,9 +96,7 @@ def test_waiting_ends_when_the_message_is_there(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_records_can_be_forgotten_or_not_kept_while_counting_goes_on(
-    *, keep: bool
-) -> None:
+def test_records_that_are_not_kept_are_counted(*, keep: bool) -> None:
     with Relay(keep_messages=keep) as relay:
         send(relay)
         with pytest.raises(smtplib.SMTPDataError):
@@ -251,9 +249,7 @@ def test_a_silent_connection_is_closed_after_the_idle_timeout() -> None:
         assert raw.recv(1000) == b""
 
 
-def test_in_an_outage_the_relay_is_unreachable_and_then_on_the_same_ports(
-    relay: Relay,
-) -> None:
+def test_after_an_outage_the_relay_has_the_same_ports(relay: Relay) -> None:
     with client(relay) as connection, relay.outage():
         with pytest.raises(ConnectionRefusedError):
             connect(relay)
@@ -307,9 +303,7 @@ def test_a_number_that_is_no_port_is_an_error_at_once(port: int) -> None:
 
 
 @both_ports
-def test_stopping_does_not_wait_for_an_unfinished_handshake(
-    relay: Relay, security: str
-) -> None:
+def test_stopping_does_not_wait_for_a_handshake(relay: Relay, security: str) -> None:
     with handshake(relay, security) as raw:
         relay.stop()
         assert raw.recv(1000) == b""

@@ -45,9 +45,7 @@ def tracked(
 
 
 @pytest.mark.parametrize(("event_type", "mapped", "reason"), DOCUMENTED)
-def test_each_event_is_mapped_as_documented(
-    event_type: str, mapped: str, reason: str
-) -> None:
+def test_each_event_is_as_documented(event_type: str, mapped: str, reason: str) -> None:
     # Without a reason: the one of a suppression would replace the table's.
     event = tracked(event_type, reason=None)
 
@@ -160,9 +158,7 @@ def test_empty_data_may_come_as_a_list() -> None:
         ("timestamp", ["2026-02-30T00:00:00Z", "0001-01-01T00:00:00+23:00"]),
     ],
 )
-def test_an_odd_or_missing_field_of_an_envelope_is_named(
-    field: str, values: list[object]
-) -> None:
+def test_an_odd_or_missing_field_is_named(field: str, values: list[object]) -> None:
     content = payload("message.sent")
     without = {name: value for name, value in content.items() if name != field}
     for odd in (without, *(content | {field: value} for value in [None, *values])):

@@ -291,7 +291,7 @@ def test_a_forwarded_mail_is_a_mail_if_it_is_text() -> None:
         (7, []),
     ],
 )
-def test_a_valid_content_id_makes_an_inline_part(
+def test_a_content_id_makes_an_inline_part(
     content_id: object, found: list[str]
 ) -> None:
     image = {"content": "aA==", "content_type": "image/png", "content_id": content_id}
