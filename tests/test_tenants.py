@@ -94,30 +94,6 @@ def sent_under(relay: Relay) -> list[str]:
 # -- which tenant a message has ----------------------------------------------------------
 
 
-def test_the_attribute_wins_over_the_block_and_the_block_over_the_option(
-    relay: Relay, tenants: Tenants
-) -> None:
-    backend = EmailBackend(**relay.options(), tenants=tenants, tenant="initech")
-    plain = EmailMessage("any class", "", "ann@example.org", ["bob@example.org"])
-    plain.tenant = "acme"  # type: ignore[attr-defined]
-
-    backend.send_messages([mail("option")])
-    with extras(tenant="globex"):
-        backend.send_messages([mail("block"), mail("attribute", tenant="acme"), plain])
-        backend.send_messages([mail("none", tenant=None)])
-        with extras(tenant=None):
-            backend.send_messages([mail("block of none")])
-
-    assert subjects(relay) == {
-        "option": token("initech"),
-        "block": token("globex"),
-        "attribute": token("acme"),
-        "any class": token("acme"),
-        "none": TOKEN,
-        "block of none": TOKEN,
-    }
-
-
 def test_a_property_that_fails_is_not_a_message_without_a_tenant(
     relay: Relay, backend: EmailBackend
 ) -> None:
@@ -151,18 +127,6 @@ def test_settings_and_classes_may_name_the_tenant(
         "settings": token("globex"),
         "class": token("acme"),
         "option": token("globex"),
-    }
-
-
-def test_a_mailer_may_be_that_of_a_tenant(relay: Relay, tenants: Tenants) -> None:
-    options = {**relay.options(), "tenants": tenants, "tenant": "acme"}
-    EmailBackend(alias="news", **options).send_messages([mail("configured")])
-    merged = {**options, "tenant": "globex", "_ignore_unknown_kwargs": {"tenant"}}
-    EmailBackend(alias="news", **merged).send_messages([mail("keyword")])
-
-    assert subjects(relay) == {
-        "configured": token("acme"),
-        "keyword": token("globex"),
     }
 
 
@@ -320,16 +284,6 @@ def test_tenants_have_pools_and_statistics_of_their_own(relay: Relay) -> None:
     found = {each["tenant"]: each["messages"] for each in pool.get_stats()}
     assert found == {"one": 2, "two": 1, None: 1}
     assert relay.logins.successes == 3
-
-
-def test_the_next_mail_after_a_rotation_has_the_new_token(
-    relay: Relay, backend: EmailBackend, tenants: Tenants
-) -> None:
-    backend.send_messages([mail("before", tenant="acme")])
-    tenants.known["acme"] = {"api_token": token("globex")}
-    backend.send_messages([mail("after", tenant="acme")])
-
-    assert subjects(relay) == {"before": token("acme"), "after": token("globex")}
 
 
 def test_open_makes_a_connection_of_the_tenant(relay: Relay, tenants: Tenants) -> None:

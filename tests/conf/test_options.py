@@ -474,10 +474,8 @@ def test_send_defaults_are_a_copy_of_message_attributes(
         ("tag", 5, "breaks a rule. … it must be a str"),
         ("tags", ["a.b"], "breaks a rule. … a tag has at most 255 ASCII letters"),
         ("metadata", {"k": None}, "breaks a rule. … use str, int, float"),
-        ("metadata", {"k": "x" * 1000}, "breaks a rule. … no space to fold it at"),
         ("esp_extra", {"route": "a.b"}, "breaks a rule. … a route slug has"),
         ("esp_extra", {"idempotency_key": "k"}, "breaks a rule. … drop every message"),
-        ("extra_headers", {"X-LM-Tag": "a.b"}, "breaks a rule. … a tag has at most"),
         ("extra_headers", {"X A": "b"}, "breaks a rule. … printable ASCII characters"),
         ("extra_headers", {"Idempotency-Key": "k"}, "breaks a rule. … drop every"),
         (
@@ -486,11 +484,8 @@ def test_send_defaults_are_a_copy_of_message_attributes(
             "breaks a rule. … the option `",
         ),
         ("extra_headers", [("X-A", "b")], "must be a dict, not [('X-A', 'b')]"),
-        ("merge_metadata", "a@b.c", "must be a dict, not 'a@b.c'"),
         ("cc", "a@b.c", "must be a list, not 'a@b.c'"),
-        ("reply_to", {"a@b.c"}, "must be a list, not {'a@b.c'}"),
         ("attachments", b"data", "must be a list, not b'data'"),
-        ("subject", 5, "must be a string, not 5"),
         ("envelope_sender", ["a@b.c"], "must be a string, not ['a@b.c']"),
     ],
 )
