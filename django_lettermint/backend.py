@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import ceil
 from typing import TYPE_CHECKING, Any, Self
 
 from anymail.backends.base import AnymailBaseBackend
@@ -247,14 +248,15 @@ class EmailBackend(AnymailBaseBackend):
     def _deliver(self, messages: Iterable[EmailMessage], finished: _Finished) -> None:
         config = self.config
         if self.has_tenants:
-            with suppress(LettermintInvalidMessage):  # each message gets its own
+            # If the tenant is unknown, prepare() ends each message with the error.
+            with suppress(LettermintInvalidMessage):
                 config = self.usual_sender().config
         count = len(messages) if isinstance(messages, Sized) else None
         with pool.open_pool(config) as connections:
             width = 1
             if count != 1:
                 width = list_connections(config, connections.relay, count)
-            size = BATCH_SIZE if count is None else min(BATCH_SIZE, -(-count // width))
+            size = BATCH_SIZE if count is None else min(BATCH_SIZE, ceil(count / width))
             if width == 1:
                 patience = PATIENCE if count == 1 else LIST_PATIENCE
                 delivery = Delivery(config, connections, patience=patience)

@@ -133,21 +133,16 @@ def notify(
 def _status(outgoing: OutgoingMessage) -> AnymailStatus:
     status: AnymailStatus = outgoing.message.anymail_status  # type: ignore[attr-defined]
     status.esp_response = outgoing.result
-    ids = {
-        address: submission.envelope.message_id
+    given, answers = outgoing.original_addresses, outgoing.result.recipients
+    statuses = {
+        given.get(address, address): AnymailRecipientStatus(
+            submission.envelope.message_id, answers[address].status
+        )
         for submission in outgoing.submissions
         for address in recipients_of(submission)
     }
-    if ids:  # else the status stays None: it was not sent to the provider
-        given = outgoing.original_addresses
-        status.set_recipient_status(
-            {
-                given.get(address, address): AnymailRecipientStatus(
-                    ids[address], answer.status
-                )
-                for address, answer in outgoing.result.recipients.items()
-            }
-        )
+    if statuses:  # else it stays None: the message was not sent to the provider
+        status.set_recipient_status(statuses)
     return status
 
 

@@ -88,26 +88,27 @@ class Payload:
     def __init__(self, message: EmailMessage, backend: EmailBackend) -> None:
         self.message = message
         self.backend = backend
+        self.config = backend.config
         idna, defaults = backend.idna_encode, backend.send_defaults
-        said = self.said = _attributes(message, defaults)
+        attributes = self.attributes = _attributes(message, defaults)
         for name in _UNSUPPORTED:
-            if name in said:
+            if name in attributes:
                 self.unsupported(name)
-        if said.get("alternatives") and not hasattr(message, "alternatives"):
+        if attributes.get("alternatives") and not hasattr(message, "alternatives"):
             self.unsupported("alternatives of a message that cannot have any")
-        if "from_email" not in said:
+        if "from_email" not in attributes:
             raise LettermintInvalidMessage("from_email: a message needs a sender")
-        self.sender = mime.parse_one("from_email", said["from_email"], idna)
+        self.sender = mime.parse_one("from_email", attributes["from_email"], idna)
         self.to, self.cc, self.bcc, self.reply_to = (
-            mime.parse(name, said.get(name, ()), idna) for name in _ADDRESS_LISTS
+            mime.parse(name, attributes.get(name, ()), idna) for name in _ADDRESS_LISTS
         )
         if not (self.to or self.cc or self.bcc):
             raise LettermintInvalidMessage("to: a message needs to, cc or bcc")
         #: For MAIL.
         self.mail_from = self.sender.address
-        if "envelope_sender" in said:
-            self.mail_from = _mail_from(said["envelope_sender"], idna)
-        self.subject = single_line("subject", said.get("subject", ""))
+        if "envelope_sender" in attributes:
+            self.mail_from = _mail_from(attributes["envelope_sender"], idna)
+        self.subject = single_line("subject", attributes.get("subject", ""))
         self.headers: Mapping[str, str] = {}
         #: The sources of extras, lowest precedence first.
         self.layers: list[Layer] = []
@@ -135,7 +136,7 @@ class Payload:
         # Copies differ in their header only, and share the octets of their body.
         body = None
         if mime.is_stock(self.message):
-            body = mime.body(self.message, self.said, self.backend.idna_encode)
+            body = mime.body(self.message, self.attributes, self.backend.idna_encode)
         keys: set[str | None] = set()
         envelopes = []
         for each in self._copies():
@@ -147,21 +148,24 @@ class Payload:
                 )
             keys.add(key)
             envelopes.append(self._envelope(each, body))
+        # Of an address that is named twice, the first spelling counts.
         mailboxes = reversed([*self.to, *self.cc, *self.bcc])
         return OutgoingMessage(
             self.message,
-            submissions=submissions(envelopes, self.backend.config),
+            submissions=submissions(envelopes, self.config),
             original_addresses={each.address: each.given for each in mailboxes},
             has_caller_key=keys != {None},
-            tenant=self.backend.config.endpoint.tenant,
+            tenant=self.config.endpoint.tenant,
         )
 
     def _copies(self) -> Iterator[_Copy]:
-        if not self.to or self.said.keys().isdisjoint(BasePayload.batch_attrs):
+        # With merge_data, even if it is ignored, recipients do not see each other either.
+        if not self.to or self.attributes.keys().isdisjoint(BasePayload.batch_attrs):
             yield _Copy(self.to, self.headers, resolve(*self.layers))
             return
         merge_headers, merge_metadata = (
-            self.said.get(name, {}) for name in ("merge_headers", "merge_metadata")
+            self.attributes.get(name, {})
+            for name in ("merge_headers", "merge_metadata")
         )
         for number, mailbox in enumerate(_distinct(self.to)):
             found, own = _extract_shared(merge_headers.get(mailbox.given, {}))
@@ -175,15 +179,17 @@ class Payload:
             yield _Copy([mailbox], _merged_headers(self.headers, own), extras)
 
     def _envelope(self, each: _Copy, body: Part | None) -> Envelope:
-        key = each.extras.idempotency_key
-        own_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
         extras, correlation_key = each.extras, self.backend.correlation_key
-        # The caller may have given an id as metadata.
-        message_id = extras.metadata.get(correlation_key or "")
-        own_metadata = {}
-        if message_id is None and correlation_key is not None:
+        key = extras.idempotency_key
+        own_id = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
+        message_id, own_metadata = own_id, {}
+        if correlation_key and correlation_key in extras.metadata:
+            message_id = extras.metadata[correlation_key]  # the caller's
+        elif correlation_key:
             own_metadata = {correlation_key: own_id}
         lines = render(extras, own_metadata)
+        if key is None and self.config.idempotency:
+            key = own_id
         if body is None:
             part = self._built(each)
         else:
@@ -203,15 +209,14 @@ class Payload:
             recipients=tuple(recipients),
             header=lines + part.head,
             body=part.body,
-            message_id=message_id or own_id,
-            idempotency_key=key
-            or (own_id if self.backend.config.idempotency else None),
+            message_id=message_id,
+            idempotency_key=key,
             # Nothing but local parts is raw in a header.
             smtputf8=not (
                 part.head.isascii()
                 and all(map(str.isascii, (self.mail_from, *recipients)))
             ),
-            tenant=self.backend.config.endpoint.tenant,
+            tenant=self.config.endpoint.tenant,
         )
         if envelope.size > MAX_SIZE:
             raise LettermintInvalidMessage(
@@ -224,10 +229,10 @@ class Payload:
         """Write a copy that another class than Django's builds."""
         message = copy.copy(self.message)
         message.subject, message.from_email = self.subject, self.sender.text
-        message.body = force_non_lazy(self.said.get("body", ""))
-        message.attachments = self.said.get("attachments", [])
-        if "alternatives" in self.said:
-            message.alternatives = self.said["alternatives"]  # type: ignore[attr-defined]
+        message.body = force_non_lazy(self.attributes.get("body", ""))
+        message.attachments = self.attributes.get("attachments", [])
+        if "alternatives" in self.attributes:
+            message.alternatives = self.attributes["alternatives"]  # type: ignore[attr-defined]
         message.to, message.cc, message.reply_to = (
             [mailbox.text for mailbox in mailboxes]
             for mailboxes in (each.to, self.cc, self.reply_to)

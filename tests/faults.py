@@ -10,9 +10,12 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from django_lettermint.testing.session import Reply
+
+if TYPE_CHECKING:
+    from tests.faultserver import FaultStream
 
 Phase = Literal[
     "banner", "ehlo", "helo", "starttls", "tls", "auth", "auth_cont", "mail", "rcpt",
@@ -20,25 +23,8 @@ Phase = Literal[
 ]  # fmt: skip
 
 
-class Wire(Protocol):
-    """What an answer can do to its connection; a call ends the session of a lost client."""
-
-    number: int  #: of the connection
-
-    def write(self, data: bytes) -> None: ...
-
-    def write_under_tls(self, data: bytes) -> None: ...
-
-    def pause(self, seconds: float | None = None) -> None: ...
-
-    def wait_for_input(self) -> None: ...
-
-    def wait_for(self, event: threading.Event) -> None: ...
-
-    def drop(self, *, rst: bool = False) -> None: ...
-
-
-Play = Callable[[Wire], None]
+#: What an answer does to its connection; a call ends the session of a lost client.
+Play = Callable[["FaultStream"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,62 +107,63 @@ def normal(answer: Answer) -> Answer:
     return answer
 
 
-def reply(code: int, text: str = "scripted", *, close: bool = False) -> Action:
-    """Give this answer; each line of the text becomes a line of the reply."""
-    answer = answer_of(Reply(code, text))
-    return lambda _: _closing(answer) if close else answer
-
-
-def raw(data: bytes, *, close: bool = False) -> Action:
-    """Write these bytes instead of an answer; the state of the session stays."""
-    answer = Answer(0, lambda wire: wire.write(data))
-    return lambda _: _closing(answer) if close else answer
-
-
-def in_clear(data: bytes, then: Action = normal) -> Action:
-    """Write these bytes below TLS, then go on; at "tls": before the handshake."""
-    return _after(lambda wire: wire.write_under_tls(data), then)
-
-
-def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Action:
-    """Close at once, `after` the normal answer, or (`deliver`) accepting without a reply."""
+def chain(*actions: Action) -> Action:
+    """Do one after the other; the last one decides what the server does."""
 
     def act(answer: Answer) -> Answer:
-        if after:
-            return _closing(answer, rst=rst)
-        return Answer(answer.code if deliver else 0, lambda wire: wire.drop(rst=rst))
+        answers = [action(answer) for action in actions]
+
+        def play(wire: FaultStream) -> None:
+            for each in answers:
+                each.play(wire)
+
+        return Answer(answers[-1].code, play)
 
     return act
 
 
+def reply(code: int, text: str = "scripted", *, close: bool = False) -> Action:
+    """Give this answer; each line of the text becomes a line of the reply."""
+    return _perhaps_closing(answer_of(Reply(code, text)), close=close)
+
+
+def raw(data: bytes, *, close: bool = False) -> Action:
+    """Write these bytes instead of an answer; the state of the session stays."""
+    return _perhaps_closing(Answer(0, lambda wire: wire.write(data)), close=close)
+
+
+def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Action:
+    """Close at once, `after` the normal answer, or (`deliver`) accepting without a reply."""
+    close = _only(lambda wire: wire.drop(rst=rst))
+    if after:
+        return accept_then(chain(normal, close))
+    return accept_then(close) if deliver else close
+
+
 def hang() -> Action:
     """Write and read nothing until the client leaves or the server stops."""
-    return lambda _: Answer(0, lambda wire: wire.pause())
+    return _only(lambda wire: wire.pause())
 
 
 def stall(seconds: float, then: Action = normal) -> Action:
     """Wait, reading nothing, and then go on."""
-    return _after(lambda wire: wire.pause(seconds), then)
+    return chain(_only(lambda wire: wire.pause(seconds)), then)
 
 
-def gate(
-    release: threading.Event,
-    reached: threading.Event | None = None,
-    then: Action = normal,
-) -> Action:
-    """Set `reached`, and wait until the test sets `release`."""
+def gate(release: threading.Event, reached: threading.Event | None = None) -> Action:
+    """Set `reached`, wait until the test sets `release`, and go on."""
 
-    def wait(wire: Wire) -> None:
+    def wait(wire: FaultStream) -> None:
         if reached is not None:
             reached.set()
         wire.wait_for(release)
 
-    return _after(wait, then)
+    return chain(_only(wait), normal)
 
 
 def once_spoken_to(then: Action) -> Action:
     """Wait for input; at "tls", the client has begun its handshake then."""
-    return _after(lambda wire: wire.wait_for_input(), then)
+    return chain(_only(lambda wire: wire.wait_for_input()), then)
 
 
 def accept_then(action: Action) -> Action:
@@ -187,61 +174,32 @@ def accept_then(action: Action) -> Action:
 def trickle(data: bytes, interval: float) -> Action:
     """Send the bytes one by one, this many seconds apart."""
 
-    def play(wire: Wire) -> None:
+    def play(wire: FaultStream) -> None:
         for byte in data:
             wire.write(bytes((byte,)))
             wire.pause(interval)
 
-    return lambda _: Answer(0, play)
+    return _only(play)
 
 
 def endless(line: bytes) -> Action:
     """Send the line again and again until the client leaves or the server stops."""
 
-    def play(wire: Wire) -> None:
+    def play(wire: FaultStream) -> None:
         while True:
             wire.write(line)
 
+    return _only(play)
+
+
+def _only(play: Play) -> Action:
     return lambda _: Answer(0, play)
 
 
-def inject(data: bytes, *, split: bool = False) -> Action:
-    """Send plaintext with the reply to STARTTLS, or (`split`) once the client starts TLS."""
-    ready = Reply(220, "2.0.0 Ready to start TLS").octets
-
-    def play(wire: Wire) -> None:
-        wire.write(ready if split else ready + data)
-        if split:
-            wire.wait_for_input()
-            wire.write(data)
-
-    return lambda answer: Answer(answer.code, play)
-
-
-def garble() -> Action:
-    """Send an invalid TLS record."""
-    return in_clear(b"\x17\x03\x03\x00\x20" + b"?" * 32, lambda _: _NOTHING)
-
-
-_NOTHING = Answer(0, lambda _: None)
-
-
-def _closing(answer: Answer, *, rst: bool = False) -> Answer:
-    def play(wire: Wire) -> None:
+def _perhaps_closing(answer: Answer, *, close: bool) -> Action:
+    def play(wire: FaultStream) -> None:
         answer.play(wire)
-        wire.drop(rst=rst)
+        if close:
+            wire.drop()
 
-    return Answer(answer.code, play)
-
-
-def _after(first: Play, then: Action) -> Action:
-    def act(answer: Answer) -> Answer:
-        late = then(answer)
-
-        def play(wire: Wire) -> None:
-            first(wire)
-            late.play(wire)
-
-        return Answer(late.code, play)
-
-    return act
+    return lambda _: replace(answer, play=play)

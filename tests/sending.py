@@ -23,11 +23,11 @@ from django_lettermint.mime import Part
 from django_lettermint.results import SendResult
 from django_lettermint.signals import message_failed, message_sent
 from django_lettermint.smtp import MailTransaction, RelayState, connect
-from tests.faults import Action, Answer, Wire
+from tests.faults import Action, Answer
 
 if TYPE_CHECKING:
     from django_lettermint.smtp import Session
-    from tests.faultserver import FaultServer
+    from tests.faultserver import FaultServer, FaultStream
 
 #: Seconds that are long on loopback, and short in a test that waits for them to pass.
 SHORT = 0.5
@@ -65,7 +65,7 @@ def interruptible(
 def strike_and_wait(strike: Callable[[], None]) -> Action:
     """Interrupt the client, and say nothing more."""
 
-    def play(wire: Wire) -> None:
+    def play(wire: FaultStream) -> None:
         strike()
         wire.pause()
 

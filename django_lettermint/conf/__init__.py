@@ -17,9 +17,9 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Hidden, Secret, hide
 from .settings import backend_config, queue_config, unknown_settings, webhook_config
 from .tenants import looked_up, tenant_config, tenant_webhook_config
+from .wrappers import Hidden, Secret, hide
 
 __all__ = [
     "IDEMPOTENCY_KEY_TTL",

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .secret import Hidden
 from .validators import (
     InvalidOption,
     ca_file,
@@ -21,7 +20,6 @@ from .validators import (
     invalid_value,
     one_of,
     optional,
-    resolve,
     resolver,
     seconds,
     seconds_or_zero,
@@ -34,9 +32,10 @@ from .validators import (
     whole_number,
     word,
 )
+from .wrappers import Hidden, unwrap
 
 if TYPE_CHECKING:
-    from .secret import Secret
+    from .wrappers import Secret
 
 #: Seconds for which Lettermint remembers an idempotency key: an attempt after them could
 #: deliver a message twice.
@@ -230,7 +229,7 @@ def _pool(value: object) -> PoolConfig | None:
             raise unknown_name(name, POOL_OPTIONS)
         option = POOL_OPTIONS[name]
         try:
-            parsed[name] = option.validate(resolve(item))
+            parsed[name] = option.validate(unwrap(item))
         except InvalidOption as invalid:
             key = f"[{name!r}]"
             raise InvalidOption(str(invalid), key=key, remedy=option.remedy) from None

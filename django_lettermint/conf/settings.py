@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
+from itertools import chain
 from operator import is_
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
@@ -36,8 +37,8 @@ from .options import (
     RelayConfig,
     WebhookConfig,
 )
-from .secret import Hidden, hide
-from .validators import InvalidOption, attributes, is_loopback, resolve, suggestion
+from .validators import InvalidOption, attributes, is_loopback, suggestion
+from .wrappers import Hidden, hide, unwrap
 
 _Config = TypeVar("_Config", BackendConfig, QueueConfig, WebhookConfig)
 
@@ -86,13 +87,18 @@ def _places(option: str) -> tuple[str, ...]:
     return own + for_all if option in ANYMAIL_OPTIONS else own
 
 
+def _in_anymail(places: Iterable[str]) -> dict[str, str]:
+    """Return the places that are in the dict ANYMAIL, by their key there."""
+    start, end = "ANYMAIL['", "']"
+    return {
+        place.removeprefix(start).removesuffix(end): place
+        for place in places
+        if place.startswith(start)
+    }
+
+
 _PLACES = {option: _places(option) for option in _OPTIONS}
-_PLACES_IN_ANYMAIL = {
-    place[len("ANYMAIL['") : -len("']")]: place
-    for places in _PLACES.values()
-    for place in places
-    if place.startswith("ANYMAIL[")
-}
+_PLACES_IN_ANYMAIL = _in_anymail(chain.from_iterable(_PLACES.values()))
 #: All names of settings in which options are found.
 _NAMES = frozenset({"ANYMAIL", "MAILERS"}).union(*_PLACES.values()) - frozenset(
     _PLACES_IN_ANYMAIL.values()
@@ -177,7 +183,7 @@ def _kept_for(key: tuple[object, ...], values: Hidden) -> object:
 def _look_up() -> tuple[Hidden, bool]:
     """Return our settings, and whether they are plain values that can be kept."""
     # Asked directly: LazySettings keeps what it has once seen, for all threads.
-    holder: Any = resolve(settings) if type(settings) is LazySettings else settings
+    holder: Any = unwrap(settings) if type(settings) is LazySettings else settings
     names: set[str] = set()
     inner = holder
     while type(inner) is UserSettingsHolder:
@@ -202,7 +208,7 @@ def _by_place(holder: object, names: Iterable[str]) -> Any:
         value = getattr(holder, name, _UNSET)
         if value is not _UNSET:
             found[name] = value
-    anymail = resolve(found.pop("ANYMAIL", None))
+    anymail = unwrap(found.pop("ANYMAIL", None))
     if anymail is None:
         return found
     if not isinstance(anymail, Mapping):
@@ -229,9 +235,11 @@ class SettingsReader:
         self._options = options
         # Django 6.1 merges get_connection(**keywords) into OPTIONS and lists them here.
         merged = frozenset(kwargs.get("_ignore_unknown_kwargs") or ())
-        left = {"alias", "_ignore_unknown_kwargs"} | (merged - _KEYWORDS)
+        of_django = {"alias", "_ignore_unknown_kwargs"} | (merged - _KEYWORDS)
         self.given = {
-            name: hide(kwargs.pop(name)) for name in tuple(kwargs) if name not in left
+            name: hide(kwargs.pop(name))
+            for name in tuple(kwargs)
+            if name not in of_django
         }
         # After that: if the settings cannot be read, debug pages show `kwargs`.
         self._settings, self.fixed = _look_up()
@@ -247,8 +255,8 @@ class SettingsReader:
     def _mailer(self) -> Any:
         """Return the OPTIONS of the mailer, as the settings have them."""
         with suppress(Exception):  # Django refuses what is wrong with them
-            mailer = resolve(resolve(self._settings.value["MAILERS"])[self.alias])
-            return dict(resolve(mailer["OPTIONS"]))
+            mailer = unwrap(unwrap(self._settings.value["MAILERS"])[self.alias])
+            return dict(unwrap(mailer["OPTIONS"]))
         return {}
 
     def _differs(self, name: str) -> bool:
@@ -257,7 +265,7 @@ class SettingsReader:
         with suppress(Exception):  # a lazy value's: get() reports it
             return name not in mailer or bool(
                 mailer[name] is not self.given[name].value
-                and resolve(mailer[name]) != resolve(self.given[name].value)
+                and unwrap(mailer[name]) != unwrap(self.given[name].value)
             )
         return True
 
@@ -269,7 +277,7 @@ class SettingsReader:
         <= 6.0 passes it with every mail.
         """
         with suppress(Exception):  # a lazy value's: get() reports it
-            self.given[name] = Hidden(resolve(self.given[name].value))
+            self.given[name] = Hidden(unwrap(self.given[name].value))
         if name == "fail_silently" and self.given[name].value is not None:
             self.given[name] = Hidden(bool(self.given[name].value))
             if self.alias is not None or self.given[name].value:
@@ -289,7 +297,7 @@ class SettingsReader:
         reader = copy(self)
         own = {"api_token": Hidden(None), "signing_secret": Hidden(None)}
         for name in options.value:
-            given = Hidden(resolve(options.value[name]))
+            given = Hidden(unwrap(options.value[name]))
             if given.value is not None:
                 own[name] = given
         # A password would override the tenant's token.
@@ -303,7 +311,7 @@ class SettingsReader:
         """Return an option, validated."""
         option = _OPTIONS[name]
         try:
-            return option.validate(resolve(self._raw(name)))
+            return option.validate(unwrap(self._raw(name)))
         except InvalidOption as invalid:
             key, problem = invalid.key, f"{invalid}. {invalid.remedy or option.remedy}"
         except Exception as error:  # noqa: BLE001 - a lazy value's, any kind
@@ -338,11 +346,7 @@ class SettingsReader:
             if known_as not in known:
                 problem = f"is not an option. {suggestion(name, known)}"
                 raise self.error(name, problem)
-        names = {
-            place[len("ANYMAIL['") : -len("']")]: place
-            for place in self._settings.value
-            if place.startswith("ANYMAIL['")
-        }
+        names = _in_anymail(self._settings.value)
         for name, hint in unknown_settings(names).items():
             raise self._error(f"{names[name]} is not an option. {hint}")
 

@@ -13,9 +13,8 @@ from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.extras import tenant_name
 
 from .options import BackendConfig, WebhookConfig
-from .secret import Hidden
 from .settings import SettingsReader, build_backend_config, build_webhook_config
-from .validators import resolve
+from .wrappers import Hidden, unwrap
 
 _Config = TypeVar("_Config", BackendConfig, WebhookConfig)
 
@@ -65,7 +64,7 @@ def _find(
             f"tenant {name!r}: the option `tenants`, which finds its token, is not set"
         )
     try:
-        options = Hidden(resolve(config.tenants(name)))
+        options = Hidden(unwrap(config.tenants(name)))
         if isinstance(options.value, Mapping):
             return build(config.reader.value.for_tenant(name, options))
         kind = type(options.value).__name__

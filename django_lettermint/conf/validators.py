@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import idna
 from anymail.backends.base import BasePayload
-from django.utils.functional import LazyObject, Promise
+from django.utils.functional import Promise
 from django.utils.module_loading import import_string
 
 from django_lettermint.exceptions import LettermintInvalidMessage
@@ -34,12 +34,12 @@ from django_lettermint.extras import (
     Layer,
     extract_extras,
     render,
+    resolve,
     tenant_name,
 )
-from django_lettermint.extras import resolve as resolve_extras
 from django_lettermint.message import default_layer
 
-from .secret import Secret
+from .wrappers import Secret, unwrap
 
 T = TypeVar("T")
 
@@ -94,22 +94,6 @@ def suggestion(
     return f"Known are {', '.join(map(spell, names))}."
 
 
-def resolve(value: Any) -> Any:
-    """Return the value behind a lazy object or lazy text of Django's.
-
-    Their pickled form has it: the wrapped object of a LazyObject, and the call that makes
-    the result of lazy().
-    """
-    # Not isinstance(), which looks at the wrapped object of a LazyObject.
-    if issubclass(type(value), Promise):
-        _, (function, args, kwargs, *_) = value.__reduce__()
-        return resolve(function(*args, **kwargs))
-    if issubclass(type(value), LazyObject):
-        _, (wrapped,) = value.__reduce__()
-        return resolve(wrapped)
-    return value
-
-
 def optional(validate: Callable[[object], T]) -> Callable[[object], T | None]:
     """Let None pass besides what `validate` accepts."""
     return lambda value: None if value is None else validate(value)
@@ -130,7 +114,7 @@ def secret(value: object) -> Secret:
 def secrets(value: object) -> tuple[Secret, ...]:
     """Accept one secret, or a list of them while an old one is replaced; none if empty."""
     if isinstance(value, (list, tuple)):
-        return tuple(secret(resolve(item)) for item in value)
+        return tuple(secret(unwrap(item)) for item in value)
     return () if value is None or value == "" else (secret(value),)
 
 
@@ -377,7 +361,7 @@ def _check_extras(name: str, value: object) -> None:
         layer = default_layer({name: value}, lambda _: None)
     elif isinstance(value, Mapping) and name == "extra_headers":
         layer, _ = extract_extras(value)
-    extras = resolve_extras(layer)
+    extras = resolve(layer)
     render(extras)
     if "signed_tenant" in layer:
         raise LettermintInvalidMessage(

@@ -77,17 +77,17 @@ class Delivery:
         self._failures = 0
         #: When the first of them failed, in `time.monotonic()`.
         self._failing_since = 0.0
+        #: Messages given up since that reply, because they lost every connection.
+        self._given_up = 0
         #: No connection is leased before this time, in `time.monotonic()`.
         self._not_before = 0.0
-        #: Messages given up since then, because they lost every connection.
-        self._given_up = 0
         #: Why the latest connection could not be made.
         self._unreachable: LettermintError | None = None
         #: A connection has just been lost; idle ones of its age may be dead, too.
         self._force_new = False
 
-    def over(
-        self, connections: ConnectionPool[Session], config: RelayConfig
+    def with_config(
+        self, config: RelayConfig, connections: ConnectionPool[Session]
     ) -> Delivery:
         """Return a delivery like this one for another configuration."""
         return Delivery(
@@ -111,47 +111,47 @@ class Delivery:
         try:
             if self._fatal and (known := self._known_failure()):
                 self._fail_all(known)
-            while ready := self._ready():
+            while due := self._wait_for_due():
                 try:
-                    self._send(ready)
+                    self._send(due)
                 except (PoolTimeout, PoolClosed) as error:
                     # The next message may find room in the pool, or a new pool.
                     self._end_all(error)
                 except LettermintError as error:
-                    for submission in ready:
+                    for submission in due:
                         submission.attempts += 1
-                    self._retry_connecting(error, ready[0])
+                    self._retry_connecting(error, due[0])
         except BaseException:  # an interrupt: every submission gets an outcome
             self._end_all(None)
             raise
 
-    def _ready(self) -> list[Submission]:
-        """Return the submissions that are due, none at the end; wait for the first."""
+    def _wait_for_due(self) -> list[Submission]:
+        """Wait until submissions are due, and return them; none are left at the end."""
         todo = [each for each in chain.from_iterable(self._messages) if not each.done]
         if not todo:
             return []
         first = min(each.not_before for each in todo)
         # Messages that were lost together are repeated together, on one connection.
-        ready = [each for each in todo if each.not_before <= first + policy.PAUSE]
-        last = max(each.not_before for each in ready)
+        due = [each for each in todo if each.not_before <= first + policy.PAUSE]
+        last = max(each.not_before for each in due)
         wait = max(last, self._not_before) - time.monotonic()
         if wait > 0:
             self._sleep(wait)
         if self._stop.is_set():
             self._end_all(None)
             return []
-        return ready
+        return due
 
     def _end_all(self, error: Exception | None) -> None:
         for submission in chain.from_iterable(self._messages):
             if not submission.done:
                 submission.fail(error)
 
-    def _send(self, ready: Sequence[Submission]) -> None:
+    def _send(self, due: Sequence[Submission]) -> None:
         """Send as many as one connection may carry; leave the others for the next."""
-        seconds = ready[0].deadline.seconds_left()
+        seconds = due[0].deadline.seconds_left()
         if seconds <= 0:
-            self._expire(ready[0])
+            self._expire(due[0])
             return
         with self._connections.lease(
             seconds=seconds,
@@ -164,8 +164,8 @@ class Delivery:
             if self._stop.is_set():
                 return
             room = max(1, connection.max_messages - connection.session.messages)
-            count = int(min(room, len(ready)))
-            pairs = [(each, each.begin()) for each in ready[:count]]
+            count = int(min(room, len(due)))
+            pairs = [(each, each.begin()) for each in due[:count]]
             try:
                 self._send_over(connection, pairs)
             except BaseException:  # an interrupt: what was sent may be out
@@ -186,62 +186,52 @@ class Delivery:
     def _send_over(
         self, connection: PooledConnection[Session], pairs: Sequence[_Pair]
     ) -> None:
+        """Send until the connection is lost, or is to be left because of a refusal."""
         session, used = connection.session, connection.reused
         transactions = [transaction for _, transaction in pairs]
         transactions[0].after_idle = used
-        following: Sequence[MailTransaction]
         leaving = False
         for number, (submission, transaction) in enumerate(pairs, 1):
             if leaving and not transaction.started:
                 return
-            following = () if leaving else transactions[number:]
             now = time.monotonic()
             transaction.until = now + submission.deadline.seconds_left()
+            following = () if leaving else transactions[number:]
             session.send(transaction, following, config=self.config)
-            closed = session.closed
-            decision = self._record(
-                session, submission, transaction, used=used, closed=closed
-            )
+            decision = self._conclude(session, submission, transaction, used=used)
             if decision is Decision.WAIT:
-                submission.waited_for_others = True
                 connection.discard(CloseReason.LIMITED)
-            if closed or self._stop.is_set():
+            if session.closed or self._stop.is_set():
                 # Followers may have been written behind this one, in part or whole.
                 for follower, its_transaction in pairs[number:]:
                     if its_transaction.started:
-                        self._record(
-                            session, follower, its_transaction, used=True, closed=closed
-                        )
+                        self._conclude(session, follower, its_transaction, used=True)
                 return
             # A 4yz to a repeat before its content may be due to a limit of the session.
             early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
-            fresh = decision is Decision.FRESH or (
-                decision is Decision.REPEAT and early
-            )
-            if fresh:
+            if decision is Decision.FRESH or (decision is Decision.REPEAT and early):
                 connection.discard(CloseReason.REFUSED)
-            alone_or_wait = decision in (Decision.ALONE, Decision.WAIT)
-            leaving = leaving or fresh or alone_or_wait
+                leaving = True
+            elif decision in (Decision.ALONE, Decision.WAIT):
+                leaving = True
             used = used or bool(transaction.started)
 
-    def _record(
+    def _conclude(
         self,
         session: Session,
         submission: Submission,
         transaction: MailTransaction,
         *,
         used: bool,
-        closed: bool,
     ) -> Decision:
-        """Apply the end of a mail transaction, and prepare the next try."""
+        """Decide what comes after a mail transaction, and prepare it."""
         if (
             transaction.pipelined
             or transaction.followed
             or submission.refused_pipelined
         ):
             _learn(session.relay, submission, transaction)
-        lost = transaction.failure if closed else None
-        may_retry = False
+        lost = transaction.failure if session.closed else None
         # The relay may limit connections by login or by sender, which it learns only
         # after the greeting: with fewer connections it might have refused nothing.
         others_open = (
@@ -249,27 +239,44 @@ class Delivery:
             and not (transaction.connection_carried or submission.waited_for_others)
             and self._connections.size > 1
         )
-        unused = lost and not used and transaction.outcome is Outcome.NOT_SENT
-        if unused:
+        may_retry = False
+        if lost and not used and transaction.outcome is Outcome.NOT_SENT:
             session.relay.note_loss()
-        if unused and not others_open:
-            patience = self._patience
-            if not isinstance(lost, ServerClosing):
-                # The message itself may break connections.
-                patience = min(patience, policy.PATIENCE)
-            may_retry = self._count_failure(patience)
+            if not others_open:
+                patience = self._patience
+                if not isinstance(lost, ServerClosing):
+                    # The message itself may break connections.
+                    patience = min(patience, policy.PATIENCE)
+                may_retry = self._count_failure(patience)
         decision = submission.record(
             transaction, used=used, may_retry=may_retry, others_open=others_open
         )
-        if not closed:
-            self._force_new = decision is Decision.FRESH
-            self._forget_failures(new=not used)
+        if session.closed:
+            self._prepare_after_loss(submission, transaction, decision, used=used)
             return decision
+        self._force_new = decision is Decision.FRESH
+        # The relay has replied to a whole message, on a new connection perhaps.
+        self._failures = self._given_up = 0
+        self._unreachable = None
+        if not used:
+            self._fatal.pop(self.config.endpoint, None)
+            self._fatal.pop(self._address, None)
+        return decision
+
+    def _prepare_after_loss(
+        self,
+        submission: Submission,
+        transaction: MailTransaction,
+        decision: Decision,
+        *,
+        used: bool,
+    ) -> None:
         self._force_new = decision is not Decision.WAIT
+        lost = transaction.failure
         again = (Decision.REPLACE, Decision.WAIT, Decision.RETRY, Decision.REPEAT)
         if decision in again:
             self._connections.count("retries")
-            self._log(decision, transaction.phase, lost)
+            self._log_retry(decision, transaction.phase, lost)
         if decision is Decision.RETRY:
             self._plan_retry(submission)
         elif decision is Decision.GIVE_UP and lost and not used:
@@ -277,15 +284,6 @@ class Delivery:
         elif decision in (Decision.FINAL, Decision.UNKNOWN) and not used:
             # Each new connection may end like this one: do not log in at full speed.
             self._not_before = time.monotonic() + policy.PAUSE
-        return decision
-
-    def _forget_failures(self, *, new: bool) -> None:
-        """Note a complete reply to a message; on a `new` connection, nothing is fatal."""
-        self._failures = self._given_up = 0
-        self._unreachable = None
-        if new:
-            self._fatal.pop(self.config.endpoint, None)
-            self._fatal.pop(self._address, None)
 
     def _retry_connecting(self, error: LettermintError, first: Submission) -> None:
         """Try again after a pause, or fail all messages."""
@@ -301,7 +299,7 @@ class Delivery:
             )
         )
         if decision is Decision.RETRY:
-            self._log(decision, phase, error)
+            self._log_retry(decision, phase, error)
             self._plan_retry(first)
         elif self._may_wait_for_others(error) and self._connections.limit_to_open():
             # The relay serves the open connections, but accepts no further one.
@@ -334,7 +332,7 @@ class Delivery:
         now = time.monotonic()
         left = self._patience - (now - self._failing_since)
         most = submission.deadline.seconds_left()
-        if left > 0:
+        if left > 0:  # else the quick retries are not used up
             most = min(most, left)
         self._not_before = now + policy.backoff(self._failures, most=most)
 
@@ -374,7 +372,9 @@ class Delivery:
             return known or away
         return known
 
-    def _log(self, decision: Decision, phase: Phase, lost: Exception | None) -> None:
+    def _log_retry(
+        self, decision: Decision, phase: Phase, lost: Exception | None
+    ) -> None:
         endpoint = self.config.endpoint
         # Replies may quote addresses, which are logged at DEBUG only.
         reason = type(lost).__name__
@@ -407,7 +407,7 @@ def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> Non
         delivery.deliver(usual)
         for config, group in others.items():
             with open_pool(config) as connections:
-                delivery.over(connections, config).deliver(group)
+                delivery.with_config(config, connections).deliver(group)
     except BaseException:  # an interrupt: later configurations were not begun
         for submission in chain.from_iterable(messages):
             if not submission.done:

@@ -145,12 +145,11 @@ class Submission:
         elif decision is Decision.UNKNOWN:
             self._finish(Outcome.UNKNOWN)
             self._add_further(transaction)
-        elif decision is Decision.ALONE:
-            self.refused_pipelined = True
-        elif decision is Decision.FRESH:
-            self.tried_fresh = True
         elif decision in (Decision.FINAL, Decision.GIVE_UP):
             self._finish(Outcome.NOT_SENT)
+        self.refused_pipelined |= decision is Decision.ALONE
+        self.tried_fresh |= decision is Decision.FRESH
+        self.waited_for_others |= decision is Decision.WAIT
         return decision
 
     def fail(self, error: Exception | None) -> None:

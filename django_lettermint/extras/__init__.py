@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from .encoded_words import MAX_WORD, SHORTEST_WORD, decode, encode
-from .layers import TENANT_RULE, Extras, Layer, merge, resolve, tenant_name
-from .lines import (
+from .layers import (
     IDEMPOTENCY_KEY,
-    MAX_LINE,
     TENANT,
+    TENANT_RULE,
+    Extras,
+    Layer,
     extract_extras,
     fields,
-    fold,
     is_lettermint_header,
-    pieces,
+    merge,
     render,
-    verbatim,
+    resolve,
+    tenant_name,
 )
 from .text import (
     ATOMS,
     CONTROL,
     FIELD_NAME,
     LINE_BREAK,
+    MAX_LINE,
+    fold,
     header_text,
     invalid_value,
+    pieces,
     plain_str,
     short_repr,
     single_line,
+    verbatim,
 )
 
 __all__ = ["IDEMPOTENCY_KEY", "Extras", "Layer", "extract_extras", "fields", "merge"]

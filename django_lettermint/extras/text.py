@@ -1,9 +1,10 @@
-"""Checks of text, and the errors that show it."""
+"""The text of any header: checks, errors that show it, and lines."""
 
 from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
 from datetime import date, datetime
 from decimal import Decimal
 from email.utils import format_datetime, parsedate_to_datetime
@@ -23,6 +24,9 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: Characters that no header field can hold, encoded or not.
 LINE_BREAK = re.compile("[\r\n\x00\ud800-\udfff]")
 
+#: RFC 5322 section 2.1.1: octets in a line, CRLF not counted.
+MAX_LINE = 998
+
 _DATES = {"date", "orig-date", "resent-date"}
 _MESSAGE_IDS = {"message-id", "resent-message-id"}
 #: Fields that must not be given, and what does their job.
@@ -37,6 +41,8 @@ _REFUSED = {
 #: Python refuses to print longer integers, and no header line could hold them.
 _MAX_INT_BITS = 4096
 _VALUE_TYPES = "use str, int, float, bool, Decimal, UUID, date or datetime"
+
+_ONE_SPACE = re.compile(" [^ \t]")
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
@@ -117,3 +123,46 @@ def _is_date(text: str) -> bool:
     except (ValueError, OverflowError):
         return False
     return text.isascii()
+
+
+def verbatim(name: str, text: str, width: int = MAX_LINE) -> bytes:
+    """Write a field as it is, folded at its blanks if it is wider."""
+    if len(name) + len(": ") + len(text) <= width:
+        return f"{name}: {text}\r\n".encode()
+    return fold(name, pieces(f" {text}"), width)
+
+
+def pieces(text: str) -> list[str]:
+    """Divide a field's value where a line may end: each piece begins with its blanks."""
+    found = re.findall(r"[ \t]*[^ \t]+|[ \t]+", text)
+    if len(found) > 1 and not found[-1].strip(" \t"):
+        # No line may have nothing but blanks.
+        found[-2:] = ["".join(found[-2:])]
+    return found
+
+
+def fold(name: str, value: Iterable[str], width: int) -> bytes:
+    """Write a field, CRLF included: lines end before pieces, unfolding gives all back.
+
+    No line ends behind the colon, and none that needs not. Raises
+    LettermintInvalidMessage for a line over 998 octets (RFC 5322 section 2.1.1).
+    """
+    first, *others = value
+    lines, line = [], [f"{name}:{first}"]
+    for piece in others:
+        line.append(piece)
+        if sum(map(len, line)) > width:
+            # Some readers make one space of a fold and all blanks around it.
+            positions = range(len(line) - 1, 0, -1)
+            end = next((at for at in positions if _ONE_SPACE.match(line[at])), 0)
+            if not end or sum(map(len, line[end:])) > width:
+                end = len(line) - 1
+            lines.append("".join(line[:end]))
+            line = line[end:]
+    octets = "\r\n".join([*lines, "".join(line), ""]).encode()
+    if len(octets) > MAX_LINE and max(map(len, octets.split(b"\r\n"))) > MAX_LINE:
+        rule = f"a line of it is over {MAX_LINE} octets (RFC 5322) and has no space to fold it at"
+        raise invalid_value(
+            f"header {short_repr(name)}", "".join([first, *others]).lstrip(), rule
+        )
+    return octets

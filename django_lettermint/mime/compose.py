@@ -79,8 +79,8 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     }
     subject = extras.single_line("subject", message.subject or "")
     names = ("body", "alternatives", "attachments")
-    said = {name: getattr(message, name, None) for name in names}
-    part = body(message, said, idna)
+    attributes = {name: getattr(message, name, None) for name in names}
+    part = body(message, attributes, idna)
     return Part(header(subject, lists, headers, idna) + part.head, part.body)
 
 
@@ -148,18 +148,21 @@ def _domain(sender: Mailbox) -> str:
     return sender.address.rpartition("@")[2]
 
 
-def body(message: EmailMessage, said: Mapping[str, Any], idna: IdnaEncode) -> Part:
+def body(
+    message: EmailMessage, attributes: Mapping[str, Any], idna: IdnaEncode
+) -> Part:
     """Write the body, and the fields that describe it.
 
-    `said` holds text, alternatives and attachments; the message holds the rest.
+    `attributes` has its body, alternatives and attachments; the message has the rest.
     """
     given: object = message.encoding or settings.DEFAULT_CHARSET
     if isinstance(given, Charset):
         encoding = bodies.charset_encoding(given)
     else:
         encoding = bodies.text_encoding(str(given))
-    text, alternatives = said.get("body") or "", said.get("alternatives") or ()
-    attachments = said.get("attachments") or ()
+    text = attributes.get("body") or ""
+    alternatives = attributes.get("alternatives") or ()
+    attachments = attributes.get("attachments") or ()
     parts: list[Part] = []
     if text or not (alternatives or attachments):
         if type(text) is not str:  # lazy objects claim to be one

@@ -286,7 +286,7 @@ class ConnectionPool(Generic[C]):
             while state is RequestState.WAITING:
                 state = self._wait(request)
             while connection := request.connection:
-                reason = self._close_reason(request, connection)
+                reason = self._test(request, connection)
                 if reason is None:
                     return connection
                 self._replace(request, reason)
@@ -320,7 +320,7 @@ class ConnectionPool(Generic[C]):
             "was sent"
         )
 
-    def _close_reason(
+    def _test(
         self, request: PoolRequest[C], connection: PooledConnection[C]
     ) -> CloseReason | None:
         """Test an idle connection; return why it cannot be leased, or None."""
@@ -344,14 +344,18 @@ class ConnectionPool(Generic[C]):
             raise
         # Those that were idle for longer took the same path: most likely they are dead.
         request.force_new = True
-        dropped: list[PoolRequest[C]] = []
-        try:
-            self.take_expired(dropped, connection.idle_since, CloseReason.STALE)
-            close_and_free(dropped, until=0.0)
-        except BaseException:  # an interrupt: complete it first
-            close_and_free(dropped, until=0.0)
-            raise
+        self._close_idle(connection.idle_since)
         return CloseReason.STALE
+
+    def _close_idle(self, since: float) -> None:
+        """Close connections that have been idle since that moment or longer."""
+        stale: list[PoolRequest[C]] = []
+        try:
+            self.take_expired(stale, since, CloseReason.STALE)
+            close_and_free(stale, until=0.0)
+        except BaseException:  # an interrupt: complete it first
+            close_and_free(stale, until=0.0)
+            raise
 
     def _replace(self, request: PoolRequest[C], reason: CloseReason) -> None:
         """Close the connection of a request, which gets another idle one if any."""

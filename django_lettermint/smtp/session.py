@@ -27,7 +27,6 @@ from .transaction import (
     RSET,
     Command,
     MailTransaction,
-    adapt_to,
     mail_commands,
 )
 
@@ -186,7 +185,7 @@ class Session:
         """
         behind = behind or bool(self.pending)
         try:
-            transaction.envelope = adapt_to(self.features, transaction)
+            transaction.adapt_to(self.features)
         except LettermintInvalidMessage as error:
             transaction.phase, transaction.failure = Phase.MESSAGE, error
             return False

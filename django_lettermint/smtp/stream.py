@@ -269,7 +269,7 @@ def _clear_openssl_errors(tls: ssl.SSLObject) -> None:
     handshakes do, but takes longer.
     """
     try:
-        tls.read(1)
+        tls.read()
     except ssl.SSLWantReadError:
         pass
     except OSError:

@@ -98,6 +98,32 @@ class MailTransaction:
             return Outcome.UNKNOWN
         return Outcome.SENT if self.phase is Phase.DONE else Outcome.NOT_SENT
 
+    def adapt_to(self, features: Mapping[str, str]) -> None:
+        """Bring the envelope into a form that a relay with these features takes.
+
+        Raises LettermintInvalidMessage if there is none.
+        """
+        envelope = self.envelope
+        if envelope.smtputf8 and "SMTPUTF8" not in features:
+            raise LettermintInvalidMessage(
+                "an address has non-ASCII characters before its @, and the relay does "
+                "not offer SMTPUTF8 (RFC 6531): use an ASCII address"
+            )
+        if "8BITMIME" not in features and not envelope.is_ascii:
+            if self.frozen:
+                raise LettermintInvalidMessage(
+                    "the relay no longer offers 8BITMIME: the message cannot be repeated "
+                    "byte for byte"
+                )
+            envelope = envelope.seven_bit()
+        limit = features.get("SIZE", "")
+        if _NUMBER.fullmatch(limit) and 0 < int(limit) < envelope.size:
+            raise LettermintInvalidMessage(
+                f"the message has {envelope.size} octets, the relay accepts "
+                f"{limit} (RFC 1870): send large files as links"
+            )
+        self.envelope = envelope
+
     def refuse(self, phase: Phase, reply: Reply) -> None:
         """Keep the first refusal: later ones only follow from it."""
         if not self.refused:
@@ -141,33 +167,6 @@ class Command(NamedTuple):
 RSET = Command(Phase.MAIL, b"RSET\r\n")
 DATA = Command(Phase.DATA, b"DATA\r\n")
 DOT = Command(Phase.COMMIT, b".\r\n")
-
-
-def adapt_to(features: Mapping[str, str], transaction: MailTransaction) -> Envelope:
-    """Return the envelope in a form that a relay with these features takes.
-
-    Raises LettermintInvalidMessage if there is none.
-    """
-    envelope = transaction.envelope
-    if envelope.smtputf8 and "SMTPUTF8" not in features:
-        raise LettermintInvalidMessage(
-            "an address has non-ASCII characters before its @, and the relay does not "
-            "offer SMTPUTF8 (RFC 6531): use an ASCII address"
-        )
-    if "8BITMIME" not in features and not envelope.is_ascii:
-        if transaction.frozen:
-            raise LettermintInvalidMessage(
-                "the relay no longer offers 8BITMIME: the message cannot be repeated "
-                "byte for byte"
-            )
-        envelope = envelope.seven_bit()
-    limit = features.get("SIZE", "")
-    if _NUMBER.fullmatch(limit) and 0 < int(limit) < envelope.size:
-        raise LettermintInvalidMessage(
-            f"the message has {envelope.size} octets, the relay accepts "
-            f"{limit} (RFC 1870): send large files as links"
-        )
-    return envelope
 
 
 def mail_commands(envelope: Envelope, features: Mapping[str, str]) -> list[Command]:

@@ -98,12 +98,17 @@ class Relay:
         messages without keeping them. `ports` has the port, or 0 for any, for each of
         "tls", "starttls" and "plaintext" that is served, by default the first two.
         `ca_folder` keeps the certificate authority, so that it is the same at each start.
+        Raises ValueError for a keyword or port that does not exist.
         """
         unknown = set(without) - _KEYWORDS
         if unknown:
             raise ValueError(
                 f"without: {', '.join(sorted(unknown))}: no such EHLO keyword."
             )
+        ports = dict(ports or {"tls": 0, "starttls": 0})
+        for port in ports.values():
+            if not 0 <= port <= 65535:
+                raise ValueError(f"ports: {port} is not a port: give 0 to 65535.")
         offered = {
             "PIPELINING": "PIPELINING",
             "SIZE": f"SIZE {max_size}",
@@ -129,11 +134,7 @@ class Relay:
         )
         self._idle_timeout = idle_timeout
         self._state = RelayState(reply_delay=reply_delay, keep_messages=keep_messages)
-        self._server = SMTPServer(
-            self._new_session,
-            dict(ports or {"tls": 0, "starttls": 0}),
-            name="lettermint-relay",
-        )
+        self._server = SMTPServer(self._new_session, ports, name="lettermint-relay")
         #: Webhooks for what it received: `post()` and `subscribe()`.
         self.webhooks = Webhooks(self)
         self._running = False
@@ -170,7 +171,7 @@ class Relay:
         self._certificates.write()
         try:
             self._server.listen()
-        except OSError:
+        except BaseException:
             self._certificates.remove()
             raise
         self._running = True

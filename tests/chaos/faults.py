@@ -39,21 +39,6 @@ REFUSED: Mapping[str, Action] = {
     "450": reply(450, "4.3.0 not now"),
     "550": reply(550, "5.7.1 no"),
 }
-#: Percent of the times that a step is taken, for each kind of fault there.
-CHANCES: Mapping[Phase, float] = {
-    "banner": 1.0,
-    "tls": 1.0,
-    "ehlo": 1.0,
-    "auth": 1.0,
-    "rset": 1.0,
-    "mail": 0.4,
-    "rcpt": 0.4,
-    "data": 0.4,
-    "body": 0.4,
-    "bdat": 0.4,
-    "dot": 0.3,
-    "idle": 1.0,
-}
 KINDS: Mapping[Phase, Mapping[str, Action]] = {
     "banner": {**ANYWHERE, "554": reply(554, "5.3.2 no service", close=True)},
     "tls": {"lost": drop(), "garbage": raw(b"220 not TLS at all\r\n", close=True)},
@@ -84,43 +69,32 @@ KINDS: Mapping[Phase, Mapping[str, Action]] = {
 OF_CONNECTIONS = ("banner", "tls", "ehlo", "auth", "rset", "idle")
 
 
-class FaultLog:
-    """Records how often each fault occurred, and which senders met it."""
+def chance(phase: Phase) -> float:
+    """Return the probability of each kind of fault, whenever this step is taken."""
+    return 0.01 if phase in OF_CONNECTIONS else 0.003
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+
+class FaultLog:
+    """Counts the faults, and records which senders' messages met them."""
+
+    def __init__(self) -> None:
         self.times: Counter[str] = Counter()
         self.met: defaultdict[str, set[str]] = defaultdict(set)
         #: MAIL's argument, by the number of the message.
         self.senders: dict[int, str] = {}
 
-    def script(self) -> Iterator[On]:
-        """Yield the rules for a fault server."""
-        for phase, kinds in KINDS.items():
-            for kind, action in kinds.items():
-                yield RandomFault(phase, kind, action, self)
-
-    def of(self, sender: str) -> str:
-        """Return the faults that a sender's messages met."""
-        return ", ".join(sorted(self.met[sender])) or "none of its own"
-
-    def note(self, fault: str, moment: Moment) -> None:
-        self.times[fault] += 1
-        if moment.phase not in OF_CONNECTIONS:
-            self.met[self.senders[moment.message]].add(fault)
-
 
 class RandomFault(On):
-    """A rule that acts at random, and records which sender it met."""
+    """A rule that acts at random, and logs when it does."""
 
     def __init__(
-        self, phase: Phase, kind: str, action: Action, faults: FaultLog
+        self, phase: Phase, kind: str, action: Action, log: FaultLog, seed: int
     ) -> None:
         super().__init__(phase, action, after_bytes=100 if phase == "body" else 0)
         self.fault = f"{phase}: {kind}"
-        self.faults = faults
+        self.log = log
         # One for each rule, since the order of threads varies.
-        self.dice = random.Random(f"{faults.seed} {self.fault}")
+        self.dice = random.Random(f"{seed} {self.fault}")
 
     def fits(self, moment: Moment) -> bool:
         """Decide at random; the server holds its lock meanwhile."""
@@ -128,8 +102,17 @@ class RandomFault(On):
             return False
         if moment.phase == "mail":
             sender = moment.argument.partition("<")[2].partition(">")[0]
-            self.faults.senders[moment.message] = sender
-        if self.dice.random() * 100 >= CHANCES[moment.phase]:
-            return False
-        self.faults.note(self.fault, moment)
-        return True
+            self.log.senders[moment.message] = sender
+        happens = self.dice.random() < chance(moment.phase)
+        if happens:
+            self.log.times[self.fault] += 1
+            if moment.phase not in OF_CONNECTIONS:
+                self.log.met[self.log.senders[moment.message]].add(self.fault)
+        return happens
+
+
+def script(log: FaultLog, seed: int) -> Iterator[On]:
+    """Yield the rules for a fault server."""
+    for phase, kinds in KINDS.items():
+        for kind, action in kinds.items():
+            yield RandomFault(phase, kind, action, log, seed)

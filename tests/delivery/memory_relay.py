@@ -29,7 +29,6 @@ class Choices:
 
     connect: tuple[str, ...] = ("accept",)
     command: tuple[str, ...] = ("accept",)
-    content: tuple[str, ...] = ("accept",)
     #: At the end of a message, which may be delivered though no reply arrives.
     end: tuple[str, ...] = ("accept",)
     idle: tuple[str, ...] = ("accept",)
@@ -41,14 +40,6 @@ AT_END = (
     *("deliver and close", "deliver in silence", "deliver, then garbage"),
 )
 USUAL = Choices(command=AT_COMMAND, end=AT_END)
-#: With replies of which only a part arrives, and codes that announce a loss.
-RARE = Choices(
-    connect=("accept", "refuse"),
-    command=(*AT_COMMAND, "half a reply", "450 4.4.2", "450 4.4.2 and close"),
-    content=("accept", "450", "550", "421", "close", "silence", "half a reply"),
-    end=(*AT_END, "half a reply", "deliver, half a reply"),
-    idle=("accept", "421", "close", "silence"),
-)
 #: Refusals before the login is done, for now and for good, and losses that lead there.
 HANDSHAKE = Choices(
     connect=(
@@ -57,7 +48,7 @@ HANDSHAKE = Choices(
     ),
     command=("accept", "close"),
     end=("accept", "450", "close", "deliver and close"),
-    idle=("accept", "close"),
+    idle=("accept", "421", "close", "silence"),
 )
 
 FEATURES = {"PIPELINING": "", "8BITMIME": "", "SIZE": "26214400", "CHUNKING": ""}
@@ -109,15 +100,11 @@ def behaviours(run: Callable[[Script], None], *, faults: int) -> int:
 
 @dataclass
 class MemoryRelay:
-    """The relay's side: what it took, and from how many connections.
-
-    `pause` is called where another connection may go on.
-    """
+    """The relay's side: what it took, and from how many connections."""
 
     script: Script
     knows_keys: bool
     choices: Choices = USUAL
-    pause: Callable[[], object] = lambda: None
     logins: int = 0
     streams: list[MemoryStream] = field(default_factory=list)
     delivered: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -125,7 +112,6 @@ class MemoryRelay:
     keys: dict[bytes, bytes] = field(default_factory=dict)
 
     def connect(self, state: RelayState) -> Session:
-        self.pause()
         self.logins += 1
         choice = self.script.choose(self.choices.connect, "")
         if choice != "accept":
@@ -137,7 +123,7 @@ class MemoryRelay:
         """Choose what each connection meets while it is not used."""
         for stream in self.streams:
             if not stream.has_input():
-                stream.interrupt(self.choices.idle, "")
+                stream.meet(self.script.choose(self.choices.idle, ""))
 
     def deliver(self, message: str, content: bytes, recipients: list[str]) -> None:
         key = _KEY.match(content)
@@ -174,11 +160,9 @@ class MemoryStream:
         self._relay = relay
         self._choose = relay.script.choose
         self._choices = relay.choices
-        self._input = bytearray()
+        self._input = b""
         self._replies: list[Reply] = []
         self._closed = self._silent = False
-        #: The first octets of a reply have come, and no others will.
-        self._half = False
         self._sender: str | None = None
         self._recipients: list[str] = []
         self._in_data = False
@@ -191,17 +175,13 @@ class MemoryStream:
         stall: float = 0,
         stop_on_reply: bool = False,
     ) -> None:
-        self._relay.pause()
         if self._closed:
             raise BrokenPipeError("closed")
         self._input += data
         while self._take():
             pass
-        if self._incomplete():
-            self.interrupt(self._choices.content, self._sender or "")
 
     def read_reply(self, until: float) -> Reply:
-        self._relay.pause()
         if self._replies:
             reply = self._replies.pop(0)
             if not reply.code:
@@ -213,55 +193,34 @@ class MemoryStream:
         raise TimeoutError("timed out")
 
     def has_input(self) -> bool:
-        return bool(self._replies) or self._closed or self._half
+        return bool(self._replies) or self._closed
 
     def close(self) -> None:
         self._closed = True
-
-    def interrupt(self, options: tuple[str, ...], message: str) -> None:
-        """Choose what the relay does unasked; it takes nothing after a fault."""
-        choice = self._choose(options, message)
-        self._goes_on(choice)
-        self._silent = choice != "accept"
-
-    def _incomplete(self) -> bool:
-        """Return whether the content of a message is awaited, and has begun."""
-        begun = self._in_data or self._input.startswith(b"BDAT")
-        awaited = begun and not (self._closed or self._silent)
-        return bool(awaited and self._input and self._recipients)
 
     def _take(self) -> bool:
         """Take one command, or one content, if it is complete."""
         if self._closed or self._silent:
             return False
         if self._in_data:
-            end = (
-                0
-                if self._input.startswith(b".\r\n")
-                else self._input.find(b"\r\n.\r\n")
-            )
-            if end < 0:
-                return False
-            content = bytes(self._input[: end + 2]) if end else b""
-            del self._input[: end + 5 if end else 3]
-            self._in_data = False
-            self._end(content.replace(b"\r\n..", b"\r\n."))
-            return True
-        line, found, _ = self._input.partition(b"\r\n")
+            content, found, rest = self._input.partition(b"\r\n.\r\n")
+            if found:
+                self._input, self._in_data = rest, False
+                self._end((content + b"\r\n").replace(b"\r\n..", b"\r\n."))
+            return bool(found)
+        line, found, rest = self._input.partition(b"\r\n")
         if not found:
             return False
         verb, _, argument = line.decode().partition(" ")
         if verb == "BDAT":
             size = int(argument.split()[0])
-            start = len(line) + 2
-            if len(self._input) < start + size:
+            if len(rest) < size:
                 return False
-            content = bytes(self._input[start : start + size])
-            del self._input[: start + size]
-            self._end(content)
-            return True
-        del self._input[: len(line) + 2]
-        self._command(verb, argument)
+            self._input = rest[size:]
+            self._end(rest[:size])
+        else:
+            self._input = rest
+            self._command(verb, argument)
         return True
 
     def _command(self, verb: str, argument: str) -> None:
@@ -273,14 +232,16 @@ class MemoryStream:
         message = self._sender or address
         if not self._in_order(verb):
             self._reply(503)
-        elif self._goes_on(choice := self._choose(self._choices.command, message)):
+            return
+        choice = self._choose(self._choices.command, message)
+        if choice in ("accept", "garbage"):
             if verb == "MAIL":
                 self._sender = address
             elif verb == "RCPT":
                 self._recipients.append(address)
             self._in_data = verb == "DATA"
-            code = 354 if verb == "DATA" else 250
-            self._reply(0 if choice == "garbage" else code)
+        if self.meet(choice):
+            self._reply(354 if verb == "DATA" else 250)
 
     def _in_order(self, verb: str) -> bool:
         if verb == "MAIL":
@@ -298,23 +259,19 @@ class MemoryStream:
         choice = self._choose(self._choices.end, message)
         if choice.startswith(("accept", "deliver")):
             self._relay.deliver(message, content, self._recipients)
-        self._closed = choice == "deliver and close"
-        self._half = choice == "deliver, half a reply"
-        self._silent = self._half or choice == "deliver in silence"
-        if not (self._closed or self._silent) and self._goes_on(choice):
+        if self.meet(choice):
             self._reply(250)
-        if choice == "deliver, then garbage":
-            self._reply(0)
         self._reset()
 
-    def _goes_on(self, choice: str) -> bool:
-        """Do what was chosen; return whether the command is accepted."""
+    def meet(self, choice: str) -> bool:
+        """Do what was chosen; return whether the client gets the usual reply."""
         if choice[0] in "45":
             self._reply(int(choice[:3]), choice[4:])
-        self._closed = choice.startswith(("421", "close")) or choice.endswith("close")
-        self._half = choice == "half a reply"
-        self._silent = self._half or choice == "silence"
-        return choice in ("accept", "garbage")
+        elif choice.endswith("garbage"):
+            self._reply(0)
+        self._closed = choice.startswith("421") or choice.endswith("close")
+        self._silent = choice.endswith("silence")
+        return choice == "accept"
 
     def _reply(self, code: int, text: str = "") -> None:
         self._replies.append(Reply(code, (text,)))

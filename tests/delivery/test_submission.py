@@ -94,13 +94,6 @@ def test_the_first_try_that_was_lost_keeps_the_refusals_of_its_recipients() -> N
     assert first.replies[B] == NO
 
 
-def test_without_idempotency_there_is_no_repeat() -> None:
-    submission = one(idempotency=False)
-    assert lost(submission) is Decision.UNKNOWN
-    assert submission.done
-    assert submission.outcome is UNKNOWN
-
-
 def test_repeats_end_with_their_number() -> None:
     submission = one()
     for _ in range(policy.MAX_REPEATS):
@@ -156,28 +149,24 @@ def test_without_a_connection_a_message_that_was_not_begun_is_not_sent(
     assert (submission.done, submission.outcome) == (True, NOT_SENT)
 
 
-def test_without_a_connection_a_repeat_is_tried_again_later() -> None:
-    submission = one()
-    lost(submission)
-    first = submission.not_before
-    submission.fail_to_connect(ConnectFailed("gone"))
-    assert not submission.done
-    assert submission.not_before > first
-
-
-def test_without_a_connection_and_without_a_repeat_it_stays_unknown() -> None:
+@pytest.mark.parametrize("repeats", [0, policy.MAX_REPEATS])
+def test_without_a_connection_an_unconfirmed_message_is_repeated_later_or_unknown(
+    repeats: int,
+) -> None:
     submission = one()
     submission.resume()
-    submission.repeats = policy.MAX_REPEATS
+    submission.repeats = repeats
     submission.fail_to_connect(ConnectFailed("gone"))
-    assert submission.done
-    assert submission.outcome is UNKNOWN
+    assert submission.done is (repeats > 0)
+    assert (submission.not_before > 0) is (repeats == 0)
+    assert submission.outcome is (UNKNOWN if repeats else NOT_SENT)
     assert submission.error is None
 
 
 # -- Interrupts ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["before", "while recorded"])
 @pytest.mark.parametrize(
     ("phase", "outcome"),
     [
@@ -187,10 +176,14 @@ def test_without_a_connection_and_without_a_repeat_it_stays_unknown() -> None:
         (Phase.DONE, SENT),
     ],
 )
-def test_an_interrupt_leaves_what_is_certain(phase: Phase, outcome: Outcome) -> None:
+def test_an_interrupt_leaves_what_is_certain(
+    phase: Phase, outcome: Outcome, *, recorded: bool
+) -> None:
     submission = one()
     transaction = submission.begin()
     transaction.phase = phase
+    if recorded:
+        submission.attempts, submission.last = 1, transaction
     submission.interrupt(transaction)
     assert (submission.done, submission.outcome) == (True, outcome)
     assert (submission.attempts, submission.last) == (1, transaction)
@@ -208,24 +201,11 @@ def test_an_interrupted_repeat_stays_unknown() -> None:
     assert submission.unconfirmed is first
 
 
-def test_an_interrupt_while_an_end_is_recorded_denies_no_sent_message() -> None:
-    submission = one(A)
-    transaction = submission.begin()
-    transaction.replies = {A: OK}
-    transaction.phase, transaction.reply = Phase.DONE, OK
-    submission.attempts, submission.last = 1, transaction
-    submission.interrupt(transaction)
-    assert (submission.done, submission.outcome) == (True, SENT)
-    assert submission.attempts == 1
-
-
 def test_an_interrupt_before_the_next_try_reports_no_refusal_of_pipelining() -> None:
-    submission = one(A)
-    transaction = submission.begin()
-    transaction.pipelined = True
-    transaction.refuse(Phase.MAIL, Reply(503))
-    assert submission.record(transaction) is Decision.ALONE
-    submission.interrupt(transaction)
+    submission = one()
+    refused(submission, Phase.MAIL, 503, pipelined=True)
+    assert submission.last
+    submission.interrupt(submission.last)
     assert (submission.done, submission.outcome) == (True, NOT_SENT)
     assert isinstance(submission.error, ConnectionLost)
 
@@ -250,21 +230,26 @@ def test_recipients_that_are_too_many_get_a_transaction_with_a_key_of_its_own() 
     assert further(submission)[1] == ((C,), derived_key(derived_key("k", B, C), C))
 
 
-def test_recipients_refused_for_being_pipelined_get_one_as_well() -> None:
+@pytest.mark.parametrize(
+    ("reply", "pipelined", "gets_one"),
+    [
+        (Reply(503), True, True),
+        (Reply(503), False, False),
+        (Reply(450), True, False),
+        (NO, True, False),
+    ],
+    ids=str,
+)
+def test_recipients_refused_for_being_pipelined_get_one_as_well(
+    reply: Reply, *, pipelined: bool, gets_one: bool
+) -> None:
     submission = one(A, B)
     transaction = submission.begin()
-    transaction.pipelined = True
-    transaction.replies = {A: OK, B: Reply(503)}
+    transaction.pipelined = pipelined
+    transaction.replies = {A: OK, B: reply}
     transaction.phase, transaction.reply = Phase.DONE, OK
     submission.record(transaction)
-    assert further(submission) == [((B,), derived_key("k", B))]
-
-
-@pytest.mark.parametrize("reply", [NO, Reply(450), Reply(503)], ids=str)
-def test_recipients_refused_for_another_reason_get_none(reply: Reply) -> None:
-    submission = one(A, B)
-    sent(submission, b=reply)
-    assert further(submission) == []
+    assert further(submission) == [((B,), derived_key("k", B))] * gets_one
 
 
 def test_they_get_one_though_the_first_is_unknown() -> None:
@@ -274,7 +259,7 @@ def test_they_get_one_though_the_first_is_unknown() -> None:
     assert further(submission) == [((B,), derived_key("k", B))]
 
 
-def test_they_get_one_after_a_repeat_that_was_confirmed() -> None:
+def test_they_get_one_only_after_a_repeat_was_confirmed() -> None:
     submission = one(A, B)
     lost(submission, b=TOO_MANY)
     assert further(submission) == []
@@ -303,8 +288,6 @@ def test_more_than_fifty_recipients_are_divided_and_share_a_deadline() -> None:
     assert len({each.envelope.idempotency_key for each in parts}) == 3
     assert len({id(each.deadline) for each in parts}) == 1
     assert all(each.message_submissions is parts for each in parts)
-    (other,) = submissions([envelope()], config)
-    assert other.deadline is not parts[0].deadline
 
 
 def test_a_deadline_runs_from_its_first_use() -> None:

@@ -266,7 +266,7 @@ def test_check_logs_in_and_sends_nothing(relay: Relay) -> None:
     assert relay.logins.successes == 1
 
 
-@pytest.mark.parametrize("action", [reply(500), drop()])
+@pytest.mark.parametrize("action", [reply(500), drop()], ids=["500", "lost"])
 def test_check_requires_a_reply_to_noop(action: Action) -> None:
     with fault(On("noop", action)):
         ran = run("--check", "--json")

@@ -8,10 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
-from django.test import override_settings
 
 from django_lettermint import pool
-from django_lettermint.backend import EmailBackend
 from django_lettermint.pool import (
     PoolReport,
     close_pools,
@@ -20,7 +18,6 @@ from django_lettermint.pool import (
     open_pool,
 )
 from django_lettermint.pool.registry import MAX_IDLE, MAX_POOLS
-from django_lettermint.testing import Relay
 from tests.faultserver import TOKEN, FaultServer, On, hang
 from tests.programs import output
 from tests.sending import backend, mail, mails, spoken
@@ -61,27 +58,14 @@ def touch(relay: RelayConfig) -> None:
 # -- which pool ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"timeout": 3},
-        {"final_reply_timeout": 3},
-        {"deadline": 3},
-        {"retries": 0},
-        {"batch_connections": 2},
-        {"pipelining": False},
+def test_mailers_that_connect_in_the_same_way_share_a_pool(server: FaultServer) -> None:
+    first = pool_of(config(server))
+    for options in (
+        {"timeout": 3, "final_reply_timeout": 3, "deadline": 3},
+        {"retries": 0, "batch_connections": 2, "pipelining": False},
         {"send_defaults": {"route": "news"}},
-    ],
-)
-def test_mailers_that_connect_in_the_same_way_share_a_pool(
-    server: FaultServer, options: dict[str, Any]
-) -> None:
-    backend(server).send_messages([mail()])
-    backend(server, **options).send_messages([mail()])
-
-    assert server.connections == 1
-    assert len(get_stats()) == 1
+    ):
+        assert pool_of(config(server, **options)) is first
 
 
 @pytest.mark.parametrize(
@@ -113,16 +97,6 @@ def test_a_timeout_set_on_the_backend_object_opens_no_further_connection(
 
     assert health_check.open() is False
     assert server.connections == 1
-
-
-def test_each_token_has_a_connection_of_its_own_also_when_it_is_replaced() -> None:
-    with Relay(token="one", other_tokens=["two"]) as relay:
-        for token in ("one", "two", "one", "two"):
-            with override_settings(ANYMAIL=relay.settings(api_token=token)):
-                EmailBackend().send_messages([mail()])
-
-        used = [(each.connection, each.token) for each in relay.messages]
-    assert used == [(1, "one"), (2, "two")] * 2
 
 
 # -- without a pool --------------------------------------------------------------------
@@ -162,9 +136,7 @@ def test_without_a_pool_a_failed_call_closes_its_connection(
 def test_statistics_have_an_endpoint_and_outlive_the_connections(
     server: FaultServer,
 ) -> None:
-    sender = backend(server, pool={"max_messages": 1})
-    for _ in range(3):
-        sender.send_messages([mail()])
+    backend(server, pool={"max_messages": 1}).send_messages(mails(3))
 
     (report,) = get_stats()
     assert set(report) == set(get_type_hints(PoolReport))
@@ -247,6 +219,8 @@ def test_closing_sends_quit_on_all_idle_connections_if_there_is_time(
     assert server.wait_for(lambda: server.open_connections == 0)
     assert spoken(server).count("QUIT") == quits
     assert get_stats() == []
+    touch(config(server))  # opens a new pool
+    assert get_stats()[0]["opened"] == 1
 
 
 def test_closing_takes_no_longer_than_its_timeout() -> None:
@@ -258,18 +232,6 @@ def test_closing_takes_no_longer_than_its_timeout() -> None:
 
         assert 0.2 <= time.monotonic() - began < 5
         assert server.wait_for(lambda: server.open_connections == 0)
-
-
-def test_the_next_mail_after_closing_opens_a_new_pool(server: FaultServer) -> None:
-    sender = backend(server)
-    sender.send_messages([mail()])
-    before = pool_of(sender.config)
-    close_pools()
-    sender.send_messages([mail()])
-
-    assert pool_of(sender.config) is not before
-    assert get_stats()[0]["opened"] == 1
-    assert len(server.deliveries) == 2
 
 
 WITHOUT_FORK = "import django, os; django.setup(); del os.register_at_fork\n"

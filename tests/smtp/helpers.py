@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,19 +13,18 @@ from django_lettermint.exceptions import LettermintError
 from django_lettermint.results import Outcome
 from django_lettermint.smtp import RelayState, Session, connect
 from tests.faultserver import FEATURES, TOKEN, FaultServer, On, gate
-from tests.sending import relay, session, transaction
+from tests.sending import cases, relay, session, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from django_lettermint.conf import RelayConfig
     from django_lettermint.smtp import MailTransaction, Reply
     from django_lettermint.smtp.stream import SMTPStream
 
-TLS_MODES = ["implicit", "starttls"]
-MECHANISMS = ["PLAIN", "LOGIN", "CRAM-MD5"]
 BIG = b"Subject: Big\r\n\r\n" + (b"x" * 78 + b"\r\n") * 100_000
 CHUNKING = (*FEATURES, "CHUNKING")
+BY_DATA_AND_BDAT = pytest.mark.parametrize("chunking", cases(data=False, bdat=True))
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
 
 
@@ -63,10 +63,13 @@ def failure(server: FaultServer, *, seconds: float = 5.0, **options: Any) -> Any
     return failure_with(relay(server, **options), seconds=seconds)
 
 
-def verbs_before_login(server: FaultServer) -> set[str]:
-    """Return the commands, and check that there was no login."""
-    assert server.logins == []
-    return {line.split()[0].decode() for _, line in server.commands}
+@contextmanager
+def in_clear_only(server: FaultServer) -> Iterator[None]:
+    """Check that there was no login, and nothing else behind EHLO and STARTTLS."""
+    yield
+    assert server.wait_for(lambda: server.open_connections == 0)
+    assert (server.logins, server.violations) == ([], [])
+    assert {line.split()[0] for _, line in server.commands} <= {b"EHLO", b"STARTTLS"}
 
 
 # -- sending ---------------------------------------------------------------------------

@@ -10,29 +10,28 @@ import pytest
 
 from django_lettermint.exceptions import AuthenticationFailed, ConnectFailed
 from django_lettermint.results import Phase
-from tests.faultserver import TOKEN, FaultServer, On, drop, hang, raw, reply
+from tests.faultserver import CHALLENGE, TOKEN, FaultServer, On, drop, hang, raw, reply
 from tests.sending import SHORT, cases, session
-from tests.smtp.helpers import MECHANISMS, TLS_MODES, failure
+from tests.smtp.helpers import failure
 
 if TYPE_CHECKING:
     from tests.faults import Action
 
+MECHANISMS = ["PLAIN", "LOGIN", "CRAM-MD5"]
 
-@pytest.mark.parametrize("tls", TLS_MODES)
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_every_mechanism_logs_in(mechanism: str, tls: str) -> None:
-    with FaultServer(auth=(mechanism,), tls=tls) as server, session(server):
+
+@pytest.mark.parametrize(
+    ("wish", "mechanism"), [(None, "PLAIN"), *((each, each) for each in MECHANISMS)]
+)
+def test_plain_is_used_unless_the_option_names_another_mechanism(
+    wish: str | None, mechanism: str
+) -> None:
+    with (
+        FaultServer(auth=reversed(MECHANISMS)) as server,
+        session(server, auth_mechanism=wish),
+    ):
         assert server.logins == [(mechanism, "lettermint", True)]
         assert server.violations == []
-
-
-def test_plain_is_preferred_unless_the_option_names_another_mechanism() -> None:
-    with FaultServer(auth=("CRAM-MD5", "LOGIN", "PLAIN")) as server:
-        for mechanism in (None, "LOGIN", "CRAM-MD5"):
-            with session(server, auth_mechanism=mechanism):
-                pass
-        used = [each.mechanism for each in server.logins]
-        assert used == ["PLAIN", "LOGIN", "CRAM-MD5"]
 
 
 @pytest.mark.parametrize(
@@ -44,13 +43,13 @@ def test_plain_is_preferred_unless_the_option_names_another_mechanism() -> None:
         ("AUTH XOAUTH2\nAUTH=LOGIN", "LOGIN"),
         ("AUTH=XOAUTH2\nAUTH LOGIN", "LOGIN"),
         ("AUTH\tPLAIN", "PLAIN"),
-        ("AUTH  LOGIN\tPLAIN", "PLAIN"),
-        ("AUTH\nAUTH PLAIN", "PLAIN"),
+        ("AUTH CRAM-MD5\tLOGIN", "LOGIN"),
+        ("AUTH\nAUTH CRAM-MD5", "CRAM-MD5"),
     ],
 )
 def test_offers_of_auth_are_merged(offer: str, mechanism: str) -> None:
     script = [On("ehlo", do=reply(250, f"relay\n{offer}\nPIPELINING"))]
-    with FaultServer(script) as server, session(server) as held:
+    with FaultServer(script, auth=MECHANISMS) as server, session(server) as held:
         assert server.logins == [(mechanism, "lettermint", True)]
         assert "PIPELINING" in held.features
 
@@ -58,13 +57,12 @@ def test_offers_of_auth_are_merged(offer: str, mechanism: str) -> None:
 @pytest.mark.parametrize(
     ("auth", "wish", "said"),
     [
-        ((), None, "offers AUTH (nothing), not PLAIN or LOGIN or CRAM-MD5"),
-        (("XOAUTH2",), None, "offers AUTH XOAUTH2"),
-        (("PLAIN",), "CRAM-MD5", "offers AUTH PLAIN, not CRAM-MD5"),
+        ([], None, "offers AUTH (nothing), not PLAIN or LOGIN or CRAM-MD5"),
+        (["PLAIN", "X"], "CRAM-MD5", "offers AUTH PLAIN X, not CRAM-MD5"),
     ],
 )
 def test_a_server_without_a_known_mechanism_is_an_error(
-    auth: tuple[str, ...], wish: str | None, said: str
+    auth: list[str], wish: str | None, said: str
 ) -> None:
     with FaultServer(auth=auth) as server:
         error = failure(server, auth_mechanism=wish)
@@ -76,7 +74,7 @@ def test_a_server_without_a_known_mechanism_is_an_error(
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_wrong_token_costs_one_login(mechanism: str) -> None:
-    with FaultServer(auth=tuple(MECHANISMS)) as server:
+    with FaultServer(auth=MECHANISMS) as server:
         error = failure(server, api_token="lm_wrong", auth_mechanism=mechanism)
         assert server.logins == [(mechanism, "lettermint", False)]
         assert server.connections == 1
@@ -87,12 +85,11 @@ def test_a_wrong_token_costs_one_login(mechanism: str) -> None:
     assert "lm_wrong" not in str(error)
 
 
-@pytest.mark.parametrize("code", [250, 334, 500, 534, 535])
+@pytest.mark.parametrize("code", [250, 334, 500])
 def test_only_235_is_a_successful_login(code: int) -> None:
     with FaultServer([On("auth", do=reply(code))]) as server:
-        error = failure(server)
+        assert isinstance(failure(server), AuthenticationFailed)
         assert len(server.logins) == 1
-    assert isinstance(error, AuthenticationFailed)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +97,11 @@ def test_only_235_is_a_successful_login(code: int) -> None:
     [
         (reply(421, "bye", close=True), 421),
         (reply(400, "later"), 400),
-        (reply(454, "4.7.0 later"), 454),
         (reply(499, "later"), 499),
         (drop(), 0),
         (hang(), 0),
     ],
-    ids=["421", "400", "454", "499", "drop", "hang"],
+    ids=str,
 )
 def test_a_login_that_fails_for_now_is_a_failed_connection(
     do: Action, code: int
@@ -123,12 +119,10 @@ def test_a_login_that_fails_for_now_is_a_failed_connection(
 )
 def test_a_login_refused_early_does_not_send_the_token(auth: str, code: int) -> None:
     script = [On("auth_cont", do=reply(code, "5.7.8 no"))]
-    with FaultServer(script, auth=(auth,)) as server:
+    with FaultServer(script, auth=[auth]) as server:
         error = failure(server)
-        blob = base64.b64encode(TOKEN.encode())
-        assert all(blob not in received for received in server.received.values())
-    expected = AuthenticationFailed if code >= 500 else ConnectFailed
-    assert isinstance(error, expected)
+        assert base64.b64encode(TOKEN.encode()) not in server.received[1]
+    assert isinstance(error, AuthenticationFailed if code >= 500 else ConnectFailed)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +130,7 @@ def test_a_login_refused_early_does_not_send_the_token(auth: str, code: int) -> 
 )
 def test_a_challenge_that_is_not_base64_is_not_answered(challenge: str) -> None:
     script = [On("auth_cont", do=reply(334, challenge))]
-    with FaultServer(script, auth=("CRAM-MD5",)) as server:
+    with FaultServer(script, auth=["CRAM-MD5"]) as server:
         error = failure(server)
     assert isinstance(error, ConnectFailed)
     assert "challenge is not base64" in str(error)
@@ -146,15 +140,14 @@ def test_a_challenge_that_is_not_base64_is_not_answered(challenge: str) -> None:
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_an_echoed_login_is_redacted(mechanism: str) -> None:
     token = TOKEN.encode()
-    digest = hmac.new(token, b"<1896.697170952@fault.test>", "md5").hexdigest()
-    responses = {
+    digest = hmac.new(token, CHALLENGE, "md5").hexdigest()
+    response = {
         "PLAIN": b"\0lettermint\0" + token,
         "LOGIN": token,
         "CRAM-MD5": b"lettermint " + digest.encode(),
-    }
-    response = base64.b64encode(responses[mechanism]).decode()
-    echo = reply(535, f"you said {TOKEN} {response}")
-    with FaultServer([On("auth", do=echo)], auth=(mechanism,)) as server:
+    }[mechanism]
+    echo = reply(535, f"you said {TOKEN} {base64.b64encode(response).decode()}")
+    with FaultServer([On("auth", do=echo)], auth=[mechanism]) as server:
         error = failure(server)
     assert "you said *** ***" in str(error)
     assert error.smtp_error == b"you said *** ***"

@@ -10,6 +10,8 @@ from django_lettermint.smtp.relay_state import CAUTION_SECONDS, RelayState
 
 
 class Clock:
+    """A clock that advances by a second each time."""
+
     now = 1000.0
 
     def __call__(self) -> float:
@@ -45,9 +47,7 @@ def test_addresses_that_work_come_first(events: str, order: str) -> None:
         if kind == "loss":
             relay.note_loss()
         else:
-            {"failure": relay.note_failure, "success": relay.note_success}[kind](
-                infos[number]
-            )
+            getattr(relay, f"note_{kind}")(infos[number])
     assert relay.in_order(infos.values()) == [infos[number] for number in order]
 
 
@@ -57,7 +57,6 @@ def test_a_loss_while_pipelining_ends_it_for_a_while() -> None:
     assert relay.pipelines_past_data
     relay.lost_while_pipelining()
     clock.now += CAUTION_SECONDS - 2
-    # The clock advances by a second each time.
     assert [relay.pipelines_past_data for _ in range(2)] == [False, True]
 
 

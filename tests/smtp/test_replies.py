@@ -1,4 +1,4 @@
-"""Which lines are an SMTP reply; all others are an error."""
+"""Which lines are an SMTP reply, and what its code and text say."""
 
 from __future__ import annotations
 
@@ -19,24 +19,18 @@ from django_lettermint.smtp.replies import (
 
 
 @pytest.mark.parametrize(
-    ("line", "reply"),
+    ("lines", "reply"),
     [
-        (b"250 ok", Reply(250, ("ok",))),
-        (b"250", Reply(250, ("",))),
-        (b"250 ", Reply(250, ("",))),
-        (b"599  spaces around ", Reply(599, ("spaces around",))),
-        (b"250 2.1.0 ok", Reply(250, ("2.1.0 ok",))),
+        ([b"250 2.1.0 ok"], Reply(250, ("2.1.0 ok",))),
+        ([b"250"], Reply(250, ("",))),
+        ([b"599  spaces around "], Reply(599, ("spaces around",))),
+        ([b"250-one", b"250-", b"250 two"], Reply(250, ("one", "", "two"))),
     ],
 )
-def test_a_reply_line_is_a_code_and_a_text(line: bytes, reply: Reply) -> None:
-    assert parse((line,)) == reply
-
-
-def test_a_reply_may_have_several_lines() -> None:
-    reply = parse((b"250-relay.test", b"250-", b"250 SIZE 1000"))
-    assert reply == Reply(250, ("relay.test", "", "SIZE 1000"))
-    assert reply.text == "relay.test SIZE 1000"
-    assert str(reply) == "250 relay.test SIZE 1000"
+def test_each_line_of_a_reply_is_a_code_and_a_text(
+    lines: list[bytes], reply: Reply
+) -> None:
+    assert parse(tuple(lines)) == reply
 
 
 NO_LINES = [
@@ -75,10 +69,8 @@ def test_an_error_shows_the_beginning_of_a_line(line: bytes) -> None:
         (300, []),
         (354, []),
         (400, ["negative"]),
-        (420, ["negative"]),
         (421, ["negative", "closing"]),
         (521, ["negative"]),
-        (599, ["negative"]),
     ],
 )
 def test_a_code_tells_success_refusal_and_the_end_of_the_connection(
@@ -89,13 +81,6 @@ def test_a_code_tells_success_refusal_and_the_end_of_the_connection(
     assert [name for name in names if getattr(reply, name)] == kinds
 
 
-def test_the_announcement_of_an_end_holds_the_reply() -> None:
-    reply = Reply(421, ("4.3.2 shutting down",))
-    error = ServerClosing(reply)
-    assert error.reply is reply
-    assert str(error) == "the server is closing: 421 4.3.2 shutting down"
-
-
 @pytest.mark.parametrize(
     ("code", "text", "enhanced", "bad_connection"),
     [
@@ -103,7 +88,6 @@ def test_the_announcement_of_an_end_holds_the_reply() -> None:
         (550, "5.1.1", "5.1.1", False),
         (550, "5.111.222 x", "5.111.222", False),
         (550, "4.1.1 x", None, False),
-        (450, "5.1.1 x", None, False),
         (550, "5.1.1x", None, False),
         (550, "5.1111.1 x", None, False),
         (550, "5.\u0661.1 x", None, False),
@@ -115,7 +99,6 @@ def test_the_announcement_of_an_end_holds_the_reply() -> None:
         (451, "4.4.1 no answer", "4.4.1", False),
         (451, "4.14.2 other", "4.14.2", False),
         (451, "4.4.22 other", "4.4.22", False),
-        (451, "Timeout 4.4.2", None, False),
     ],
 )
 def test_an_enhanced_code_must_agree_with_the_reply_code(
@@ -125,14 +108,12 @@ def test_an_enhanced_code_must_agree_with_the_reply_code(
     assert (reply.enhanced_code, reply.bad_connection) == (enhanced, bad_connection)
 
 
-def test_a_reply_may_have_no_text() -> None:
-    reply = Reply(451)
-    assert (reply.enhanced_code, reply.bad_connection, reply.text) == (None, False, "")
-    assert str(reply) == "451"
-
-
-def test_a_long_text_is_cut() -> None:
-    assert len(parse((b"550 " + b"x" * 4096,)).text) == MAX_TEXT
+def test_a_reply_is_shown_in_one_line_of_limited_length() -> None:
+    assert str(Reply(250, ("relay.test", "", "SIZE 9"))) == "250 relay.test SIZE 9"
+    assert str(Reply(451)) == "451"
+    assert len(Reply(550, ("x" * 4096,)).text) == MAX_TEXT
+    closing = ServerClosing(Reply(421, ("4.3.2 shutting down",)))
+    assert str(closing) == "the server is closing: 421 4.3.2 shutting down"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +123,6 @@ def test_a_long_text_is_cut() -> None:
         (b"a\rb\x0bc\x85", "a?b?c\N{REPLACEMENT CHARACTER}"),
         ("caf\xe9 \u65e5\u672c \U0001f600".encode(), "caf\xe9 \u65e5\u672c \U0001f600"),
         ("\u202eevil\u2028line\u200bzero\x9b".encode(), "?evil?line?zero?"),
-        (b"\xff", "\N{REPLACEMENT CHARACTER}"),
         (b"  blanks\tand tabs\t", "blanks and tabs"),
     ],
 )

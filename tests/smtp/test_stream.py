@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import os
 import select
 import socket
 import ssl
@@ -15,11 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from django_lettermint.conf import Secret
 from django_lettermint.smtp.replies import (
@@ -29,34 +25,20 @@ from django_lettermint.smtp.replies import (
     ProtocolError,
     Reply,
 )
-from django_lettermint.smtp.stream import SMTPStream, close_inherited
+from django_lettermint.smtp.stream import SMTPStream
 from tests.certificates import ca_file, server_context
 from tests.sending import cases
 from tests.smtp.helpers import soon
-from tests.smtp.reference_parser import reply_codes
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
 
 #: More than all buffers hold.
 MUCH = b"x" * 50_000_000
-
-
-class ObservedSocket(socket.socket):
-    """A socket that counts its writes."""
-
-    writes = 0
-
-    def send(self, data: Buffer, flags: int = 0, /) -> int:
-        self.writes += 1
-        return super().send(data, flags)
 
 
 @contextmanager
 def connected(buffers: int | None = None) -> Iterator[tuple[SMTPStream, socket.socket]]:
     """Hold a stream and the server's end of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = ObservedSocket()
+        client = socket.socket()
         if buffers:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
@@ -76,15 +58,15 @@ class TLSServer:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = server_context("good").wrap_bio(
+        self.tls = server_context("good").wrap_bio(
             self._in, self._out, server_side=True
         )
 
-    def shake_hands(self, first: bytes = b"") -> None:
+    def shake_hands(self, first: bytes) -> None:
         """Complete the handshake; the first octets are in its last segment."""
         while True:
             try:
-                self._tls.do_handshake()
+                self.tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
                 self.socket.sendall(self._out.read())
@@ -93,26 +75,11 @@ class TLSServer:
 
     def encrypt(self, data: bytes) -> bytes:
         if data:
-            self._tls.write(data)
+            self.tls.write(data)
         return self._out.read()
 
     def sendall(self, data: bytes) -> None:
         self.socket.sendall(self.encrypt(data))
-
-    def decrypt(self) -> bytes:
-        while True:
-            try:
-                return self._tls.read()
-            except ssl.SSLWantReadError:
-                if not (data := self.socket.recv(65536)):
-                    return b""
-                self._in.write(data)
-
-    def close_notify(self) -> None:
-        """End TLS, but not the connection."""
-        with contextlib.suppress(ssl.SSLWantReadError):
-            self._tls.unwrap()
-        self.socket.sendall(self._out.read())
 
 
 @contextmanager
@@ -144,12 +111,17 @@ def wait_readable(stream: SMTPStream) -> None:
     assert select.select([stream.socket], [], [], 5)[0]
 
 
+def wait_until_input(stream: SMTPStream) -> None:
+    while not stream.has_input():
+        wait_readable(stream)
+
+
 # -- replies ---------------------------------------------------------------------------
 
 
 def test_a_reply_is_read_line_by_line() -> None:
     with connected() as (stream, server):
-        server.sendall(b"250-one\r\n250 two\r\n354 go\r\n")
+        server.sendall(b"250-one\r\n250 two\n354 go\r\n")
         assert stream.read_reply(soon()) == Reply(250, ("one", "two"))
         assert stream.read_reply(soon()) == Reply(354, ("go",))
         assert not stream.has_input()
@@ -188,16 +160,7 @@ LINE = b"250-" + b"x" * 1020
         (b"250-x\r\n" * MAX_LINES + b"250 x\r\n", f"{MAX_LINES} lines"),
         (b"\n", "not an SMTP reply: ''"),
     ],
-    ids=[
-        "line",
-        "line +1",
-        "no end",
-        "reply",
-        "reply +1",
-        "lines",
-        "lines +1",
-        "empty",
-    ],
+    ids=["line", "line+1", "endless", "reply", "reply+1", "lines", "lines+1", "empty"],
 )
 def test_a_reply_beyond_a_limit_or_without_a_code_is_an_error(
     octets: bytes, message: str | None
@@ -211,6 +174,14 @@ def test_a_reply_beyond_a_limit_or_without_a_code_is_an_error(
                 stream.read_reply(soon())
 
 
+def test_the_end_of_the_longest_line_may_come_later() -> None:
+    with connected() as (stream, server):
+        server.sendall(b"250 " + b"x" * (MAX_LINE - 4))
+        wait_until_input(stream)
+        server.sendall(b"\n")
+        assert stream.read_reply(soon()).code == 250
+
+
 def test_a_line_cut_off_by_the_end_of_the_connection_is_an_error() -> None:
     with connected() as (stream, server):
         server.sendall(b"250 ok")
@@ -222,8 +193,7 @@ def test_a_line_cut_off_by_the_end_of_the_connection_is_an_error() -> None:
 def test_a_received_reply_is_read_even_when_time_is_over() -> None:
     with connected() as (stream, server):
         server.sendall(b"552 early\r\n")
-        wait_readable(stream)
-        assert stream.has_input()
+        wait_until_input(stream)
         assert stream.read_reply(soon(-1)) == Reply(552, ("early",))
         with pytest.raises(TimeoutError):
             stream.read_reply(soon(-1))
@@ -255,34 +225,6 @@ def test_secrets_are_redacted_wherever_the_server_echoes_them() -> None:
         assert "s3cret" not in str(raised.value)
 
 
-OCTETS = st.lists(
-    st.one_of(
-        st.sampled_from(
-            [b"250", b"550", b"354", b" ok", b"-", b" ", b"\r\n", b"\n", b"\r"]
-        ),
-        st.binary(max_size=3),
-    ),
-    max_size=24,
-).map(b"".join)
-
-
-@given(OCTETS)
-@settings(max_examples=200)
-@example(b"250-a\r\n250 b\r\n550 c\r\nx")
-@example(b"250-a\r\n550 b\r\n250 c\r\n")
-def test_any_octets_are_read_as_the_reference_parser_reads_them(
-    octets: bytes,
-) -> None:
-    with connected() as (stream, server):
-        server.sendall(octets)
-        server.close()
-        codes = []
-        with pytest.raises((ProtocolError, ConnectionResetError)):  # noqa: PT012
-            while True:
-                codes.append(stream.read_reply(soon()).code)
-        assert codes == reply_codes(octets)
-
-
 # -- unexpected input ------------------------------------------------------------------
 
 
@@ -290,8 +232,7 @@ def test_an_unexpected_reply_is_input_until_it_is_read() -> None:
     with connected() as (stream, server):
         assert not stream.has_input()
         server.sendall(b"421 bye\r\n")
-        wait_readable(stream)
-        assert stream.has_input()
+        wait_until_input(stream)
         assert stream.has_input()
         assert stream.read_reply(soon()).code == 421
         assert not stream.has_input()
@@ -309,19 +250,16 @@ def test_the_end_of_the_connection_is_input(
             stream.read_reply(soon())
 
 
-def test_the_end_of_tls_is_input() -> None:
+def test_the_end_of_tls_is_input_although_the_connection_stays() -> None:
     with encrypted() as (stream, server):
         server.sendall(b"250 ok\r\n")
-        server.close_notify()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            server.tls.unwrap()
+        server.socket.sendall(server.encrypt(b""))
         assert stream.read_reply(soon()).code == 250
         wait_until_input(stream)
         with pytest.raises(ConnectionResetError, match="closed the connection"):
             stream.read_reply(soon())
-
-
-def wait_until_input(stream: SMTPStream) -> None:
-    while not stream.has_input():
-        wait_readable(stream)
 
 
 def test_tls_records_without_data_are_no_input() -> None:
@@ -368,15 +306,15 @@ def test_a_reply_does_not_end_the_wait_for_room_to_write() -> None:
     with connected(buffers=4096) as (stream, server):
         server.sendall(b"250 ok\r\n")
         wait_readable(stream)
+        began = time.thread_time()
         with pytest.raises(TimeoutError):
             stream.write(MUCH, soon(0.5))
-        assert isinstance(stream.socket, ObservedSocket)
         # Otherwise it would try again and again until the time is over.
-        assert stream.socket.writes < 500
+        assert time.thread_time() - began < 0.25
 
 
 def test_a_write_stops_when_a_reply_has_come() -> None:
-    with connected() as (stream, server):
+    with connected(buffers=4096) as (stream, server):
         server.sendall(b"552 too big\r\n")
         wait_readable(stream)
         # The server does not read: without the reply this would time out.
@@ -387,8 +325,6 @@ def test_a_write_stops_when_a_reply_has_come() -> None:
 def test_select_is_used_where_poll_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "poll")
     with connected(buffers=4096) as (stream, server):
-        server.sendall(b"250 ok\r\n")
-        assert stream.read_reply(soon()).code == 250
         with pytest.raises(TimeoutError):
             stream.read_reply(soon(0.05))
         with pytest.raises(TimeoutError):
@@ -419,32 +355,7 @@ def test_closing_a_tls_stream_sends_no_octet() -> None:
         assert server.socket.recv(100) == b""
 
 
-# A joined thread of the handshake may still be counted by the kernel.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_a_forked_process_closes_inherited_streams_without_an_octet() -> None:
-    with connected() as (clear, server), encrypted() as (stream, tls_server):
-        if (child := os.fork()) == 0:
-            try:
-                close_inherited()
-                os._exit(0 if clear.has_input() and stream.has_input() else 1)
-            finally:
-                os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        # The parent's connections stay open, and nothing was sent over them.
-        server.sendall(b"250 ok\r\n")
-        tls_server.sendall(b"250 ok\r\n")
-        for mine in (clear, stream):
-            assert mine.read_reply(soon()).code == 250
-            mine.write(b"NOOP\r\n", soon())
-        assert server.recv(100) == tls_server.decrypt() == b"NOOP\r\n"
-
-
 # -- OpenSSL's error queue -------------------------------------------------------------
-
-#: ERR_LIB_SYS, as a broken connection leaves it, and ERR_LIB_SSL.
-STALE_ERRORS = cases(
-    broken_pipe=(2, errno.EPIPE), reset=(2, errno.ECONNRESET), signature=(20, 123)
-)
 
 
 class ErrorQueue:
@@ -483,7 +394,10 @@ def error_queue() -> Iterator[ErrorQueue]:
     queue.clear()
 
 
-@pytest.mark.parametrize("stale", STALE_ERRORS)
+# ERR_LIB_SYS, as a broken connection leaves it, and ERR_LIB_SSL.
+@pytest.mark.parametrize(
+    "stale", cases(broken_pipe=(2, errno.EPIPE), signature=(20, 123))
+)
 def test_a_stale_openssl_error_breaks_nothing(
     error_queue: ErrorQueue, stale: tuple[int, int]
 ) -> None:
@@ -492,7 +406,6 @@ def test_a_stale_openssl_error_breaks_nothing(
         error_queue.put(*stale)
         stream.write(b"NOOP\r\n", soon())
         error_queue.clear()  # the server's side is in this thread as well
-        assert server.decrypt() == b"NOOP\r\n"
         for count in range(3):
             server.sendall(b"250 %d\r\n" % count)
             error_queue.put(*stale)

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.results import Outcome, Phase
+from django_lettermint.results import Phase
 from django_lettermint.smtp import MailTransaction, Reply
-from tests.sending import envelope, transaction
+from tests.sending import transaction
 
 ACCEPTED, REFUSED = Reply(250, ("2.1.5 ok",)), Reply(550, ("5.1.1 unknown",))
 LATER, NO_ANSWER = Reply(451, ("4.3.0 later",)), Reply(451, ("4.4.2 no answer",))
@@ -65,41 +64,6 @@ def test_a_message_is_refused_once_all_recipients_are(
     assert (one.reply.code if one.reply else None) == code
     assert one.refused is (code is not None)
     assert one.phase is (Phase.RCPT if code else Phase.MAIL)
-
-
-def test_the_first_refusal_is_the_reason() -> None:
-    one = transaction()
-    one.refuse(Phase.MAIL, LATER)
-    one.refuse(Phase.DATA, REFUSED)
-    assert (one.phase, one.reply) == (Phase.MAIL, LATER)
-
-
-@pytest.mark.parametrize(
-    ("phase", "reply", "failure", "outcome", "permanent"),
-    [
-        (Phase.CONTENT, None, OSError(), Outcome.NOT_SENT, False),
-        (Phase.COMMIT, None, OSError(), Outcome.UNKNOWN, False),
-        (Phase.COMMIT, LATER, None, Outcome.NOT_SENT, False),
-        (Phase.COMMIT, Reply(500), None, Outcome.NOT_SENT, True),
-        (Phase.DATA, REFUSED, None, Outcome.NOT_SENT, True),
-        (Phase.DONE, ACCEPTED, None, Outcome.SENT, False),
-        (Phase.MESSAGE, None, LettermintInvalidMessage("x"), Outcome.NOT_SENT, True),
-    ],
-)
-def test_the_outcome_follows_from_the_phase_and_the_reply(
-    phase: Phase,
-    reply: Reply | None,
-    failure: OSError | LettermintInvalidMessage | None,
-    outcome: Outcome,
-    permanent: Any,
-) -> None:
-    one = MailTransaction(envelope=envelope(), failure=failure)
-    if reply and reply.negative:
-        one.refuse(phase, reply)
-    else:
-        one.phase, one.reply = phase, reply
-    assert one.outcome is outcome
-    assert one.permanent_failure is permanent
 
 
 LOSS = OSError("lost")

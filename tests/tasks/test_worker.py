@@ -193,22 +193,6 @@ def test_no_two_transactions_of_one_message_have_the_same_key(
     assert "order-1" in keys
 
 
-def test_recipients_refused_permanently_are_not_tried_again(queue: ServedQueue) -> None:
-    queue.server.script += [
-        On("rcpt", reply(550, "5.1.1 unknown"), match="b@"),
-        On("data", reply(451, "later"), times=1),
-    ]
-    queue.send(mail("a@x.test", "b@x.test"))
-
-    assert queue.run_all() == ["put back", "sent"]
-
-    asked = [line for _, line in queue.server.commands if b"<b@x.test>" in line]
-    assert len(asked) == 1
-    assert queue.server.delivered == {"a@x.test": 1}
-    [(_, result)] = queue.sent
-    assert result.recipients["b@x.test"].status == "rejected"
-
-
 def broker_is_away(form: dict[str, Any], seconds: float) -> None:
     raise ConnectionError
 
@@ -318,10 +302,7 @@ def test_run_assumes_that_no_worker_has_begun_the_message(queue: ServedQueue) ->
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"version": None}, "version None"),
         ({"version": 2}, "version 2"),
-        ({"transactions": None}, "not a queued message"),
-        ({"transactions": [{}]}, "not a queued message"),
         ({"transactions": []}, "no transactions"),
         ({"transactions": ["x"]}, "not a queued message"),
         ({"give_up_at": "x"}, "'x'"),
@@ -338,12 +319,6 @@ def test_a_form_that_cannot_be_read_is_refused_and_its_message_stays(
     with pytest.raises((ValueError, ImproperlyConfigured), match=problem):
         queue.run()
     assert queue.failed == []
-
-
-@pytest.mark.parametrize("form", [None, [1]])
-def test_a_form_that_is_no_object_is_refused(form: Any) -> None:
-    with pytest.raises(ValueError, match="version None"):
-        worker.run(form, None)
 
 
 def test_a_form_written_by_the_first_release_is_read(server: FaultServer) -> None:

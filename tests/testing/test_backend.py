@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -21,7 +19,7 @@ from django_lettermint.results import Outcome, Phase
 from django_lettermint.signals import message_sent
 from django_lettermint.testing.backend import EmailBackend
 from tests.listening import listening, names, receiver
-from tests.programs import ROOT, environment
+from tests.programs import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,26 +49,19 @@ def send(*messages: Any, **options: Any) -> int:
 # What is taken
 
 
-def test_a_message_goes_to_the_outbox_as_a_copy(outbox: list[Any]) -> None:
-    order = message(tag="order shipped", metadata={"order_id": 4711})
-    assert send(order) == 1
+def test_a_message_goes_to_the_outbox_as_a_copy_with_what_lettermint_would_read(
+    outbox: list[Any],
+) -> None:
+    order = message(cc=["bob@example.com"], metadata={"order_id": 4711})
+    with extras(tag="order shipped"):
+        assert send(order, send_defaults={"route": "outgoing"}) == 1
     [copy] = outbox
     assert copy is not order
-    assert (copy.subject, copy.to) == ("Your order", ["ada@example.com"])
-    assert (copy.tag, copy.metadata) == ("order shipped", {"order_id": 4711})
-
-
-def test_the_copy_shows_what_lettermint_would_read(outbox: list[Any]) -> None:
-    defaults = {"route": "outgoing", "metadata": {"app": "shop"}}
-    with extras(tag="order shipped"):
-        send(message(cc=["bob@example.com"]), send_defaults=defaults)
-    [received] = outbox[0].received
-    assert received.mail_from == "shop@example.com"
+    assert (copy.subject, copy.metadata) == ("Your order", {"order_id": 4711})
+    [received] = copy.received
     assert received.recipients == ("ada@example.com", "bob@example.com")
     assert (received.route, received.tag) == ("outgoing", "order shipped")
-    assert received.metadata["app"] == "shop"
-    assert received.headers["Subject"] == "Your order"
-    assert received.mime.get_content() == "Sent.\r\n"
+    assert received.metadata["order_id"] == "4711"
 
 
 def described(received: Any) -> dict[str, Any]:
@@ -93,16 +84,15 @@ def described(received: Any) -> dict[str, Any]:
     "fields",
     [
         {},
-        {"body": "Grüße", "tag": "a b", "metadata": {"k": "é"}},
+        {"body": "Grüße", "tag": "a b", "metadata": {"k": "é"}, "route": "outgoing"},
         {"to": ["ünal@example.com"], "bcc": ["eve@example.com"]},
-        {"headers": {"X-Tag": "t", "X-Metadata-a": "1"}, "route": "outgoing"},
         {"to": [f"user{number}@example.com" for number in range(51)]},
         {
             "to": ["a@example.com", "b@example.com"],
             "merge_metadata": {"a@example.com": {"n": "1"}},
         },
     ],
-    ids=["plain", "8 bit", "SMTPUTF8", "raw headers", "51 recipients", "merged"],
+    ids=["plain", "8 bit", "SMTPUTF8", "51 recipients", "merged"],
 )
 def test_what_it_reads_is_what_arrives_at_a_relay(
     relay: Relay, outbox: list[Any], fields: dict[str, Any]
@@ -124,69 +114,52 @@ def test_the_status_and_the_signals_are_those_of_a_sent_message(
     outbox: list[Any],
 ) -> None:
     order = message(cc=["Bob <bob@example.com>"])
-    with listening() as heard:
+    found: list[int] = []
+    with (
+        receiver(message_sent, lambda **_: found.append(len(outbox))),
+        listening() as heard,
+    ):
         send(order)
     assert names(heard) == ["post_send", "message_sent"]
     assert heard[1][1]["sender"] is EmailBackend
+    assert found == [1]
     status = order.anymail_status
+    assert outbox[0].anymail_status is status
     assert status.status == {"queued"}
     assert list(status.recipients) == ["ada@example.com", "bob@example.com"]
     result = status.esp_response
-    assert (result.outcome, result.phase) == (Outcome.SENT, Phase.DONE)
-    assert result.code == 250
+    assert (result.outcome, result.phase, result.code) == (
+        Outcome.SENT,
+        Phase.DONE,
+        250,
+    )
     [received] = outbox[0].received
     assert received.metadata["django_message_id"] == status.message_id
-    assert outbox[0].anymail_status is status
-
-
-def test_receivers_find_the_message_in_the_outbox() -> None:
-    found: list[int] = []
-    with receiver(message_sent, lambda **_: found.append(len(mail.outbox))):
-        send(message())
-    assert found == [1]
 
 
 def test_pre_send_may_change_and_cancel_messages(outbox: list[Any]) -> None:
     def change(message: Any, **kwargs: Any) -> None:
-        if message.subject == "No":
+        if message.cc:
             raise AnymailCancelSend
         message.tag = "filtered"
 
-    cancelled, taken = message(), message()
-    cancelled.subject = "No"
     with receiver(pre_send, change):
-        assert send(cancelled, taken) == 1
+        assert send(message(cc=["bob@example.com"]), message()) == 1
     assert [copy.received[0].tag for copy in outbox] == ["filtered"]
-    assert cancelled.anymail_status.esp_response.phase is Phase.CANCELLED
 
 
 # What is not
 
 
-def test_a_message_that_breaks_a_rule_is_refused_and_not_in_the_outbox(
-    outbox: list[Any],
-) -> None:
-    wrong = message(tag="orders@shop")
-    with listening() as heard, pytest.raises(LettermintInvalidMessage, match="tag"):
-        send(wrong)
-    assert outbox == []
-    assert names(heard) == ["message_failed"]
-    result = wrong.anymail_status.esp_response
-    assert (result.outcome, result.phase) == (Outcome.NOT_SENT, Phase.MESSAGE)
-
-
 def test_the_first_error_is_raised_after_all_messages(outbox: list[Any]) -> None:
-    with pytest.raises(LettermintInvalidMessage) as caught:
-        send(message(tag="a@b"), message(), message(route="a b"))
+    wrong = message(tag="orders@shop")
+    with listening() as heard, pytest.raises(LettermintInvalidMessage) as caught:
+        send(wrong, message(), "no message")
     assert "tag" in str(caught.value)
     outcomes = [each.outcome for each in caught.value.results]
     assert outcomes == [Outcome.NOT_SENT, Outcome.SENT, Outcome.NOT_SENT]
-    assert len(outbox) == 1
-
-
-def test_an_object_that_is_no_message_is_refused_like_one(outbox: list[Any]) -> None:
-    with pytest.raises(LettermintInvalidMessage, match="EmailMessage"):
-        send("no message", message())
+    assert wrong.anymail_status.esp_response.phase is Phase.MESSAGE
+    assert names(heard)[:3] == ["message_failed", "post_send", "message_sent"]
     assert len(outbox) == 1
 
 
@@ -194,7 +167,7 @@ def test_it_fails_silently_when_told_to() -> None:
     assert send(message(tag="a@b"), message(), fail_silently=True) == 1
 
 
-@pytest.mark.parametrize("messages", [None, [], [message(to=[])]])
+@pytest.mark.parametrize("messages", [None, [message(to=[])]])
 def test_nothing_to_send_is_no_error(messages: Any, outbox: list[Any]) -> None:
     assert EmailBackend().send_messages(messages) == 0
     assert outbox == []
@@ -211,15 +184,11 @@ def test_it_needs_no_token_but_right_options() -> None:
         EmailBackend(api_token="lm_test", security="sometimes")
 
 
-def test_an_outbox_is_made_where_there_is_none() -> None:
+def test_opening_makes_no_connection_but_an_outbox() -> None:
     del mail.outbox
-    send(message())
-    assert len(mail.outbox) == 1
-
-
-def test_opening_and_closing_do_nothing() -> None:
     with EmailBackend() as connection:
         assert connection.open() is None
+    assert mail.outbox == []
 
 
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS came with Django 6.1")
@@ -236,24 +205,16 @@ def test_a_project_uses_it_as_a_mailer(outbox: list[Any]) -> None:
 
 
 def test_it_needs_no_extra_and_no_socket() -> None:
-    program = """
-import socket, sys
-sys.modules["trustme"] = None
-socket.socket.connect = None
-import django
-django.setup()
+    before = (
+        "import socket, sys\nsys.modules['trustme'] = socket.socket.connect = None\n"
+    )
+    text = """
 from django.core import mail
 from django_lettermint.testing.backend import EmailBackend
-message = mail.EmailMessage("Hi", "", "a@example.com", ["b@example.com"])
+message = EmailMessage("Hi", "", "a@example.com", ["b@example.com"])
 assert EmailBackend().send_messages([message]) == len(mail.outbox) == 1
 """
-    subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        env=environment(),
-        cwd=ROOT,
-        check=True,
-        timeout=50,
-    )
+    assert output(text, {"api_token": "lm_unused"}, before=before) == []
 
 
 def test_the_resolver_of_tenants_is_asked_once_for_each_call() -> None:

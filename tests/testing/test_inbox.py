@@ -1,8 +1,7 @@
-"""The inbox beside a relay: its guards, its addresses, and how it begins and ends."""
+"""The inbox beside a relay: what it keeps, its guards, addresses, start and end."""
 
 from __future__ import annotations
 
-import http.client
 import smtplib
 import socket
 import subprocess
@@ -15,12 +14,15 @@ from lettermint import Webhook
 
 from django_lettermint.testing import Relay
 from django_lettermint.testing.inbox import Inbox
+from django_lettermint.testing.inbox.events import EVENTS
+from django_lettermint.testing.inbox.mailbox import Mailbox
 from tests.testing.inbox_client import Reader, reading
 from tests.testing.receiving import SECRET
-from tests.testing.records import ADA, message
+from tests.testing.records import ADA, message, received
 from tests.testing.relay_client import WRONG
 
 if TYPE_CHECKING:
+    import http.client
     from collections.abc import Iterator
 
     from tests.testing.receiving import Receiver
@@ -34,23 +36,54 @@ def posting(receiver: Receiver) -> Iterator[Reader]:
         yield reader
 
 
-# What it shows
+# What it keeps
 
 
-def test_what_the_relay_takes_or_refuses_is_there_the_newest_first(
-    reader: Reader,
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [
+        ([10, 10, 10, 10, 10], [2, 3, 4]),
+        ([300, 300, 300, 500], [2, 3]),
+        ([300, 300, 400], [0, 1, 2]),
+        ([300, 300, 401], [1, 2]),
+        ([10, 5000], [1]),
+    ],
+)
+def test_a_mailbox_keeps_the_newest_mails_up_to_its_size(
+    sizes: list[int], kept: list[int]
 ) -> None:
-    reader.deliver(message("First"))
-    reader.relay.refuse("no@example.com")
-    with pytest.raises(smtplib.SMTPRecipientsRefused):
-        reader.deliver(message(), to=("no@example.com",))
-    with pytest.raises(smtplib.SMTPDataError):
-        reader.deliver(WRONG)
-    reader.deliver(message("Last"), security="starttls")
-    assert reader.subjects == ["Last", "Hi", "A recipient was refused", "First"]
-    tls = reader.relay.messages[-1].tls
-    said = f"Connection STARTTLS, connection 4, {tls}"
-    assert said in reader.get(reader.newest).text
+    mailbox = Mailbox(keep=3, max_octets=1000)
+    mailbox.add(received(b"x" * 900))
+    mailbox.clear()
+    records = [received(b"x" * size) for size in sizes]
+    for record in records:
+        mailbox.add(record)
+    assert [mail.record for mail in mailbox] == [records[n] for n in reversed(kept)]
+    found = [mailbox.get(record.id) is not None for record in records]
+    assert found == [number in kept for number in range(len(records))]
+
+
+def test_each_change_makes_a_new_version() -> None:
+    mailbox = Mailbox(keep=10, max_octets=1000)
+    versions = [mailbox.version, Mailbox(keep=10, max_octets=1000).version]
+    record = received()
+    for _ in range(2):
+        mailbox.add(record)
+        versions.append(mailbox.version)
+    (mail,) = mailbox
+    for _ in range(2):
+        mailbox.opened(mail)
+        versions.append(mailbox.version)
+    assert (versions[2], versions[4]) == (versions[3], versions[5])
+    assert len(set(versions)) == 4
+
+
+def test_waiting_ends_with_a_new_version_the_timeout_or_the_mailbox() -> None:
+    mailbox = Mailbox(keep=10, max_octets=1000)
+    assert mailbox.wait(mailbox.version, timeout=0) == mailbox.version
+    assert mailbox.wait("earlier", timeout=20) == mailbox.version
+    mailbox.close()
+    assert mailbox.wait(mailbox.version, timeout=20) == ""
 
 
 def test_an_inbox_begins_with_the_records_of_the_relay_and_keeps_them() -> None:
@@ -66,29 +99,42 @@ def test_an_inbox_begins_with_the_records_of_the_relay_and_keeps_them() -> None:
             assert reader.subjects == ["Hi", "Early"]
 
 
+# Addresses
+
+
+def test_the_list_has_what_the_relay_takes_or_refuses_the_newest_first(
+    reader: Reader,
+) -> None:
+    reader.deliver(message("First"))
+    reader.relay.refuse("no@example.com")
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        reader.deliver(message(), to=("no@example.com",))
+    reader.deliver(message("Last"), security="starttls")
+    assert reader.subjects == ["Last", "A recipient was refused", "First"]
+    page = reader.get("/?q=%20l%61st+Ada")
+    assert "1 of 3 mails" in page.text
+    assert 'value="last Ada"' in page.source
+
+
 def test_a_mail_is_unread_until_its_page_is_opened(reader: Reader) -> None:
     reader.deliver(message())
     assert "<title>(1) Inbox</title>" in reader.get().source
-    for _ in range(2):
-        reader.get(reader.newest)
+    reader.get(reader.newest)
     page = reader.get()
     assert "<title>Inbox</title>" in page.source
     assert "Unread." not in page.source
 
 
-def test_a_search_is_part_of_the_address(reader: Reader) -> None:
-    reader.deliver(message("One"), message("Two"))
-    page = reader.get("/?q=%20t%77o+Ada")
-    assert "1 of 2 mails" in page.text
-    assert 'value="two Ada"' in page.source
-
-
 def test_an_inbox_can_be_cleared(reader: Reader) -> None:
     reader.deliver(message())
+    mail = reader.newest
     answer = reader.post("/clear")
     assert (answer.status, answer.headers["Location"]) == (303, "/")
     assert reader.subjects == []
     assert len(reader.relay.messages) == 1
+    gone = reader.get(mail)
+    assert gone.status == 404
+    assert "the inbox keeps the newest ones only" in gone.text
 
 
 def test_each_view_of_a_mail_has_its_address(reader: Reader) -> None:
@@ -103,13 +149,40 @@ def test_each_view_of_a_mail_has_its_address(reader: Reader) -> None:
     assert saved.headers["Content-Disposition"].startswith("attachment")
 
 
-# Guards
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("style.css", "text/css"),
+        ("inbox.js", "text/javascript"),
+        ("icon.svg", "image/svg"),
+    ],
+)
+def test_the_files_of_a_page_are_served_by_the_inbox(
+    name: str, kind: str, reader: Reader
+) -> None:
+    answer = reader.get(f"/{name}")
+    assert answer.headers["Content-Type"].startswith(kind)
+    assert answer.body
 
 
 @pytest.mark.parametrize(
-    "host",
-    ["127.0.0.1:{}", "localhost:{}", "LocalHost:{}", "localhost:9025", "localhost"],
+    "path", ["/none", "/mail/../style.css", "/templates/page.html", "/%2e%2e/server.py"]
 )
+def test_an_address_that_does_not_exist_is_not_found(path: str, reader: Reader) -> None:
+    assert reader.get(path).status == 404
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/clear"), ("POST", "/")])
+def test_a_method_that_is_not_for_a_page_is_refused(
+    method: str, path: str, reader: Reader
+) -> None:
+    assert reader.request(method, path).status == 405
+
+
+# Guards
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{}", "LocalHost:9025", "localhost"])
 def test_the_inbox_answers_to_the_names_of_this_machine(
     host: str, reader: Reader
 ) -> None:
@@ -121,15 +194,12 @@ def test_the_inbox_answers_to_the_names_of_this_machine(
     [
         None,
         "",
-        "evil.example",
         "evil.example:{}",
         "localhost.evil.example:{}",
-        "127.0.0.1.evil.example",
         "evil@127.0.0.1:{}",
         "127.0.0.1:{}:1",
         "127.0.0.1:x",
         "0.0.0.0:{}",
-        "localhost, evil.example",
     ],
 )
 def test_any_other_name_gets_nothing(host: str | None, reader: Reader) -> None:
@@ -152,13 +222,11 @@ def test_a_request_with_two_names_gets_nothing(reader: Reader) -> None:
     ("origin", "host"),
     [
         (None, None),
-        ("", None),
         ("null", None),
         ("http://evil.example", None),
         ("https://127.0.0.1:{}", None),
         ("http://127.0.0.1:8000", None),
         ("http://localhost:{}", None),
-        ("http://127.0.0.1", None),
         ("http://evil.example", "evil.example"),
     ],
 )
@@ -174,7 +242,7 @@ def test_a_form_on_another_site_changes_nothing(
     assert receiver.requests == []
 
 
-@pytest.mark.parametrize("length", ["65537", "999999999", "9999999999", "-1", "x", ""])
+@pytest.mark.parametrize("length", ["65537", "9999999999", "-1", ""])
 def test_a_body_that_no_form_has_is_refused(length: str, reader: Reader) -> None:
     reader.deliver(message())
     answer = reader.request("POST", "/clear", {"Content-Length": length})
@@ -207,80 +275,12 @@ def test_only_this_machine_can_connect(reader: Reader) -> None:
     socket.create_server(("127.0.0.2", reader.port)).close()
 
 
-# Addresses
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/none",
-        "/mail/",
-        "/mail/../style.css",
-        "/style.css/",
-        "/static/style.css",
-        "/templates/page.html",
-        "/%2e%2e/server.py",
-        "*",
-    ],
-)
-def test_an_address_that_does_not_exist_is_not_found(path: str, reader: Reader) -> None:
-    assert reader.get(path).status == 404
-
-
-@pytest.mark.parametrize(
-    "path", ["", "text", "document", "message.eml", "attachments/0", "events"]
-)
-def test_a_mail_that_is_gone_is_not_found(path: str, reader: Reader) -> None:
-    reader.deliver(message())
-    mail = reader.newest
-    reader.post("/clear")
-    answer = (reader.post if path == "events" else reader.get)(mail + path)
-    assert answer.status == 404
-    assert "the inbox keeps the newest ones only" in answer.text
-
-
-@pytest.mark.parametrize(("method", "path"), [("GET", "/clear"), ("POST", "/")])
-def test_a_method_that_is_not_for_a_page_is_refused(
-    method: str, path: str, reader: Reader
-) -> None:
-    reader.deliver(message())
-    assert reader.request(method, path).status == 405
-    assert reader.subjects == ["Hi"]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("style.css", "text/css"),
-        ("inbox.js", "text/javascript"),
-        ("icon.svg", "image/svg"),
-    ],
-)
-def test_the_files_of_a_page_are_served_by_the_inbox(
-    name: str, kind: str, reader: Reader
-) -> None:
-    answer = reader.get(f"/{name}")
-    assert answer.headers["Content-Type"].startswith(kind)
-    assert answer.body
-
-
 # Webhooks
 
 
-@pytest.mark.parametrize(
-    ("button", "event"),
-    [
-        ("delivered", "message.delivered"),
-        ("bounced", "message.hard_bounced"),
-        ("deferred", "message.soft_bounced"),
-        ("complained", "message.spam_complaint"),
-        ("opened", "message.opened"),
-        ("clicked", "message.clicked"),
-        ("unsubscribed", "message.unsubscribed"),
-    ],
-)
+@pytest.mark.parametrize("button", EVENTS)
 def test_a_button_posts_its_event_signed(
-    button: str, event: str, posting: Reader, receiver: Receiver
+    button: str, posting: Reader, receiver: Receiver
 ) -> None:
     path = posting.newest
     assert f'value="{button}"' in posting.get(path).source
@@ -288,15 +288,15 @@ def test_a_button_posts_its_event_signed(
     assert (answer.status, answer.headers["Location"]) == (303, f"{path}#webhooks")
     ((headers, body),) = receiver.requests
     payload = Webhook(SECRET).verify(body, headers)
-    assert payload["event"] == event
+    assert payload["event"] == EVENTS[button]
     assert payload["data"]["message_id"] == posting.relay.messages[0].id
     assert payload["data"]["recipient"] == ADA
     assert payload["data"]["tag"] == "welcome"
     views = [posting.get(path + view) for view in ("", "text", "headers", "source")]
+    assert f"{button} {ADA} 200" in views[0].text
     for page in (posting.get(), *views):
         assert SECRET not in page.source
         assert posting.relay.token not in page.source
-    assert f"{button} {ADA} 200" in views[0].text
 
 
 def test_an_event_is_about_the_recipient_and_the_mail_that_were_chosen(
@@ -306,10 +306,8 @@ def test_an_event_is_about_the_recipient_and_the_mail_that_were_chosen(
     path = posting.newest
     for recipient in ("bo@example.com", ADA):
         posting.post(f"{path}events", event="bounced", recipient=recipient)
-    first, second = receiver.events
-    assert first["data"]["recipient"] == "bo@example.com"
-    assert second["data"]["recipient"] == ADA
-    assert first["id"] != second["id"]
+    told = [event["data"]["recipient"] for event in receiver.events]
+    assert told == ["bo@example.com", ADA]
     said = f"bounced {ADA} 200 bounced bo@example.com 200"
     assert said in posting.get(path).text
     posting.deliver(message())
@@ -317,32 +315,22 @@ def test_an_event_is_about_the_recipient_and_the_mail_that_were_chosen(
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("content", "event", "recipient"),
     [
-        {},
-        {"event": "bounced"},
-        {"recipient": ADA},
-        {"event": "exploded", "recipient": ADA},
-        {"event": "message.opened", "recipient": ADA},
-        {"event": "bounced", "recipient": "eve@example.com"},
+        (b"", "", ADA),
+        (b"", "message.opened", ADA),
+        (b"", "bounced", "eve@example.com"),
+        (WRONG, "bounced", ADA),
     ],
-    ids=str,
 )
 def test_an_event_that_no_button_posts_is_refused(
-    fields: dict[str, str], posting: Reader, receiver: Receiver
+    content: bytes, event: str, recipient: str, posting: Reader, receiver: Receiver
 ) -> None:
-    assert posting.post(f"{posting.newest}events", **fields).status == 400
-    assert receiver.requests == []
-
-
-def test_a_mail_that_was_refused_has_no_events(
-    posting: Reader, receiver: Receiver
-) -> None:
-    with pytest.raises(smtplib.SMTPDataError):
-        posting.deliver(WRONG)
+    if content:
+        with pytest.raises(smtplib.SMTPDataError):
+            posting.deliver(content)
     path = posting.newest
-    assert "bounced" not in posting.get(path).text
-    answer = posting.post(f"{path}events", event="bounced", recipient=ADA)
+    answer = posting.post(f"{path}events", event=event, recipient=recipient)
     assert answer.status == 400
     assert receiver.requests == []
 
@@ -355,25 +343,23 @@ def test_an_inbox_that_knows_no_url_says_how_to_give_it(reader: Reader) -> None:
     answer = reader.post(f"{reader.newest}events", event="bounced", recipient=ADA)
     assert answer.status == 409
     assert "--webhook URL" in answer.text
-    assert reader.relay.webhooks.deliveries == []
 
 
 @pytest.mark.parametrize(
     ("url", "secret", "wrong"),
     [
         ("ftp://localhost/", "whsec_x", "not an http"),
-        ("http://localhost:8000/", None, "needs webhook_secret"),
         ("http://localhost:8000/", "", "needs webhook_secret"),
     ],
 )
 def test_a_webhook_that_cannot_be_posted_is_an_error_at_once(
-    url: str, secret: str | None, wrong: str, relay: Relay
+    url: str, secret: str, wrong: str, relay: Relay
 ) -> None:
     with pytest.raises(ValueError, match=wrong):
         Inbox(relay, webhook_url=url, webhook_secret=secret)
 
 
-# Live
+# Live, start and end
 
 
 def follow(connection: http.client.HTTPConnection) -> Iterator[str]:
@@ -399,9 +385,6 @@ def test_a_stream_tells_each_change(reader: Reader) -> None:
     assert len({first, second, third}) == 3
     reader.deliver(message("After the stream has ended"))
     assert len(reader.subjects) == 1
-
-
-# Start and end
 
 
 def test_closing_ends_the_streams_and_all_threads(relay: Relay) -> None:

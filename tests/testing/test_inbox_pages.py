@@ -15,8 +15,6 @@ from tests.testing.inbox_client import text_of
 from tests.testing.records import ADA, SHOP, message, received, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from django_lettermint.testing import ReceivedMessage, Refusal
 
 EXTRAS = {
@@ -25,6 +23,7 @@ EXTRAS = {
     "X-LM-Metadata-Order": "4711",
     "Idempotency-Key": "key-1",
 }
+HOOK = "http://127.0.0.1:8000/"
 
 
 def list_of(*records: ReceivedMessage | Refusal, query: str = "") -> str:
@@ -52,8 +51,8 @@ def test_an_empty_list_says_how_to_send_the_first_mail() -> None:
 
 def test_a_row_has_what_lettermint_reads_in_the_mail() -> None:
     mail = message("Your order", headers=EXTRAS)
-    mail.add_attachment(b"1", "text", "csv", filename="a.csv")
-    mail.add_attachment(b"2", "text", "csv", filename="b.csv")
+    for name in ("a.csv", "b.csv"):
+        mail.add_attachment(b"1", "text", "csv", filename=name)
     assert_said(
         list_of(received(mail)),
         "Your order",
@@ -84,6 +83,9 @@ def test_a_long_list_is_limited_but_its_search_is_not() -> None:
     assert limited.count('href="/mail/') == 100
     assert_said(limited, "102 mails, the newest 100 shown. Search finds the others.")
     assert_said(list_of(*records, query="mail 101"), "1 of 102 mails", "Mail 101")
+    nothing = list_of(*records, query='"><script>')
+    assert_said(nothing, "0 of 102 mails", "No mail has all of these words.")
+    assert 'value="&quot;&gt;&lt;script&gt;"' in nothing
 
 
 @pytest.mark.parametrize(
@@ -91,25 +93,18 @@ def test_a_long_list_is_limited_but_its_search_is_not() -> None:
     [
         ("HI", True),
         ("hello hi", True),
-        ("  hello  ", True),
         ("hello other", False),
         (ADA, True),
         ("Lovelace", True),
-        ("mint shop", True),
-        ("outgoing", True),
         ("shipped", True),
         ("order 4711", True),
         ("key-1", True),
     ],
 )
-def test_a_search_looks_at_all_that_a_mail_says(query: str, *, found: bool) -> None:
+def test_a_search_looks_for_all_words_in_all_that_a_mail_says(
+    query: str, *, found: bool
+) -> None:
     assert Mail(received(message(headers=EXTRAS))).matches(query) is found
-
-
-def test_a_search_that_finds_nothing_leads_back() -> None:
-    source = list_of(received(), query='"><script>')
-    assert_said(source, "0 of 1 mail", "No mail has all of these words.")
-    assert 'value="&quot;&gt;&lt;script&gt;"' in source
 
 
 # A mail
@@ -129,22 +124,14 @@ def test_a_page_says_how_the_mail_came() -> None:
         f"Size {len(record.content)} bytes",
         "Connection STARTTLS, connection 1, TLSv1.3 CIPHER",
     )
-
-
-def test_a_null_sender_and_a_connection_in_clear_are_named() -> None:
-    record = received(mail_from="", security="plaintext", tls="")
-    assert_said(
-        page(record),
-        "Envelope sender <>",
-        "Connection no encryption, connection 1 What",
-    )
+    bounce = received(mail_from="", security="plaintext", tls="")
+    assert_said(page(bounce), "Envelope sender <>", "no encryption, connection 1 What")
 
 
 @pytest.mark.parametrize(
     ("octets", "said"),
     [
         (999, "999 bytes"),
-        (1000, "1.0 kB"),
         (999_949, "999.9 kB"),
         (1_000_000, "1.0 MB"),
         (1_260_000, "1.3 MB"),
@@ -159,13 +146,10 @@ def test_a_page_says_what_lettermint_reads() -> None:
     assert_said(
         page(record),
         "Route outgoing Tag order shipped Metadata Order 4711",
-        "Idempotency key key-1",
-        f"Message id {record.id}",
+        f"Idempotency key key-1 Message id {record.id}",
     )
-    assert_said(
-        page(received()),
-        "Route none: the project's default Tag none Idempotency key none",
-    )
+    nothing = "Route none: the project's default Tag none Idempotency key none"
+    assert_said(page(received()), nothing)
 
 
 def test_the_headers_are_shown_with_what_is_read_from_them() -> None:
@@ -232,72 +216,38 @@ def test_remote_content_is_offered_until_it_is_shown() -> None:
     assert 'src="document?remote=1"' in after
 
 
-# What was refused
-
-
-def test_a_broken_rule_is_shown_with_its_text() -> None:
-    record = refused("DATA", content=b"Subject: Wrong\r\nX-LM-Tag: a@b\r\n\r\n")
-    assert_said(list_of(record), "Wrong", "refused 550 5.6.0 The tag is invalid")
-    source = page(record)
-    assert_said(source, "The relay refused this. 550 5.6.0 The tag is invalid")
-    assert "What Lettermint reads" not in source
-    assert "Webhooks" not in source
-    assert_said(page(record, "headers"), "X-LM-Tag a@b")
-
-
 @pytest.mark.parametrize(
-    ("command", "address", "subject"),
+    ("command", "address", "content", "subject"),
     [
-        ("AUTH", "", "A login was refused"),
-        ("MAIL", "spam@example.com", "A sender was refused"),
-        ("RCPT", "nobody@example.com", "A recipient was refused"),
+        ("AUTH", "", b"", "A login was refused"),
+        ("MAIL", "spam@example.com", b"", "A sender was refused"),
+        ("RCPT", "nobody@example.com", b"", "A recipient was refused"),
+        ("DATA", "", b"Subject: Wrong\r\nX-LM-Tag: a@b\r\n\r\n", "Wrong"),
     ],
 )
-def test_a_refusal_without_content_is_shown_with_its_reply(
-    command: str, address: str, subject: str
+def test_a_refusal_is_shown_with_its_reply_and_what_came(
+    command: str, address: str, content: bytes, subject: str
 ) -> None:
-    record = refused(command, address)
-    reply = f"{address}: 550 5.6.0" if address else "550 5.6.0"
-    assert_said(list_of(record), subject, f"refused {reply}")
-    source = page(record)
+    record = refused(command, address, content=content)
+    reply = "550 5.6.0 The tag is invalid"
+    reply = f"{address}: {reply}" if address else reply
+    assert_said(list_of(record, query=reply), subject, f"refused {reply}")
+    source = page(record, "headers")
     assert_said(source, f"The relay refused this. {reply}")
-    assert 'aria-label="Message"' in source
-    assert 'aria-label="Content"' not in source
-    assert "Envelope sender" not in source
-    assert Mail(record).matches(reply)
+    assert ("X-LM-Tag a@b" in text_of(source)) is bool(content)
+    assert ('aria-label="Content"' in source) is bool(content)
+    assert ("Envelope sender" in source) is bool(content)
+    assert "What Lettermint reads" not in source
+    assert "Webhooks" not in source
 
 
 # Webhooks
 
 
-def delivery(
-    record: ReceivedMessage, event: str, status: int | None = 200, error: str = ""
-) -> WebhookDelivery:
-    return WebhookDelivery(
-        url="http://127.0.0.1:8000/",
-        event=make_event(record, event),
-        attempt=1,
-        status=status,
-        error=error,
-    )
-
-
-def test_the_answers_to_webhooks_are_shown_the_newest_first() -> None:
-    record = received()
-    deliveries: Sequence[WebhookDelivery] = [
-        delivery(record, "message.created"),
-        delivery(record, "message.delivered", 404),
-    ]
-    assert_said(
-        page(record, deliveries=deliveries),
-        f"delivered {ADA} 404 The project has no such URL",
-        "message.created 200",
-    )
-
-
 @pytest.mark.parametrize(
     ("status", "advice"),
     [
+        (200, ""),
         (302, "The URL redirects"),
         (400, "LETTERMINT_SIGNING_SECRET"),
         (403, "LETTERMINT_SIGNING_SECRET"),
@@ -306,15 +256,28 @@ def test_the_answers_to_webhooks_are_shown_the_newest_first() -> None:
         (418, "look at --webhook"),
         (500, "its console shows the traceback"),
         (503, "post it again in a moment"),
-        (None, "refused. Is the project running? Start it with `python manage.py"),
+        (None, "Connection refused. Is the project running?"),
     ],
 )
-def test_an_answer_that_is_no_success_comes_with_the_next_step(
-    status: int | None, advice: str
-) -> None:
-    assert advice in next_step(
-        delivery(received(), "message.opened", status, "Connection refused")
+def test_an_answer_is_shown_with_the_next_step(status: int | None, advice: str) -> None:
+    record = received()
+    created, bounced = (
+        WebhookDelivery(
+            url=HOOK,
+            event=make_event(record, event),
+            attempt=1,
+            status=status,
+            error="Connection refused",
+        )
+        for event in ("message.created", "message.hard_bounced")
     )
+    assert bool(next_step(created)) is bool(advice)
+    shown = text_of(page(record, deliveries=[created, bounced]))
+    newest, _, older = shown.partition("message.created")
+    answer = str(status or "no answer")
+    assert f"bounced {ADA} {answer}" in newest
+    assert advice in newest
+    assert answer in older
 
 
 # Markup
@@ -339,7 +302,7 @@ def test_nothing_that_a_mail_says_becomes_markup() -> None:
 
 def test_every_page_names_its_controls_and_its_parts() -> None:
     record = received(recipients=(ADA, "bo@example.com"))
-    hooks = page(record, webhook_url="http://127.0.0.1:8000/")
+    hooks = page(record, webhook_url=HOOK)
     assert "<option>bo@example.com</option>" in hooks
     for source in (list_of(record), page(record), hooks):
         assert '<html lang="en">' in source

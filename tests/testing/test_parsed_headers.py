@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.header
 from contextlib import suppress
 
 import pytest
@@ -11,8 +10,6 @@ from hypothesis import strategies as st
 
 from django_lettermint.testing.parsed_headers import ParsedHeaders, parse_headers
 from django_lettermint.testing.session import Refused
-
-printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1)
 
 
 def lines(*fields: str) -> bytes:
@@ -61,7 +58,6 @@ def test_lettermints_own_names_win_over_the_others(order: int) -> None:
         # Words that cannot be decoded stand as they are.
         ("=?no-such-charset?q?a?=", "=?no-such-charset?q?a?="),
         ("=?utf-8?b?a?=", "=?utf-8?b?a?="),
-        ("=?ascii?q?=FF?=", "=?ascii?q?=FF?="),
         ("a =?x?= b", "a =?x?= b"),
     ],
 )
@@ -81,7 +77,6 @@ def test_only_the_header_section_counts() -> None:
     [
         ["X-LM-Tag: a.b"],
         ["X-LM-Tag: a  b"],
-        ["X-LM-Tag: a\u00a0b"],
         ["X-LM-Tag:"],
         ["X-Tag: " + "a" * 256],
         ["X-LM-Tag: a", "x-lm-tag: b"],
@@ -109,20 +104,7 @@ def test_the_longest_values_have_255_characters() -> None:
     assert (headers.tag, headers.idempotency_key, headers.route) == (long, long, long)
 
 
-@given(value=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])))
-def test_what_python_encodes_is_decoded(value: str) -> None:
-    encoded = email.header.Header(value, "utf-8", maxlinelen=75).encode(linesep="\r\n")
-    assert parse_headers(lines(f"X-LM-Metadata-k: {encoded}")).metadata == {"k": value}
-
-
 @given(content=st.binary())
 def test_any_octets_are_read_or_refused(content: bytes) -> None:
     with suppress(Refused):
         assert isinstance(parse_headers(content), ParsedHeaders)
-
-
-@given(st.dictionaries(printable.filter(lambda key: ":" not in key), printable))
-def test_any_metadata_comes_through(metadata: dict[str, str]) -> None:
-    fields = [f"X-LM-Metadata-{key}: {value}" for key, value in metadata.items()]
-    plain = {key: value for key, value in metadata.items() if "=?" not in value}
-    assert parse_headers(lines(*fields)).metadata.items() >= plain.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import smtplib
 import socket
 import ssl
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,6 @@ def test_a_message_arrives_as_it_was_sent(relay: Relay, security: str) -> None:
     assert (message.security, message.connection) == (security, 1)
     assert message.tls.startswith("TLSv1.")
     assert message.headers["Subject"] == message.mime["Subject"] == "Hi"
-    assert message.mime.get_content().startswith("Hello.")
 
 
 def test_the_51st_recipient_is_refused(relay: Relay) -> None:
@@ -79,28 +79,24 @@ def test_a_refused_message_is_kept_with_the_rule_and_its_content(relay: Relay) -
     assert (refusal.content, refusal.headers["Subject"]) == (WRONG, "Hi")
     assert refusal.mail_from == "sender@example.com"
     assert refusal.recipients == ("user@example.com",)
-    assert refusal.security == "tls"
-    assert refusal.tls.startswith("TLSv1.")
 
 
 def test_logins_and_addresses_that_are_refused_are_kept_in_order(relay: Relay) -> None:
     relay.refuse("No@example.com")
-    relay.refuse("later@example.com", 450, "4.2.1 Not now")
-    relay.refuse("spam@example.com", 550, "5.7.1 Not verified", verb="MAIL")
+    relay.refuse("spam@example.com", 450, "4.7.1 Not now", verb="MAIL")
     with pytest.raises(smtplib.SMTPAuthenticationError):
         client(relay, token="lm_wrong")
     with client(relay) as connection:
-        assert connection.mail("spam@example.com") == (550, b"5.7.1 Not verified")
+        assert connection.mail("spam@example.com") == (450, b"4.7.1 Not now")
         connection.mail("sender@example.com")
         connection.rcpt("user@example.com")
-        assert connection.rcpt("later@example.com") == (450, b"4.2.1 Not now")
         assert connection.rcpt("no@example.com") == (550, b"5.1.1 No such mailbox")
         relay.accept("no@example.com")
         assert connection.rcpt("no@example.com")[0] == 250
-    *logins, sender, later, unknown = relay.refusals
+    *logins, sender, unknown = relay.refusals
     assert {each.command for each in logins} == {"AUTH"}
     assert (sender.command, sender.address) == ("MAIL", "spam@example.com")
-    assert (later.command, later.address) == ("RCPT", "later@example.com")
+    assert (unknown.command, unknown.address) == ("RCPT", "no@example.com")
     assert (unknown.recipients, unknown.content) == (("user@example.com",), b"")
     assert "lm_wrong" not in repr(relay.refusals)
 
@@ -114,19 +110,19 @@ def test_waiting_ends_when_the_message_is_there(relay: Relay) -> None:
         relay.wait_for(2, timeout=0.01)
 
 
+@pytest.mark.parametrize("keep", [True, False])
 def test_records_can_be_forgotten_or_not_kept_while_counting_goes_on(
-    relay: Relay,
+    *, keep: bool
 ) -> None:
-    with Relay(keep_messages=False) as forgetful:
-        send(forgetful)
-        assert (forgetful.messages, forgetful.statistics.messages) == ([], 1)
-    send(relay)
-    with pytest.raises(smtplib.SMTPDataError):
-        send(relay, WRONG)
-    relay.clear()
-    assert (relay.messages, relay.refusals) == ([], [])
-    assert relay.statistics.messages == 1
-    assert relay.statistics.octets == len(MESSAGE)
+    with Relay(keep_messages=keep) as relay:
+        send(relay)
+        with pytest.raises(smtplib.SMTPDataError):
+            send(relay, WRONG)
+        assert (len(relay.messages), len(relay.refusals)) == (keep, keep)
+        relay.clear()
+        assert (relay.messages, relay.refusals) == ([], [])
+        assert relay.statistics.messages == 1
+        assert relay.statistics.octets == len(MESSAGE)
 
 
 def test_a_listener_gets_messages_and_refusals_that_are_kept_by_then(
@@ -150,25 +146,24 @@ def test_a_listener_gets_messages_and_refusals_that_are_kept_by_then(
 # How it is reached
 
 
-def test_options_and_settings_lead_to_the_relay(relay: Relay) -> None:
-    assert relay.options("starttls", timeout=3) == {
-        "api_token": "lm_test_token",
-        "host": "127.0.0.1",
-        "port": relay.port("starttls"),
-        "security": "starttls",
-        "ca_file": relay.ca_file,
-        "idempotency": True,
-        "timeout": 3,
-    }
-    assert relay.settings()["LETTERMINT_PORT"] == relay.port("tls")
-
-
-def test_it_can_serve_in_clear_on_loopback() -> None:
-    with Relay(ports={"plaintext": 0}) as relay:
-        assert "ca_file" not in relay.options("plaintext")
-        send(relay, security="plaintext")
-        (message,) = relay.messages
-    assert (message.security, message.tls) == ("plaintext", "")
+def test_options_and_settings_lead_to_the_relay() -> None:
+    with Relay(ports={"starttls": 0, "plaintext": 0}) as relay:
+        in_clear = {
+            "api_token": "lm_test_token",
+            "host": "127.0.0.1",
+            "port": relay.port("plaintext"),
+            "security": "plaintext",
+            "idempotency": True,
+        }
+        assert relay.options("plaintext") == in_clear
+        assert relay.options("starttls", timeout=3) == in_clear | {
+            "port": relay.port("starttls"),
+            "security": "starttls",
+            "ca_file": relay.ca_file,
+            "timeout": 3,
+        }
+        settings = relay.settings("plaintext")
+        assert settings["LETTERMINT_PORT"] == relay.port("plaintext")
 
 
 def test_the_features_are_those_of_the_documentation(relay: Relay) -> None:
@@ -201,9 +196,10 @@ def test_features_can_be_left_out_and_added() -> None:
         Relay(without={"DSN"})
 
 
-def test_a_parameter_that_is_not_offered_is_refused() -> None:
+def test_what_is_not_offered_is_refused() -> None:
     with Relay(without={"8BITMIME"}) as relay, client(relay) as connection:
         assert connection.mail("a@example.com", ["BODY=8BITMIME"])[0] == 555
+        assert connection.docmd("BDAT", "0 LAST")[0] == 500
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
@@ -268,15 +264,6 @@ def test_a_client_that_distrusts_the_certificate_leaves_nothing_behind(
     assert len(relay.messages) == 1
 
 
-def test_certificates_in_a_folder_stay_after_the_relay(tmp_path: Path) -> None:
-    with Relay(ca_folder=tmp_path) as relay:
-        ca_file, trusted = relay.ca_file, trust(relay)
-    with Relay(ca_folder=tmp_path) as relay:
-        assert relay.ca_file == ca_file
-        with connect(relay) as raw:
-            trusted.wrap_socket(raw, server_hostname="localhost").close()
-
-
 # Connections, start and end
 
 
@@ -335,12 +322,21 @@ def test_a_stopped_relay_keeps_its_messages_and_starts_again_on_its_ports() -> N
     assert len(relay.messages) == 2
 
 
-def test_a_port_that_is_taken_is_an_error() -> None:
-    relay = Relay()
-    with relay:
-        port = relay.port("tls")
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="use"):
-        relay.start()
+def test_a_port_that_is_taken_is_an_error_that_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        relay = Relay(ports={"tls": 0, "starttls": other.getsockname()[1]})
+        with pytest.raises(OSError, match="use"):
+            relay.start()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_number_that_is_no_port_is_an_error_at_once(port: int) -> None:
+    with pytest.raises(ValueError, match=f"ports: {port} is not a port"):
+        Relay(ports={"plaintext": port})
 
 
 @both_ports

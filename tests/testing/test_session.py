@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from django_lettermint.testing import Relay
-from tests.testing.relay_client import MESSAGE, RawClient, send
+from tests.testing.relay_client import MESSAGE, RawClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +69,6 @@ def b64(text: str) -> bytes:
         ([b"AUTH LOGIN " + b64("lettermint"), b64("lm_test_token")], "235 2.7.0"),
         ([b"AUTH PLAIN " + b64("\0somebody\0lm_test_token")], "535 5.7.8"),
         ([b"AUTH PLAIN " + b64("\0lettermint\0wrong")], "535 5.7.8"),
-        ([b"AUTH LOGIN", b64("somebody"), b64("lm_test_token")], "535 5.7.8"),
-        ([b"AUTH CRAM-MD5", b64("somebody 0123")], "535 5.7.8"),
         ([b"AUTH CRAM-MD5", b64("lettermint 0123")], "535 5.7.8"),
         ([b"AUTH CRAM-MD5 " + b64("lettermint 0123")], "501 5.7.0"),
         ([b"AUTH PLAIN ="], "501 5.5.2"),
@@ -79,7 +76,6 @@ def b64(text: str) -> bytes:
         ([b"AUTH LOGIN", b"*"], "501 5.7.0"),
         ([b"AUTH LOGIN", b"not base64"], "501 5.5.2"),
         ([b"AUTH XOAUTH2"], "504 5.5.4"),
-        ([b"AUTH"], "504 5.5.4"),
     ],
 )
 def test_a_login_needs_the_right_answers(
@@ -107,7 +103,6 @@ def test_a_login_needs_the_right_answers(
     [
         (b"", b"WHAT", "500 5.5.2"),
         (b"", b"NOOP " + b"x" * 20_000, "500 5.5.2"),
-        (b"", b"VRFY somebody", "252 2.1.5"),
         (b"", b"QUIT now", "501 5.5.4"),
         (b"", b"AUTH PLAIN", "503 5.5.1"),
         (b"", b"MAIL FROM:a@example.com", "501 5.5.4"),
@@ -120,7 +115,6 @@ def test_a_login_needs_the_right_answers(
         (b"", RCPT.strip(), "503 5.5.1"),
         (b"", b"DATA", "503 5.5.1"),
         (b"", b"DATA now", "501 5.5.4"),
-        (b"", b"BDAT", "501 5.5.4"),
         (b"", b"BDAT 1 2", "501 5.5.4"),
         (MAIL, MAIL.strip(), "503 5.5.1"),
         (MAIL, b"RCPT TO:<>", "501 5.1.3"),
@@ -138,29 +132,16 @@ def test_a_command_that_is_malformed_or_out_of_place_changes_nothing(
     assert raw.codes(b"RSET\r\n" + GROUP, 4) == ["250", "250", "250", "354"]
 
 
-def test_bdat_is_unknown_when_it_is_not_offered() -> None:
-    with Relay(ports=PORTS) as relay, RawClient(relay) as raw:
-        assert raw.command(b"BDAT 0 LAST").startswith("500 5.5.2 ")
-
-
-def test_a_quoted_local_part_is_understood(relay: Relay, raw: RawClient) -> None:
-    recipient = b'RCPT TO:<"a b\\">"@example.com>\r\n'
-    assert raw.codes(MAIL + recipient + bdat(MESSAGE), 3) == ["250"] * 3
-    assert relay.messages[0].recipients == ('"a b\\">"@example.com',)
-
-
-def test_an_address_and_content_of_8_bits_are_on_record(
+def test_addresses_that_are_quoted_or_no_ascii_are_read(
     relay: Relay, raw: RawClient
 ) -> None:
     mail = "MAIL FROM:<å@example.com> SMTPUTF8 BODY=8BITMIME\r\n".encode()
-    recipient = "RCPT TO:<ö@example.com>\r\n".encode()
+    recipient = 'RCPT TO:<"ö b\\">"@example.com>\r\n'.encode()
     assert raw.codes(mail + recipient + bdat(MESSAGE), 3) == ["250"] * 3
     (message,) = relay.messages
     assert (message.smtputf8, message.body_8bit) == (True, True)
-    assert (message.mail_from, message.recipients) == (
-        "å@example.com",
-        ("ö@example.com",),
-    )
+    assert message.mail_from == "å@example.com"
+    assert message.recipients == ('"ö b\\">"@example.com',)
 
 
 # Groups
@@ -175,31 +156,20 @@ def test_commands_behind_quit_are_not_answered(raw: RawClient) -> None:
     assert raw.codes(b"NOOP\r\nQUIT\r\nNOOP\r\n", 3) == ["250", "221", ""]
 
 
-def test_the_next_group_may_come_with_the_content(relay: Relay, raw: RawClient) -> None:
-    raw.codes(GROUP, 3)
-    before = relay.statistics.round_trips
-    assert raw.codes(MESSAGE + END + GROUP, 4) == ["250", "250", "250", "354"]
-    assert raw.codes(b"second\r\n" + END, 1) == ["250"]
-    assert [each.content for each in relay.messages] == [MESSAGE, b"second\r\n"]
-    assert relay.statistics.round_trips == before + 2
-
-
-def test_commands_and_round_trips_are_counted(relay: Relay) -> None:
-    send(relay, security="plaintext")
-    now = relay.statistics
-    verbs = ("EHLO", "AUTH", "MAIL", "RCPT", "DATA", "QUIT")
-    assert now.commands == dict.fromkeys(verbs, 1)
-    # The answer to CRAM-MD5's challenge, and the content.
-    assert now.round_trips == len(verbs) + 2
-
-
-def test_a_message_by_bdat_in_one_write_is_one_round_trip(
+def test_a_group_is_one_round_trip_with_the_content_before_it(
     relay: Relay, raw: RawClient
 ) -> None:
     before = relay.statistics.round_trips
-    for lines in (1, 100_000):
-        raw.codes(MAIL + RCPT + bdat(b"x" * 78 + b"\r\n" * lines), 3)
-    assert relay.statistics.round_trips == before + 2
+    raw.codes(GROUP, 3)
+    assert raw.codes(MESSAGE + END + GROUP, 4) == ["250", "250", "250", "354"]
+    raw.codes(b"second\r\n" + END, 1)
+    large = b"x" * 78 + b"\r\n" * 100_000
+    raw.codes(MAIL + RCPT + bdat(large), 3)
+    now = relay.statistics
+    assert now.round_trips == before + 4
+    assert [each.content for each in relay.messages] == [MESSAGE, b"second\r\n", large]
+    expected = {"EHLO": 1, "AUTH": 1, "MAIL": 3, "RCPT": 3, "DATA": 2, "BDAT": 1}
+    assert now.commands == expected
 
 
 # Content
@@ -236,38 +206,30 @@ def test_content_may_come_in_pieces_cut_anywhere(relay: Relay, raw: RawClient) -
     assert relay.messages[0].content == b"a.\r\n.b\r\n"
 
 
-def test_messages_by_bdat_may_follow_each_other_in_chunks(
-    relay: Relay, raw: RawClient
-) -> None:
+def test_a_message_may_come_in_chunks(relay: Relay, raw: RawClient) -> None:
     chunks = bdat(b"one\r", last=False) + bdat(b"\ntwo\r\n", last=False) + bdat(b"")
-    assert raw.codes((MAIL + RCPT + chunks) * 5, 25) == ["250"] * 25
-    assert [each.content for each in relay.messages] == [b"one\r\ntwo\r\n"] * 5
+    assert raw.codes((MAIL + RCPT + chunks) * 2, 10) == ["250"] * 10
+    assert [each.content for each in relay.messages] == [b"one\r\ntwo\r\n"] * 2
 
 
-def test_data_cannot_follow_a_chunk(raw: RawClient) -> None:
-    raw.codes(MAIL + RCPT + bdat(b"one", last=False), 3)
-    assert raw.command(b"DATA").startswith("503 ")
-
-
-def test_a_chunk_without_recipients_is_read_and_refused(
-    relay: Relay, raw: RawClient
-) -> None:
+def test_a_chunk_out_of_place_is_read_and_refused(relay: Relay, raw: RawClient) -> None:
     without = bdat(MESSAGE) + MAIL + RCPT + bdat(MESSAGE)
     assert raw.codes(without, 4) == ["503", "250", "250", "250"]
     late = MAIL + bdat(b"x", last=False) + RCPT + bdat(b"y")
     assert raw.codes(late, 4) == ["250", "554", "250", "503"]
     assert len(relay.messages) == 1
+    raw.codes(MAIL + RCPT + bdat(b"one", last=False), 3)
+    assert raw.command(b"DATA").startswith("503 ")
 
 
 @pytest.mark.parametrize("size", [SMALL + 1, 2 * SMALL + 10, 200_000])
 def test_a_message_that_is_too_large_is_refused_after_its_end(
     narrow: RawClient, size: int
 ) -> None:
-    line = b"x" * 98 + b"\r\n"
-    content = (line * (size // 100 + 1))[: size - 2] + b"\r\n"
+    content = (b"x" * 98 + b"\r\n") * (size // 100 + 1)
+    content = content[: size - 2] + b"\r\n"
     narrow.codes(GROUP, 3)
-    narrow.socket.sendall(content + END)
-    assert narrow.reply().startswith("552 5.3.4 ")
+    assert narrow.codes(content + END, 1) == ["552"]
     assert narrow.codes(MAIL + RCPT + bdat(content), 3) == ["250", "250", "552"]
     assert narrow.codes(MAIL + RCPT + bdat(b"\r\n" * 50), 3) == ["250"] * 3
 
@@ -298,12 +260,8 @@ def test_a_repeated_message_gets_the_first_reply_and_is_delivered_once(
     replies = [raw.reply() for _ in range(6)]
     assert replies[2] == replies[5] == f"250 2.0.0 Queued as {relay.messages[0].id}"
     assert len(relay.messages) == relay.statistics.replays == 1
-    assert relay.messages[0].idempotency_key == "k"
-
-
-def test_a_key_with_other_content_is_refused(relay: Relay, raw: RawClient) -> None:
-    assert raw.codes(keyed() + keyed("Else."), 6) == ["250"] * 5 + ["554"]
-    assert (len(relay.messages), relay.statistics.replays) == (1, 0)
+    assert raw.codes(keyed("Else."), 3) == ["250", "250", "554"]
+    assert len(relay.messages) == relay.statistics.replays == 1
 
 
 def test_a_refused_message_uses_up_no_key(relay: Relay, raw: RawClient) -> None:
@@ -312,7 +270,7 @@ def test_a_refused_message_uses_up_no_key(relay: Relay, raw: RawClient) -> None:
     assert len(relay.messages) == 1
 
 
-def test_a_repetition_while_the_first_is_in_progress_is_put_off(
+def test_a_message_in_progress_has_its_key_until_the_relay_stops(
     relay: Relay, raw: RawClient
 ) -> None:
     relay.reply_delay = 30
@@ -321,16 +279,10 @@ def test_a_repetition_while_the_first_is_in_progress_is_put_off(
     relay.wait_until(lambda now: now.in_progress == 1)
     with RawClient(relay) as second:
         assert second.codes(keyed(), 3) == ["250", "250", "451"]
-
-
-def test_a_message_whose_relay_stops_meanwhile_has_not_used_its_key() -> None:
-    relay = Relay(ports=PORTS, chunking=True, reply_delay=30)
-    with relay, RawClient(relay) as raw:
-        raw.socket.sendall(keyed())
-        relay.wait_until(lambda now: now.in_progress == 1)
+    relay.stop()
     relay.reply_delay = 0
-    with relay, RawClient(relay) as raw:
-        assert raw.codes(keyed(), 3) == ["250"] * 3
+    with relay, RawClient(relay) as third:
+        assert third.codes(keyed(), 3) == ["250"] * 3
     assert len(relay.messages) == 1
     assert relay.statistics.in_progress == 0
 
@@ -344,9 +296,6 @@ def test_a_final_reply_can_be_lost(relay: Relay, raw: RawClient) -> None:
     assert len(relay.messages) == relay.statistics.replays == 1
 
 
-# Slow replies
-
-
 def test_a_message_is_taken_although_its_client_leaves_before_the_reply(
     relay: Relay,
 ) -> None:
@@ -355,12 +304,3 @@ def test_a_message_is_taken_although_its_client_leaves_before_the_reply(
         raw.socket.sendall(MAIL + RCPT + bdat(MESSAGE))
         relay.wait_until(lambda now: now.in_progress == 1)
     assert relay.wait_for(1)[0].content == MESSAGE
-
-
-def test_messages_of_several_clients_do_not_wait_for_each_other(relay: Relay) -> None:
-    relay.reply_delay = 30
-    with ExitStack() as clients:
-        for _ in range(4):
-            raw = clients.enter_context(RawClient(relay))
-            raw.socket.sendall(MAIL + RCPT + bdat(MESSAGE))
-        relay.wait_until(lambda now: now.in_progress == 4)

@@ -56,25 +56,24 @@ def test_a_message_without_addresses_in_its_header_has_those_of_its_envelope() -
 
 
 @pytest.mark.parametrize(
-    ("local", "events"),
+    ("address", "events"),
     [
-        ("ok", ["message.delivered"]),
-        ("ok+anything", ["message.delivered"]),
-        ("SoftBounce", ["message.soft_bounced"]),
-        ("hardbounce+x", ["message.hard_bounced"]),
-        ("spamcomplaint", ["message.delivered", "message.spam_complaint"]),
-        ("dsn", ["message.hard_bounced"]),
+        ("ok+anything@testing.lettermint.co", ["message.delivered"]),
+        ("SoftBounce@testing.lettermint.co", ["message.soft_bounced"]),
+        ("hardbounce+x@testing.lettermint.co", ["message.hard_bounced"]),
+        (
+            "spamcomplaint@testing.lettermint.co",
+            ["message.delivered", "message.spam_complaint"],
+        ),
+        ("dsn@testing.lettermint.co", ["message.hard_bounced"]),
+        ("hardbounce@example.com", ["message.delivered"]),
     ],
 )
-def test_a_test_address_stands_for_its_events(local: str, events: list[str]) -> None:
-    address, other = f"{local}@testing.lettermint.co", "hardbounce@example.com"
-    _, *made = events_for(received(recipients=(other, address)))
-    told = [(event.event, event.data["recipient"]) for event in made]
-    assert told == [
-        ("message.sent", other),
-        ("message.delivered", other),
-        *((event, address) for event in ("message.sent", *events)),
-    ]
+def test_a_test_address_stands_for_its_events(address: str, events: list[str]) -> None:
+    message = received(recipients=("b@example.com", address))
+    made = [event for event in events_for(message) if "recipient" in event.data]
+    told = [each.event for each in made if each.data["recipient"] == address]
+    assert told == ["message.sent", *events]
 
 
 def test_a_message_has_the_same_events_each_time_each_with_its_own_id() -> None:
@@ -85,44 +84,38 @@ def test_a_message_has_the_same_events_each_time_each_with_its_own_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
+    ("name", "code", "fields"),
     [
-        ("message.policy_rejected", {"reason", "score", "spam_symbols"}),
-        ("message.soft_bounced", {"response"}),
-        ("message.suppressed", {"reason"}),
-        ("message.failed", {"reason", "response"}),
-        ("message.unsubscribed", {"unsubscribed_at"}),
-        ("message.opened", {"opened_at", "first_open", "user_agent", "bot"}),
-        ("message.clicked", {"clicked_at", "destination_url", "user_agent"}),
+        ("message.policy_rejected", None, {"reason", "score", "spam_symbols"}),
+        ("message.soft_bounced", 452, set()),
+        ("message.hard_bounced", 550, set()),
+        ("message.failed", 554, {"reason"}),
+        ("message.suppressed", None, {"reason"}),
+        ("message.unsubscribed", None, {"unsubscribed_at"}),
+        ("message.opened", None, {"opened_at", "first_open", "user_agent", "bot"}),
+        ("message.clicked", None, {"clicked_at", "destination_url", "user_agent"}),
     ],
 )
-def test_any_event_can_be_made(name: str, fields: set[str]) -> None:
+def test_any_event_can_be_made(name: str, code: int | None, fields: set[str]) -> None:
     message = received(recipients=("a@example.com", "b@example.com"))
     event = make_event(message, name)
-    assert event.event == name
     of_the_message = name == "message.policy_rejected"
+    assert event.event == name
     assert event.data.get("recipient") == (None if of_the_message else "a@example.com")
     assert event.data["metadata"] == event.data["tags"] == []
     assert event.data["tag"] is None
     assert fields <= event.data.keys()
-    another = make_event(message, name, "b@example.com", tag="else", reason="manual")
-    assert another.id != event.id
-    assert (another.data["tag"], another.data["reason"]) == ("else", "manual")
-    assert of_the_message or another.data["recipient"] == "b@example.com"
+    response: Any = event.data.get("response", {})
+    assert response.get("status_code") == code
+    assert response.get("enhanced_status_code", "")[:1] == str(code or "")[:1]
 
 
-@pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("message.soft_bounced", 452),
-        ("message.hard_bounced", 550),
-        ("message.failed", 554),
-    ],
-)
-def test_a_failure_has_the_reply_of_the_next_server(name: str, code: int) -> None:
-    response: Any = make_event(received(), name).data["response"]
-    assert response["status_code"] == code
-    assert response["enhanced_status_code"][0] == str(code)[0]
+def test_fields_of_an_event_can_be_chosen() -> None:
+    message = received()
+    event = make_event(message, "message.failed", "b@example.com", reason="manual")
+    assert event.data["recipient"] == "b@example.com"
+    assert event.data["reason"] == "manual"
+    assert event.id != make_event(message, "message.failed").id
 
 
 # Posting
@@ -167,13 +160,13 @@ def test_chosen_events_can_be_posted_several_times(
     relay: Relay, receiver: Receiver
 ) -> None:
     opened = make_event(received(), "message.opened")
-    deliveries = relay.webhooks.post(receiver.url, SECRET, events=[opened], attempts=3)
-    assert [delivery.event for delivery in deliveries] == [opened] * 3
-    assert [delivery.attempt for delivery in deliveries] == [1, 2, 3]
+    deliveries = relay.webhooks.post(receiver.url, SECRET, events=[opened], attempts=2)
+    assert [delivery.event for delivery in deliveries] == [opened] * 2
+    assert [delivery.attempt for delivery in deliveries] == [1, 2]
     assert relay.webhooks.deliveries == deliveries
     assert len({body for _, body in receiver.requests}) == 1
     attempts = [headers["X-Lettermint-Attempt"] for headers, _ in receiver.requests]
-    assert attempts == ["1", "2", "3"]
+    assert attempts == ["1", "2"]
 
 
 def test_the_events_of_chosen_messages_can_be_posted(
@@ -204,48 +197,42 @@ def test_the_signature_is_that_of_the_documentation() -> None:
     )
 
 
+def posted(url: str) -> WebhookDelivery:
+    return post_event(url, make_event(received(), "message.sent"), SECRET)
+
+
 @pytest.mark.parametrize("status", [302, 400, 503])
 def test_the_status_of_the_answer_is_recorded(receiver: Receiver, status: int) -> None:
     receiver.status = status
-    delivery = post_event(receiver.url, make_event(received(), "message.sent"), SECRET)
+    delivery = posted(receiver.url)
     assert (delivery.status, delivery.error) == (status, "")
-    ((headers, body),) = receiver.requests
-    assert Webhook(SECRET).verify(body, headers)["event"] == "message.sent"
-
-
-def failed(url: str) -> WebhookDelivery:
-    delivery = post_event(url, make_event(received(), "message.sent"), SECRET)
-    assert delivery.status is None
-    return delivery
+    assert len(receiver.requests) == 1
 
 
 def test_a_receiver_that_does_not_run_is_recorded() -> None:
     with receiving() as gone:
         pass
-    error = failed(gone.url).error
-    assert "refused" in error
-    assert "urlopen" not in error
+    delivery = posted(gone.url)
+    assert delivery.status is None
+    assert "refused" in delivery.error
+    assert "urlopen" not in delivery.error
 
 
 def test_a_receiver_that_closes_the_connection_is_recorded() -> None:
+    def read_and_close() -> None:
+        connection, _ = server.accept()
+        with connection:
+            request = connection.recv(65536)
+            while b'"context"' not in request:
+                request += connection.recv(65536)
+
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=read_and_close, args=(server,))
+        thread = threading.Thread(target=read_and_close)
         thread.start()
-        delivery = failed(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        delivery = posted(f"http://127.0.0.1:{server.getsockname()[1]}/")
         thread.join()
+    assert delivery.status is None
     assert "closed connection" in delivery.error
-
-
-def read_and_close(server: socket.socket) -> None:
-    """Read a request up to its last byte, and close the connection without an answer."""
-    connection, _ = server.accept()
-    length = 0
-    with connection, connection.makefile("rb") as request:
-        while (line := request.readline()) != b"\r\n":
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
-        request.read(length)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +250,7 @@ def read_and_close(server: socket.socket) -> None:
 def test_an_address_that_is_not_of_the_web_is_a_mistake(url: str, relay: Relay) -> None:
     wrong = pytest.raises(ValueError, match="is not an http:// or https:// address")
     with wrong:
-        post_event(url, make_event(received(), "message.sent"), SECRET)
+        posted(url)
     with wrong:
         relay.webhooks.subscribe(url, SECRET)
 
@@ -277,19 +264,17 @@ def test_a_subscription_posts_each_message_but_no_refusal(
     seen: list[WebhookDelivery] = []
     relay.webhooks.subscribe(receiver.url, SECRET, attempts=2, on_delivery=seen.append)
     relay.refuse("no@example.com")
-    send(relay)
     with pytest.raises(smtplib.SMTPRecipientsRefused):
         send(relay, to="no@example.com")
     send(relay, to="dsn@testing.lettermint.co")
-    deliveries = relay.webhooks.wait_for(12)
+    deliveries = relay.webhooks.wait_for(6)
     assert deliveries == relay.webhooks.deliveries
-    assert [delivery.attempt for delivery in deliveries] == [1, 2] * 6
+    assert [delivery.attempt for delivery in deliveries] == [1, 2] * 3
     assert [each["event"] for each in receiver.events[::2]] == [
-        *("message.created", "message.sent", "message.delivered"),
-        *("message.created", "message.sent", "message.hard_bounced"),
+        *("message.created", "message.sent", "message.hard_bounced")
     ]
-    with pytest.raises(TimeoutError, match=r"12 of 13 webhooks after 0\.01 s"):
-        relay.webhooks.wait_for(13, timeout=0.01)
+    with pytest.raises(TimeoutError, match=r"6 of 7 webhooks after 0\.01 s"):
+        relay.webhooks.wait_for(7, timeout=0.01)
     relay.stop()
     assert seen == deliveries
 
@@ -304,8 +289,6 @@ def test_a_slow_receiver_does_not_hold_up_the_mail(
     assert relay.webhooks.deliveries == []
     receiver.may_answer.set()
     relay.webhooks.wait_for(6)
-    relay.stop()
-    assert len(relay.webhooks.deliveries) == 6
 
 
 def test_subscriptions_end_with_the_relay(receiver: Receiver) -> None:

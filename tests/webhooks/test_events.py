@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from anymail.signals import AnymailTrackingEvent, EventType, RejectReason
 from hypothesis import given
 from hypothesis import strategies as st
 
 from django_lettermint.webhooks.events import (
-    INBOUND,
-    TEST,
     TRACKING_EVENTS,
     read_event,
     tracking_event,
@@ -27,6 +24,9 @@ from tests.webhooks.payloads import (
     RECIPIENT,
     payload,
 )
+
+if TYPE_CHECKING:
+    from anymail.signals import AnymailTrackingEvent
 
 KEY = "django_message_id"
 #: The table of the documentation, as (event, event type, reject reason or a dash).
@@ -57,44 +57,52 @@ def test_each_event_is_mapped_as_documented(
 
 def test_every_event_is_documented() -> None:
     assert {event_type for event_type, *_ in DOCUMENTED} == {*TRACKING_EVENTS}
-    assert set(DATA) == {*TRACKING_EVENTS, INBOUND, TEST}
 
 
-@pytest.mark.parametrize(
-    "event_type", sorted(name for name in TRACKING_EVENTS if name.startswith("message"))
-)
-def test_each_message_event_has_our_id_and_no_trace_of_its_key(event_type: str) -> None:
-    event = tracked(event_type)
+def test_an_event_has_our_id_and_no_trace_of_its_key() -> None:
+    event = tracked("message.delivered")
 
     assert event.message_id == OUR_ID
     assert event.metadata == {"user": "123"}
     assert event.tags == ["welcome", "campaign=spring"]
     assert event.event_id == "54d7e8c9-1195-4ba0-9d3f-b9af92305add"
     assert event.timestamp == datetime(2026, 2, 8, 20, 14, 0, 123000, tzinfo=UTC)
-    assert event.esp_event == payload(event_type)
+    assert event.esp_event == payload("message.delivered")
 
 
 @pytest.mark.parametrize(
     ("event_type", "changes", "expected"),
     [
-        ("message.hard_bounced", {}, {"recipient": RECIPIENT}),
-        ("message.hard_bounced", {}, {"mta_response": "User unknown"}),
+        (
+            "message.hard_bounced",
+            {},
+            {"recipient": RECIPIENT, "mta_response": "User unknown"},
+        ),
         ("message.failed", {}, {"description": "Internal processing error"}),
         (
             "message.failed",
             {"reason": None, "reason_code": "enforced_tls_failed"},
             {"description": "enforced_tls_failed"},
         ),
-        ("message.clicked", {}, {"click_url": "https://acme.example/start?a=1"}),
-        ("message.clicked", {}, {"user_agent": "Mozilla/5.0"}),
-        ("message.teleported", {}, {"event_type": EventType.UNKNOWN}),
-        ("message.teleported", {"recipient": RECIPIENT}, {"recipient": RECIPIENT}),
+        (
+            "message.clicked",
+            {},
+            {
+                "click_url": "https://acme.example/start?a=1",
+                "user_agent": "Mozilla/5.0",
+            },
+        ),
+        (
+            "message.teleported",
+            {"recipient": RECIPIENT},
+            {"event_type": "unknown", "recipient": RECIPIENT},
+        ),
         ("message.suppressed", {"reason": "hard_bounce"}, {"reject_reason": "bounced"}),
         ("message.suppressed", {"reason": "spam_complaint"}, {"reject_reason": "spam"}),
         (
             "message.suppressed",
             {"reason": "unsubscribe"},
-            {"reject_reason": RejectReason.UNSUBSCRIBED},
+            {"reject_reason": "unsubscribed"},
         ),
         ("message.suppressed", {"reason": "manual"}, {"reject_reason": "blocked"}),
         ("message.suppressed", {"reason": ["spam"]}, {"reject_reason": "blocked"}),
@@ -111,7 +119,6 @@ def test_an_event_has_what_its_data_tell(
     [
         (KEY, [], LETTERMINT_ID, {}),
         (KEY, None, LETTERMINT_ID, {}),
-        (KEY, "x", LETTERMINT_ID, {}),
         (KEY, {"user": "1"}, LETTERMINT_ID, {"user": "1"}),
         (KEY, {KEY: 7}, LETTERMINT_ID, {}),
         (None, {KEY: OUR_ID}, LETTERMINT_ID, {KEY: OUR_ID}),
@@ -130,9 +137,7 @@ def test_the_id_is_taken_out_of_the_metadata(
     ("tag", "tags", "expected"),
     [
         (None, None, []),
-        ("a", [], ["a"]),
         ("b", ["a", "b"], ["b", "a"]),
-        (None, [{"name": "__lettermint_tag", "value": "a b"}], ["a b"]),
         ("a", [{"name": "__lettermint_tag", "value": "a"}], ["a"]),
         ("a", [{"name": "c", "value": "a"}], ["a", "c=a"]),
         (None, ["a", 3, None, ["b"], {"name": "c"}, {}], ["a"]),
@@ -150,7 +155,6 @@ def test_tags_are_strings_without_duplicates(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"timestamp": "2026-02-08T20:14:00.000Z"},
         {"timestamp": "2026-02-08T22:14:00+02:00"},
         {"timestamp": "2026-02-08T20:14:00"},
         {"timestamp": None, "created_at": "2026-02-08T20:14:00Z"},
@@ -170,25 +174,21 @@ def test_empty_data_may_come_as_a_list() -> None:
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("id", [None, "", 7, "a b", "é", "line\nbreak", "x" * 129]),
-        ("event", [None, "", ["message.sent"]]),
-        ("data", [None, ["x"], "x"]),
-        ("timestamp", [None, "", 1770581640, "yesterday", "9" * 5000]),
+        ("id", ["", 7, "a b", "é", "line\nbreak", "x" * 129]),
+        ("event", ["", ["message.sent"]]),
+        ("data", [["x"], "x"]),
+        ("timestamp", ["", 1770581640, "yesterday", "9" * 5000]),
         ("timestamp", ["2026-02-30T00:00:00Z", "0001-01-01T00:00:00+23:00"]),
     ],
 )
-def test_an_odd_envelope_names_its_field(field: str, values: list[object]) -> None:
-    for value in values:
-        with pytest.raises(ValueError, match=f"^{field}_invalid$"):
-            read_event(payload("message.sent") | {field: value})
-
-
-@pytest.mark.parametrize("field", ["id", "event", "data", "timestamp"])
-def test_an_envelope_without_one_of_its_fields_names_it(field: str) -> None:
+def test_an_odd_or_missing_field_of_an_envelope_is_named(
+    field: str, values: list[object]
+) -> None:
     content = payload("message.sent")
-    del content[field]
-    with pytest.raises(ValueError, match=f"^{field}_invalid$"):
-        read_event(content)
+    without = {name: value for name, value in content.items() if name != field}
+    for odd in (without, *(content | {field: value} for value in [None, *values])):
+        with pytest.raises(ValueError, match=f"^{field}_invalid$"):
+            read_event(odd)
 
 
 @given(

@@ -38,7 +38,7 @@ def with_attachment(**changes: Any) -> Any:
     return part
 
 
-# -- a usual mail ----------------------------------------------------------------------
+# A usual mail
 
 
 def test_a_received_mail_is_an_inbound_event() -> None:
@@ -48,14 +48,14 @@ def test_a_received_mail_is_an_inbound_event() -> None:
     assert event.event_id == "54d7e8c9-1195-4ba0-9d3f-b9af92305add"
     assert event.timestamp.year == 2026
     assert event.esp_event == payload(INBOUND)
-    assert event.message["Message-ID"] == "<abc@sender.example>"
-    assert event.message.get_all("Received") == ["from a by b", "from c by d"]
-    assert event.message.get_all("Subject") == ["Grüße"]
 
 
-def test_addresses_without_a_header_are_those_of_the_json() -> None:
+def test_headers_are_kept_and_missing_ones_are_those_of_the_json() -> None:
     message = received()
 
+    assert message["Message-ID"] == "<abc@sender.example>"
+    assert message.get_all("Received") == ["from a by b", "from c by d"]
+    assert message.get_all("Subject") == ["Grüße"]
     assert str(message.from_email) == '"Kim \\"K\\" Lee" <kim@sender.example>'
     assert [str(to) for to in message.to] == [
         "support+42@acme.example",
@@ -73,7 +73,6 @@ def test_addresses_without_a_header_are_those_of_the_json() -> None:
         ("yesterday", "Sun, 08 Feb 2026 10:14:00 GMT", "2026-02-08T10:14:00+00:00"),
         ("yesterday", None, None),
         (7, None, None),
-        (None, None, None),
     ],
 )
 def test_the_date_is_that_of_the_headers_or_of_the_json(
@@ -116,7 +115,7 @@ def test_a_received_mail_may_be_empty() -> None:
     assert (message.spam_detected, message.spam_score) == (None, None)
 
 
-# -- headers ---------------------------------------------------------------------------
+# Headers
 
 
 @given(st.text(st.characters(categories=["L", "N", "S"]), max_size=200))
@@ -131,10 +130,6 @@ def test_any_text_of_a_header_is_read_and_written(text: str) -> None:
         assert message.subject == f"a {text} b"
 
 
-def test_encoded_words_of_a_header_are_decoded() -> None:
-    assert with_header("Subject", "=?utf-8?q?Gr=C3=BC=C3=9Fe?=").subject == "Grüße"
-
-
 @pytest.mark.parametrize("quoting", ['"Jürgen Müller"', "Jürgen Müller"])
 def test_a_name_outside_of_ascii_leaves_its_address_alone(quoting: str) -> None:
     message = with_header("To", f"{quoting} <j@example.com>, b@example.com")
@@ -146,8 +141,8 @@ def test_a_name_outside_of_ascii_leaves_its_address_alone(quoting: str) -> None:
 @pytest.mark.parametrize("name", ["Subject", "To"])
 @pytest.mark.parametrize(
     "value",
-    ["x" * 10**6, "é" + "x" * 10**6, "é" * 10**6, "é " * 10**6, "é,x " * 10**5],
-    ids=["ascii", "ascii at the end", "one word", "words", "mixed"],
+    ["é" + "x" * 10**6, "é" * 10**6, "é " * 10**6, "é,x " * 10**5],
+    ids=["ascii at the end", "one word", "words", "mixed"],
 )
 def test_a_very_long_header_does_not_keep_a_process_busy(name: str, value: str) -> None:
     # Takes a second at most; in quadratic time it would take hours.
@@ -167,14 +162,7 @@ def test_a_header_cannot_add_another_one() -> None:
     assert message["Bcc"] is None
 
 
-def places(value: str) -> dict[str, dict[str, Any]]:
-    """Return a mail with this From among the headers, in the JSON, and in both."""
-    header = {"headers": [{"name": "From", "value": value}]}
-    field = {"from": {"email": value, "name": None}}
-    return {"headers": header | {"from": None}, "json": field, "both": header | field}
-
-
-@pytest.mark.parametrize("place", places(""))
+@pytest.mark.parametrize("place", ["headers", "json", "both"])
 @pytest.mark.parametrize(
     ("value", "name", "address"),
     [
@@ -187,33 +175,29 @@ def places(value: str) -> dict[str, dict[str, Any]]:
         ("a;b@example.com", "", "b@example.com"),
         ("a..b@example.com", "", "a..b@example.com"),
         ("=?utf-8?q?a=0d=0ab?= <a@example.com>", "a b", "a@example.com"),
+        *(
+            (nobody, None, None)
+            for nobody in (
+                *("MAILER-DAEMON (Mail Delivery System)", "undisclosed-recipients:;"),
+                *("<>", "a@", "a@b@c", "[", '"', "\x00", "1.:", "Grüße"),
+                *("=?utf-8?q?=0a?=", "=?x?q?a?="),
+            )
+        ),
     ],
 )
-def test_an_odd_sender_has_the_address_that_is_found_in_it(
-    value: str, name: str, address: str, place: str
+def test_an_odd_sender_has_the_address_that_is_found_in_it_or_none(
+    value: str, name: str | None, address: str | None, place: str
 ) -> None:
-    message = received(**{"headers": [], **places(value)[place]})
+    header = [{"name": "From", "value": value}] if place != "json" else []
+    field = {"email": value, "name": None} if place != "headers" else None
+    message = received(**{"headers": header, "from": field})
 
-    assert message.from_email.display_name == name
-    assert message.from_email.addr_spec == address
-    assert address in str(message["From"])
-    assert message.as_bytes()
-
-
-@pytest.mark.parametrize("place", places(""))
-@pytest.mark.parametrize(
-    "value",
-    [
-        "MAILER-DAEMON (Mail Delivery System)",
-        *("<>", "a@", "@", "a@b@c", "undisclosed-recipients:;", "a:", "[", '"'),
-        *('"\\', "(", "=?utf-8?q?=0a?=", "=?x?q?a?=", ";", "Grüße", "\x00", "1.:"),
-    ],
-)
-def test_a_sender_without_an_address_is_none(value: str, place: str) -> None:
-    message = received(**{"headers": [], **places(value)[place]})
-
-    assert message.from_email is None
-    assert isinstance(message["From"], str)
+    sender = message.from_email
+    assert (sender and sender.display_name, sender and sender.addr_spec) == (
+        name,
+        address,
+    )
+    assert (address or "") in str(message["From"])
     assert message.as_bytes()
 
 
@@ -238,7 +222,7 @@ def test_any_field_can_be_read(name: str, value: str) -> None:
     assert message.as_bytes()
 
 
-# -- attachments -----------------------------------------------------------------------
+# Attachments
 
 
 def test_an_attachment_that_comes_as_a_link_is_left_out() -> None:
@@ -284,34 +268,30 @@ def test_an_odd_attachment_type_is_a_file_of_bytes(content_type: str | None) -> 
     assert part.get_content_bytes() == b"\x00\xff"
 
 
-def test_a_forwarded_mail_is_a_mail_whose_headers_can_be_read() -> None:
+def test_a_forwarded_mail_is_a_mail_if_it_is_text() -> None:
     forwarded = (
         "From: [Shop] News <n@example.com>\r\nMessage-ID: <a,@b\r\n\r\nGrüße\r\n"
     )
-    content = b64encode(forwarded.encode()).decode()
-    part = with_attachment(content=content, content_type="message/rfc822")
+    mail, octets = (
+        with_attachment(
+            content=b64encode(forwarded.encode(charset)).decode(),
+            content_type="message/rfc822",
+        )
+        for charset in ("utf-8", "latin-1")
+    )
 
-    [inner] = part.get_payload()
+    [inner] = mail.get_payload()
     assert str(inner.from_email) == '"[Shop] News" <n@example.com>'
     assert inner["Message-ID"] == "<a,@b"
-
-
-def test_a_forwarded_mail_in_another_charset_keeps_its_bytes() -> None:
-    original = "Subject: Grüße\n\nHallo\n".encode("latin-1")
-    content = b64encode(original).decode()
-    part = with_attachment(content=content, content_type="message/rfc822")
-
-    assert part.get_content_bytes() == original
+    assert octets.get_content_bytes() == forwarded.encode("latin-1")
 
 
 @pytest.mark.parametrize(
     ("content_id", "found"),
     [
-        ("<a@b>", ["a@b"]),
         ("a@b", ["a@b"]),
         ("a b", []),
         ("a\r\nBcc: x", []),
-        ("<>", []),
         (7, []),
     ],
 )
@@ -331,7 +311,7 @@ def test_an_attachment_that_is_not_base64_is_refused(content: object) -> None:
         with_attachment(content=content)
 
 
-# -- anything --------------------------------------------------------------------------
+# Anything
 
 
 @given(st.dictionaries(st.sampled_from([*sorted(DATA[INBOUND]), "raw"]), JSON))

@@ -21,7 +21,7 @@ from django_lettermint.webhooks import (
     LettermintWebhookView,
 )
 from tests.snippets import DOCS, receivers_forgotten, snippet
-from tests.webhooks.payloads import DATA, OUR_ID, encode, payload
+from tests.webhooks.payloads import OUR_ID, encode, payload
 from tests.webhooks.posting import (
     INBOUND,
     SECRET,
@@ -41,7 +41,7 @@ SENT = payload("message.sent")
 BODY = encode(SENT)
 
 
-# -- URLs ------------------------------------------------------------------------------
+# URLs
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_urls_reverse_and_answer_wherever_they_are_included(
     assert [event.event_id for event in receiver.events] == [SENT["id"], "2"]
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS"])
 def test_only_post_is_allowed(method: str, receiver: Receiver) -> None:
     response = send(BODY, signed(BODY), method=method)
 
@@ -87,10 +87,12 @@ def test_a_site_that_requires_login_lets_webhooks_in(
     assert len(receiver.events) == 1
 
 
-# -- events ----------------------------------------------------------------------------
+# Events
 
 
-@pytest.mark.parametrize("event_type", sorted(DATA))
+@pytest.mark.parametrize(
+    "event_type", ["message.inbound", "message.delivered", "webhook.test"]
+)
 def test_each_event_reaches_its_signal_once(
     event_type: str, receiver: Receiver
 ) -> None:
@@ -141,25 +143,20 @@ def test_an_event_at_the_wrong_url_names_the_right_one_and_is_kept(
     assert receiver.events == []
 
 
-def test_the_signed_body_names_the_event_not_its_header(receiver: Receiver) -> None:
-    headers = signed(BODY) | {"X-Lettermint-Event": "message.hard_bounced"}
-
-    assert send(BODY, headers).status_code == 200
-    assert [event.event_type for event in receiver.events] == ["sent"]
+# Signatures
 
 
-# -- signatures ------------------------------------------------------------------------
-
-
-def test_the_raw_bytes_are_what_is_signed(receiver: Receiver) -> None:
+def test_the_raw_bytes_are_what_is_signed_and_what_counts(receiver: Receiver) -> None:
     body = (
         b'{ "data":{"recipient":"\xc3\xbc@example.com/\\u00fc"},"id":"1",\n'
         b'"timestamp":"2026-02-08T20:14:00Z", "event":"message.sent"}'
     )
+    headers = signed(body) | {"X-Lettermint-Event": "message.hard_bounced"}
 
-    assert post(body).status_code == 200
-    assert [event.recipient for event in receiver.events] == ["ü@example.com/ü"]
-    assert send(body.replace(b"1", b"2", 1), signed(body)).status_code == 400
+    assert send(body, headers).status_code == 200
+    [event] = receiver.events
+    assert (event.event_type, event.recipient) == ("sent", "ü@example.com/ü")
+    assert send(body.replace(b"1", b"2", 1), headers).status_code == 400
 
 
 @pytest.mark.parametrize("secret", [SECRET, "whsec_previous"])
@@ -199,7 +196,7 @@ def test_basic_auth_is_checked_as_well_if_configured(
     assert send(BODY, right).status_code == 200
 
 
-# -- refused requests ------------------------------------------------------------------
+# Refused requests
 
 
 def with_headers(**changes: str | None) -> HttpResponse:
@@ -243,30 +240,19 @@ BROKEN: dict[str, Any] = {"wsgi.input": BrokenPipe()}
         (partial(post, SENT, "whsec_other"), "signature_mismatch"),
         (partial(with_headers, Signature="t={time},v1=zz"), "signature_"),
         (partial(with_headers, Signature="t={time},v1=é{digest}"), "signature_"),
-        (partial(with_headers, Signature="t={time},v0={digest}"), "signature_"),
-        (
-            partial(with_headers, Signature="t={time},t={time},v1={digest}"),
-            "signature_",
-        ),
         (partial(with_headers, Signature="t={time}"), "signature_"),
-        (partial(with_headers, Signature="v1={digest}"), "signature_"),
-        (partial(with_headers, Signature="=" * 10_000), "signature_"),
         (partial(with_headers, Signature=None), "signature_header_missing"),
         (partial(with_headers, Delivery=None), "delivery_header_missing"),
-        (partial(with_headers, Delivery="1700000000"), "delivery_"),
         (partial(with_headers, Delivery="९"), "delivery_"),
         (partial(post, SENT, age=310), "timestamp_out_of_tolerance"),
         (partial(post, SENT, age=-310), "timestamp_out_of_tolerance"),
         (partial(post, b""), "body_invalid"),
         (partial(post, b"{"), "payload_invalid"),
-        (partial(post, b"null"), "payload_invalid"),
         (partial(post, b"[]"), "payload_invalid"),
         (partial(post, b"\xff\xfe{}"), "payload_invalid"),
-        (partial(post, b"\xef\xbb\xbf{}"), "payload_invalid"),
         (partial(post, b'{"id":"\xff"}'), "payload_invalid"),
         (partial(post, b'{"id":' * 50_000), "payload_invalid"),
         (partial(post, b'{"n":' + b"9" * 5000 + b"}"), "payload_invalid"),
-        (partial(post, b"\x1f\x8b\x08\x00gzip"), "payload_invalid"),
         # Receivers could not store these.
         (partial(post, BODY.replace(b'"spring"', b"NaN")), "payload_invalid"),
         (partial(post, BODY.replace(b'"spring"', b"-Infinity")), "payload_invalid"),
@@ -276,7 +262,6 @@ BROKEN: dict[str, Any] = {"wsgi.input": BrokenPipe()}
         (partial(post, nested(65, '{"a":', "}")), "payload_invalid"),
         (partial(post, nested(9000, "[", "]")), "payload_invalid"),
         (partial(post, b"{}"), "id_invalid"),
-        (partial(post, b'{"id":"1","event":"message.sent"}'), "data_invalid"),
         (partial(send, b"{}", {}, CONTENT_LENGTH="1,1"), "request_unreadable"),
         (partial(send, b"{}", {}, CONTENT_LENGTH="9" * 5000), "request_unreadable"),
         (partial(send, b"{}", {}, **BROKEN), "request_unreadable"),
@@ -309,7 +294,7 @@ def test_values_may_be_64_levels_deep(start: str, end: str) -> None:
     assert post(nested(64, start, end)).status_code == 200
 
 
-# -- size ------------------------------------------------------------------------------
+# Size
 
 
 def test_a_body_of_undeclared_size_is_read_up_to_the_limit_only() -> None:
@@ -340,7 +325,7 @@ def test_a_mail_larger_than_djangos_limit_is_received(
     assert len(event.message.text) == 2_000_000
 
 
-# -- set-up ----------------------------------------------------------------------------
+# Set-up
 
 
 def test_a_missing_sdk_is_reported_when_the_url_is_made(
@@ -369,41 +354,26 @@ def test_a_view_must_define_what_it_sends() -> None:
         LettermintWebhookView.as_view(max_body_size=2**20)(request())
 
 
-# -- the documentation -----------------------------------------------------------------
+# The documentation
 
 
-def test_the_documented_receivers_work(
+def test_the_documented_receivers_work_for_any_sender(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
+    bounced = payload("message.hard_bounced")
+    mails = [payload("message.inbound")]
+    for sender in ("[Shop] News <n@example.com>", "MAILER-DAEMON (Mail)", "a@[", '"'):
+        header = {"headers": [{"name": "From", "value": sender}]}
+        field = {"headers": [], "from": {"email": sender, "name": sender}}
+        mails += [payload("message.inbound", **place) for place in (header, field)]
     shown = snippet(DOCS / "webhooks.md", "@receiver(tracking)")
     with receivers_forgotten(), caplog.at_level(logging.INFO, logger="shop.receivers"):
         kept = shown.run({"__name__": "shop.receivers"})
-        for event_type in ("message.hard_bounced", "message.inbound"):
-            url = INBOUND if event_type == "message.inbound" else TRACKING
-            content = payload(event_type) | {"id": event_type}
-            assert post(content, url=url).status_code == 200
+        assert post(bounced).status_code == 200
+        for number, mail in enumerate(mails):
+            answer = post(mail | {"id": str(number)}, url=INBOUND)
+            assert answer.status_code == 200
 
     assert {"on_tracking", "on_inbound"} <= kept.keys()
     assert f"{OUR_ID} bounced: User unknown" in caplog.text
     assert "Grüße" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "sender",
-    [
-        "[Shop] News <n@example.com>",
-        "Last, First <a@example.com>",
-        "MAILER-DAEMON (Mail Delivery System)",
-        *("<>", "a@", "a@[", '"'),
-    ],
-)
-def test_the_documented_receiver_accepts_any_sender(sender: str) -> None:
-    header = {"headers": [{"name": "From", "value": sender}]}
-    field = {"headers": [], "from": {"email": sender, "name": sender}}
-    shown = snippet(DOCS / "webhooks.md", "@receiver(tracking)")
-    with receivers_forgotten():
-        kept = shown.run({"__name__": "shop.receivers"})
-        for place in (header, field):
-            content = payload("message.inbound", **place) | {"id": str(len(place))}
-            assert post(content, url=INBOUND).status_code == 200
-    assert "on_inbound" in kept

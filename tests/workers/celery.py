@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import django
 from celery import Celery
 
-from django_lettermint import tasks
-from django_lettermint.worker import run
+django.setup()
+
+from django_lettermint import tasks  # noqa: E402
+from django_lettermint.worker import run  # noqa: E402
 
 app = Celery(
     "mail",

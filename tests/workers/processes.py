@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -157,22 +157,3 @@ class Signals:
             with self.changed:
                 self.received.append(received)
                 self.changed.notify_all()
-
-
-@contextmanager
-def workers(
-    commands: list[tuple[str, ...]], *, env: Mapping[str, str], folder: Path
-) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run worker processes, each with its number in WORKER."""
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                process(
-                    sys.executable,
-                    *command,
-                    env={**env, "WORKER": str(number)},
-                    log=folder / f"worker{number}.log",
-                )
-            )
-            for number, command in enumerate(commands)
-        ]

@@ -1,6 +1,6 @@
 """Settings of worker processes and of what fills their queue, all from the environment.
 
-QUEUE_ENGINE   database, rq, celery, celery-email or post-office
+QUEUE_ENGINE   database, rq or celery
 QUEUE_RELAY    the relay's options as JSON
 QUEUE_FOLDER   holds the database, or the sockets of PostgreSQL and Redis
 """
@@ -19,7 +19,6 @@ RELAY = {
     **json.loads(os.environ["QUEUE_RELAY"]),
     "local_hostname": f"worker-{os.environ.get('WORKER', 'none')}.test",
 }
-REDIS = f"{FOLDER}/redis.sock"
 
 SECRET_KEY = "workers"
 USE_TZ = True
@@ -54,32 +53,21 @@ else:
 
 SENDS = "django_lettermint.backend.EmailBackend"
 QUEUE = "django_lettermint.tasks.EmailBackend"
-OPTIONS = {"using": "relay"}
 if ENGINE == "database":
     INSTALLED_APPS += ["django_tasks_db"]
     TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 elif ENGINE == "rq":
     INSTALLED_APPS += ["django_rq"]
     TASKS = {"default": {"BACKEND": "django_tasks_rq.RQBackend"}}
-    RQ_QUEUES = {"default": {"UNIX_SOCKET_PATH": REDIS, "DB": 0}}
-elif ENGINE == "celery":
+    RQ_QUEUES = {"default": {"UNIX_SOCKET_PATH": f"{FOLDER}/redis.sock", "DB": 0}}
+else:
     QUEUE = "tests.workers.celery.EmailBackend"
-elif ENGINE == "celery-email":
-    INSTALLED_APPS += ["djcelery_email"]
-    QUEUE = "djcelery_email.backends.CeleryEmailBackend"
-    CELERY_EMAIL_BACKEND = SENDS
-elif ENGINE == "post-office":
-    INSTALLED_APPS += ["post_office"]
-    QUEUE, OPTIONS = "post_office.EmailBackend", {}
-    POST_OFFICE: dict[str, object] = {"DEFAULT_MAILER": "relay"}
-    TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]
 
 if django.VERSION >= (6, 1):
     MAILERS = {
-        "default": {"BACKEND": QUEUE, "OPTIONS": OPTIONS},
+        "default": {"BACKEND": QUEUE, "OPTIONS": {"using": "relay"}},
         "relay": {"BACKEND": SENDS, "OPTIONS": RELAY},
     }
 else:
     EMAIL_BACKEND = QUEUE
-    POST_OFFICE = {"BACKENDS": {"default": SENDS}}
     ANYMAIL = {f"LETTERMINT_{name.upper()}": RELAY[name] for name in RELAY}

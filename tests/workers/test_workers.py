@@ -10,13 +10,13 @@ import json
 import os
 import random
 import re
+import sys
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pytest
 
 from tests.faults import Action, Answer
 from tests.faultserver import FaultServer, On, accept_then, drop, reply
-from tests.workers.processes import Signals, postgresql, python, redis, workers
+from tests.workers.processes import Signals, postgresql, process, python, redis
 
 pytestmark = [
     pytest.mark.external,
@@ -101,7 +101,7 @@ SQLITE = Engine(
     recover=("-m", "django", "requeue_lettermint", "--older-than", "1"),
 )
 RQ = "rqworker --worker-class rq.SimpleWorker --job-class django_tasks_rq.Job"
-CELERY = "celery -A tests.workers.celery_app worker --pool solo --loglevel INFO"
+CELERY = "celery -A tests.workers.celery worker --pool solo --loglevel INFO"
 ENGINES = {
     "sqlite": SQLITE,
     "postgresql": replace(SQLITE, server=postgresql, env=(("QUEUE_POSTGRESQL", "1"),)),
@@ -129,18 +129,6 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def environment(
-    engine: str, folder: Path, signals: Signals, server: FaultServer, **options: object
-) -> dict[str, str]:
-    return {
-        "DJANGO_SETTINGS_MODULE": "tests.workers.settings",
-        "QUEUE_ENGINE": engine,
-        "QUEUE_FOLDER": str(folder),
-        "QUEUE_SIGNALS": signals.path,
-        "QUEUE_RELAY": json.dumps(server.options(**options)),
-    }
-
-
 @pytest.mark.parametrize("name", ENGINES)
 def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_killed(
     name: str, folder: Path
@@ -154,11 +142,28 @@ def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_ki
         FaultServer(failing_at_random(random.Random(seed)), idempotency=True) as server,
         Signals(folder / "signals.sock") as signals,
     ):
-        env = environment(
-            engine.name, folder, signals, server, pool={"max_size": MAX_SIZE}
-        ) | dict(engine.env)
+        env = {
+            "DJANGO_SETTINGS_MODULE": "tests.workers.settings",
+            "QUEUE_ENGINE": engine.name,
+            "QUEUE_FOLDER": str(folder),
+            "QUEUE_SIGNALS": signals.path,
+            "QUEUE_RELAY": json.dumps(server.options(pool={"max_size": MAX_SIZE})),
+            **dict(engine.env),
+        }
         python("-m", "tests.workers.fill", str(MAILS), env=env)
-        with workers([engine.command] * WORKERS, env=env, folder=folder) as processes:
+        logs = [folder / f"worker{number}.log" for number in range(WORKERS)]
+        with ExitStack() as running:
+            processes = [
+                running.enter_context(
+                    process(
+                        sys.executable,
+                        *engine.command,
+                        env={**env, "WORKER": str(number)},
+                        log=log,
+                    )
+                )
+                for number, log in enumerate(logs)
+            ]
             assert server.wait_for(lambda: len(server.deliveries) >= KILL_AFTER, 60)
             server.script.insert(0, On("dot", hold.act, times=1))
             assert hold.holds.wait(30)
@@ -166,9 +171,9 @@ def test_each_mail_is_delivered_once_although_the_relay_fails_and_a_worker_is_ki
             killed.kill()
             assert killed.wait(10) < 0
             if engine.recover:
-                assert signals.wait_for(MAILS - 1, 120), missing(signals, folder)
+                assert signals.wait_for(MAILS - 1, 120), missing(signals, logs)
                 python(*engine.recover, env=env)
-            assert signals.wait_for(MAILS, 120), missing(signals, folder)
+            assert signals.wait_for(MAILS, 120), missing(signals, logs)
 
     assert server.delivered == {f"{number}@example.org": 1 for number in range(MAILS)}
     ended = [json.loads(each) for each in signals.received]
@@ -193,41 +198,6 @@ def worker_of(server: FaultServer, connection: int) -> int:
     return int(found[1])
 
 
-def missing(signals: Signals, folder: Path) -> str:
-    logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("worker*.log"))
-    return f"{len(signals.received)} signals; {logs}"
-
-
-@pytest.mark.parametrize("engine", ["celery", "celery-email", "post-office"])
-def test_route_tag_and_metadata_of_a_frozen_message_survive(
-    engine: str, folder: Path
-) -> None:
-    with (
-        FaultServer() as server,
-        Signals(folder / "signals.sock") as signals,
-        ExitStack() as stack,
-    ):
-        env = environment(engine, folder, signals, server)
-        if engine != "post-office":
-            stack.enter_context(redis(folder))
-        python("-m", "tests.workers.fill", "frozen", env=env)
-        assert server.deliveries == []
-        if engine == "post-office":
-            python("-m", "django", "send_queued_mail", env=env)
-        else:
-            command = ("-m", *CELERY.split())
-            stack.enter_context(workers([command], env=env, folder=folder))
-        assert signals.wait_for(1, 60), missing(signals, folder)
-
-    [delivery] = server.deliveries
-    found = message_from_bytes(delivery.content, policy=policy.default)
-    assert delivery.recipients == ("bob@example.org",)
-    assert found["Subject"] == "Grüße"
-    assert found["X-Lettermint-Route"] == "news"
-    assert found["X-LM-Tag"] == "welcome"
-    assert found["X-LM-Metadata-order"] == "7"
-    assert found["X-LM-Metadata-name"] == "Zoë"
-    kinds = {part.get_content_type() for part in found.walk()}
-    assert {"text/plain", "text/html"} <= kinds
-    [ended] = signals.received
-    assert json.loads(ended)["outcome"] == "sent"
+def missing(signals: Signals, logs: list[Path]) -> str:
+    ends = "\n".join(each.read_text()[-3000:] for each in logs)
+    return f"{len(signals.received)} signals; {ends}"

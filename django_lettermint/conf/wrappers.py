@@ -1,9 +1,11 @@
-"""Wrappers that keep tokens out of logs, pickles and debug pages."""
+"""Values in wrappers: ours, which keep tokens secret, and Django's, which are lazy."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from typing import Any, NoReturn, Self
+
+from django.utils.functional import LazyObject, Promise
 
 
 class Hidden:
@@ -57,3 +59,19 @@ def hide(value: Any) -> Hidden:
     """Wrap a value, unless it is wrapped."""
     # Not isinstance(), which evaluates lazy objects.
     return value if type(value) is Hidden else Hidden(value)
+
+
+def unwrap(value: Any) -> Any:
+    """Return the value behind a lazy object or lazy text of Django's.
+
+    Their pickled form has it: the wrapped object of a LazyObject, and the call that makes
+    the result of lazy().
+    """
+    # Not isinstance(), which looks at the wrapped object of a LazyObject.
+    if issubclass(type(value), Promise):
+        _, (function, args, kwargs, *_) = value.__reduce__()
+        return unwrap(function(*args, **kwargs))
+    if issubclass(type(value), LazyObject):
+        _, (wrapped,) = value.__reduce__()
+        return unwrap(wrapped)
+    return value
