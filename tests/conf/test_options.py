@@ -33,19 +33,14 @@ from tests.certificates import ca_file as pem_file
 
 from .reading import TOKEN, config, merged, refusal, relay
 
-NO_NUMBERS: list[object] = [
-    None,
-    True,
-    "10",
-    [],
-    10j,
-    math.nan,
-    math.inf,
-    -math.inf,
-    10**400,
-]
-TIMES = "timeout final_reply_timeout deadline pool.timeout pool.max_idle "
-FLAGS = "pipelining chunking fail_silently queue.on_commit "
+NO_NUMBERS: list[object] = [None, True, "10", [], 10j, math.nan, math.inf, 10**400]
+TIMES = (
+    "timeout final_reply_timeout deadline pool.timeout pool.max_idle pool.max_lifetime"
+)
+FLAGS = (
+    "pipelining chunking fail_silently queue.on_commit "
+    "ignore_recipient_status ignore_unsupported_features debug_api_requests"
+)
 TEXT = "a non-empty string of printable ASCII without spaces"
 NO_WORDS: list[object] = ["", (), "a b", "nul\0", "ü", 1]
 SECURITIES = "one of 'tls', 'starttls', 'plaintext'"
@@ -60,7 +55,7 @@ def tenants(name: str) -> dict[str, object]:
 #: first of which is no default.
 RULES: list[tuple[str, str, list[object], list[object]]] = [
     (
-        TIMES + "pool.max_lifetime",
+        TIMES,
         "a number of seconds above 0 and at most 1000000 (it cannot be off)",
         [*NO_NUMBERS, 0, 0.0, -1, 1_000_001],
         [0.25, 1, 1_000_000],
@@ -103,8 +98,7 @@ RULES: list[tuple[str, str, list[object], list[object]]] = [
         [-100, 100],
     ),
     (
-        FLAGS + "ignore_recipient_status ignore_unsupported_features "
-        "debug_api_requests",
+        FLAGS,
         "True or False",
         [None, 0, 1, "true", "False", ""],
         [True, False],
