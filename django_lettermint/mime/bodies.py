@@ -14,9 +14,9 @@ from struct import Struct
 from typing import NamedTuple
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import MAX_LINE, short_repr
+from django_lettermint.extras import MAX_LINE, invalid_value
 
-from .fields import parameters
+from .fields import with_parameter
 
 #: RFC 2045 section 5.1: type/subtype; parameters may follow.
 _MIME_TYPE = re.compile(
@@ -50,10 +50,12 @@ class Part(NamedTuple):
         return b"\r\n".join(self)
 
 
+#: Python ignores blanks and quotes in names, and from 3.15 on warns about some.
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
-#: Names for readers, by Python's names. The table of `email` differs between versions
-#: of Python.
+#: Names for readers, by Python's. The table of `email` depends on Python's version.
 _MAIL_NAMES = {
+    **{f"iso8859-{number}": f"iso-8859-{number}" for number in range(1, 17)},
+    **{f"cp125{number}": f"windows-125{number}" for number in range(9)},
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
     "euc_jp": "euc-jp",
@@ -62,8 +64,8 @@ _MAIL_NAMES = {
 }
 #: The codec of a name that Python 3.15 reads otherwise than older versions.
 _CODECS = {"ks_c_5601-1987": "cp949"}
-#: Suffix of iso-8859-8: the direction of Hebrew (RFC 1556). Python 3.15 accepts it.
-_DIRECTION = re.compile("8[-_]?[ie]$", re.IGNORECASE)
+#: ISO-8859-8 with the direction of Hebrew (RFC 1556), which Python knows from 3.15 on.
+_DIRECTED = re.compile("(?:cs)?iso[-_]?8859[-_]?8[-_]?[ie]", re.IGNORECASE)
 
 
 class TextEncoding(NamedTuple):
@@ -94,34 +96,31 @@ def charset_encoding(given: charset.Charset) -> TextEncoding:
 @functools.lru_cache(maxsize=64)
 def text_encoding(name: str, field: str = "encoding") -> TextEncoding:
     """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
-    return _encoding(field, name.lower(), name)
+    codec = "iso-8859-8" if _DIRECTED.fullmatch(name) else name
+    return _encoding(field, name.lower(), codec)
 
 
 def _encoding(field: str, name: str, codec: str, wanted: str = "") -> TextEncoding:
     codec = _CODECS.get(codec.lower(), codec)
     try:
-        codec.encode("ascii")  # Python 3.15 warns about other names
+        if not (_CHARSET.fullmatch(name) and _CHARSET.fullmatch(codec)):
+            raise LookupError(name)
         # The line ends of UTF-16 and EBCDIC are not those of SMTP.
         wide = "\r\n".encode(codec)[-2:] != b"\r\n"
-        if not _CHARSET.fullmatch(name):  # blanks and quotes, which Python ignores
-            raise LookupError(name)
     except (LookupError, ValueError) as error:
-        raise LettermintInvalidMessage(
-            f"{field}: {short_repr(codec)} is refused: Python has no such charset"
-        ) from error
+        rule = "Python has no such charset"
+        raise invalid_value(field, codec, rule) from error
     return TextEncoding(_mail_name(name), codec, "base64" if wide else wanted)
 
 
 def _mail_name(name: str) -> str:
     """Return the name of a charset for readers; one that Python has not is kept."""
+    if _DIRECTED.fullmatch(name):
+        return name
     try:
         known = codecs.lookup(_CODECS.get(name, name)).name
     except LookupError:
         return name
-    if known.startswith("iso8859-") and not _DIRECTION.search(name):
-        return known.replace("iso8859", "iso-8859")
-    if known.startswith("cp125"):
-        return known.replace("cp", "windows-")
     return _MAIL_NAMES.get(known, name)
 
 
@@ -129,9 +128,7 @@ def _mail_name(name: str) -> str:
 def content_type(field: str, value: str) -> ContentType:
     """Parse a MIME type; raise LettermintInvalidMessage naming the field."""
     if not _MIME_TYPE.fullmatch(value):
-        raise LettermintInvalidMessage(
-            f"{field}: {short_repr(value)} is refused: write type/subtype (RFC 2045)"
-        )
+        raise invalid_value(field, value, "write type/subtype (RFC 2045)")
     parsed = Message()
     parsed["Content-Type"] = value = value.rstrip("; ")
     main = parsed.get_content_maintype()
@@ -157,7 +154,7 @@ def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) ->
         if wanted == "base64":
             body = base64(written)
         else:
-            body, wanted = carried(written, quoted=bool(wanted))
+            body, wanted = transfer_encoded(written, quoted=bool(wanted))
     except ValueError as error:
         raise LettermintInvalidMessage(
             f"{field}: it cannot be written in {name} ({error}); use UTF-8, and text "
@@ -166,19 +163,17 @@ def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) ->
     return Part(head(kind.value, wanted, name), body)
 
 
-def carried(
+def transfer_encoded(
     octets: bytes, *, quoted: bool = False, seven_bit: bool = False
 ) -> tuple[bytes, str]:
     """Return text as it is sent, and its transfer encoding.
 
-    CR, LF and CRLF are line ends (RFC 5321 section 2.3.8); one is not added.
+    Every line end becomes CRLF; one is not added.
     """
-    if b"\r" in octets:
-        octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    body = octets.replace(b"\n", b"\r\n")
-    if not quoted and travels(body, seven_bit=seven_bit):
+    body = crlf(octets)
+    if not quoted and is_sendable(body, seven_bit=seven_bit):
         return body, "7bit" if body.isascii() else "8bit"
-    encoded = binascii.b2a_qp(octets, istext=True)
+    encoded = binascii.b2a_qp(body.replace(b"\r\n", b"\n"), istext=True)
     encoded = _BLANK_TOO_MANY.sub(rb"\1=\n\2", encoded)
     return encoded.replace(b"\n", b"\r\n"), "quoted-printable"
 
@@ -186,8 +181,13 @@ def carried(
 @functools.lru_cache(maxsize=256)
 def head(value: str, transfer_encoding: str, name: str = "") -> bytes:
     """Write Content-Type and Content-Transfer-Encoding."""
-    kind = parameters("Content-Type", value, {"charset": name} if name else {})
+    kind = with_parameter("Content-Type", value, "charset", name)
     return kind + f"Content-Transfer-Encoding: {transfer_encoding}\r\n".encode()
+
+
+def disposition(name: str | None) -> bytes:
+    """Write Content-Disposition of a file."""
+    return with_parameter("Content-Disposition", "attachment", "filename", name or "")
 
 
 def octets(value: str, data: bytes) -> Part:
@@ -223,7 +223,7 @@ def as_message(part: Part) -> Part:
     return Part(head, part.body if part.body.endswith(b"\r\n") else part.body + b"\r\n")
 
 
-def travels(content: bytes, *, seven_bit: bool = False) -> bool:
+def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     """Return whether content can be sent unencoded.
 
     It may have no lone CR or LF, no NUL and no line over MAX_LINE octets.
@@ -231,21 +231,27 @@ def travels(content: bytes, *, seven_bit: bool = False) -> bool:
     if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
     ends = content.count(b"\r\n")
-    if content.count(b"\n") != ends or content.count(b"\r") != ends:
+    if not content.count(b"\r") == content.count(b"\n") == ends:
         return False
+    # Without a list of the lines, which would take more memory than the content.
     start, longest = 0, MAX_LINE + len(b"\r\n")
     while start + MAX_LINE < len(content) and start >= 0:
         start = content.rfind(b"\n", start, start + longest) + 1 or -1
     return start >= 0
 
 
-def with_crlf(content: bytes) -> bytes:
-    """Make every CR, LF and CRLF a CRLF, and end with one (RFC 5321 section 2.3.8).
+def crlf(content: bytes) -> bytes:
+    """Make every CR, LF and CRLF a CRLF (RFC 5321 section 2.3.8).
 
     A lone CR or LF could end the message early at one server and not at the next (SMTP
     smuggling).
     """
-    if not travels(content):
+    if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        content = content.replace(b"\n", b"\r\n")
+    return content.replace(b"\n", b"\r\n")
+
+
+def with_crlf(content: bytes) -> bytes:
+    """Make every line end a CRLF, and end with one."""
+    content = crlf(content)
     return content if content.endswith(b"\r\n") else content + b"\r\n"
