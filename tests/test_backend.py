@@ -70,6 +70,17 @@ class Text(str):
         raise OperationalError("no template today")
 
 
+class Silent(OperationalError):
+    """An error that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise OperationalError("no text")
+
+
+def raise_silent() -> None:
+    raise Silent
+
+
 def changed(**attributes: Any) -> Any:
     """Return a message whose attributes were set after it was made."""
     mail = message()
@@ -113,6 +124,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
         lambda: changed(recipients=partial(str, Text())),
         "no template",
     ),
+    "an error raises": (lambda: changed(recipients=raise_silent), "prepared: Silent;"),
     "a copy raises": (rendered_once, "no database any more"),
     "nothing": (lambda: None, "give an EmailMessage"),
     "a mapping": (lambda: {"to": ["a@b.example"]}, "give an EmailMessage"),
@@ -389,6 +401,17 @@ def test_another_process_can_repeat_it_and_delivers_it_once(carried: str) -> Non
         assert error.result
         assert result.message_id == error.result.message_id
         assert server.delivered == {"ann@x.test": 1, "bob@x.test": 1}
+
+
+def test_a_repeat_that_is_refused_leaves_it_unknown() -> None:
+    script = [*UNCONFIRMED, On("mail", message=3, do=REFUSED)]
+    with FaultServer(script, idempotency=True) as server:
+        error = unknown(server)
+        problem = "a repeat was answered by 550"
+        with pytest.raises(exceptions.DeliveryUnknown, match=problem) as raised:
+            backend(server).repeat(error.envelopes)
+    assert raised.value.result
+    assert raised.value.result.outcome is Outcome.UNKNOWN
 
 
 def test_what_could_be_delivered_twice_is_not_repeated() -> None:

@@ -376,7 +376,8 @@ class Slots(Generic[C]):
         """End a request whose connection was closed; return False if it had ended."""
         noted = self.note_closed(request)
         if request.close_reason is CloseReason.LIMITED:
-            # Those being opened count as well: each may meet the same, and lower it again.
+            # Connections being opened count as well. If one is limited, too, it lowers
+            # the limit again.
             self.relay_limit = max(1, self.size - 1)
             self.relay_limit_until = self.clock() + RELAY_LIMIT_SECONDS
         self.release(request)

@@ -269,7 +269,7 @@ class ConnectionPool(Generic[C]):
             request.wake_ups.put(None)
         return idle
 
-    # -- to a connection -----------------------------------------------------------------
+    # -- the beginning of a lease --------------------------------------------------------
 
     def _obtain(
         self, request: PoolRequest[C], until: float, timeout: float
@@ -393,7 +393,7 @@ class ConnectionPool(Generic[C]):
             )
         return state
 
-    # -- and back ------------------------------------------------------------------------
+    # -- the end of a lease --------------------------------------------------------------
 
     def _finish(self, request: PoolRequest[C], closing: list[PoolRequest[C]]) -> None:
         """Keep or hand over the connection of a lease, or close it.

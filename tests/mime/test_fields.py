@@ -88,6 +88,7 @@ DATE_RULE, ID_RULE = "give a datetime", "write <left@right>"
                 *("List-Unsubscribe", "list-help", "References", "In-Reply-To"),
                 *("Archived-At", "DKIM-Signature", "ARC-Seal", "Autocrypt"),
                 *("X-Priority", "Auto-Submitted", "Original-Message-ID"),
+                "Content-ID",
             ]
         ),
         ("References", "a\x0bb", "percent-encode links"),
@@ -253,3 +254,10 @@ def test_a_member_of_an_enumeration_of_texts_is_its_text() -> None:
     assert field(message, "Subject") == "Hello"
     assert field(message, "To") == "Ann <ann@mail.example>"
     assert written(message).endswith(b"\r\n\r\nHello\r\n")
+
+
+def test_a_header_in_two_letter_cases_is_refused() -> None:
+    headers = {"List-Post": "<a:b>", "X-A": "1", "list-post": "<c:d>"}
+    text = refusal(mail(headers=headers))
+    assert text.startswith("header 'List-Post': '<a:b>' cannot be sent: ")
+    assert "another letter case" in text
