@@ -16,7 +16,7 @@ from typing import NamedTuple
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.extras import MAX_LINE, invalid_value
 
-from .fields import with_parameter
+from .fields import parameters
 
 #: RFC 2045 section 5.1: type/subtype; parameters may follow.
 _MIME_TYPE = re.compile(
@@ -181,13 +181,14 @@ def transfer_encoded(
 @functools.lru_cache(maxsize=256)
 def head(value: str, transfer_encoding: str, name: str = "") -> bytes:
     """Write Content-Type and Content-Transfer-Encoding."""
-    kind = with_parameter("Content-Type", value, "charset", name)
+    kind = parameters("Content-Type", value, {"charset": name} if name else {})
     return kind + f"Content-Transfer-Encoding: {transfer_encoding}\r\n".encode()
 
 
 def disposition(name: str | None) -> bytes:
     """Write Content-Disposition of a file."""
-    return with_parameter("Content-Disposition", "attachment", "filename", name or "")
+    given = {"filename": name} if name else {}
+    return parameters("Content-Disposition", "attachment", given)
 
 
 def octets(value: str, data: bytes) -> Part:

@@ -185,7 +185,7 @@ def _multipart(message: EmailMessage, name: str, parts: Iterable[Part]) -> Part:
     kind = bodies.content_type(field, f"multipart/{getattr(message, field, name)}")
     # Nineteen random digits need no search through the parts.
     boundary = f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311 - no secret
-    head = fields.with_parameter("Content-Type", kind.value, "boundary", boundary)
+    head = fields.parameters("Content-Type", kind.value, {"boundary": boundary})
     return bodies.joined(head, boundary, parts)
 
 

@@ -128,13 +128,8 @@ def _phrase(name: str, mailbox: Mailbox) -> list[str]:
     return extras.pieces(f" {text}" if extras.ATOMS.fullmatch(text) else f' "{text}"')
 
 
-def with_parameter(name: str, value: str, key: str, text: str) -> bytes:
-    """Write a MIME field with a parameter; "" for none."""
-    return parameters(name, value, {key: text} if text else {})
-
-
 def parameters(name: str, value: str, given: Mapping[str, str]) -> bytes:
-    """Write a MIME field, its parameters encoded if need be (RFC 2231)."""
+    """Write a MIME field with parameters, encoded if need be (RFC 2231)."""
     pieces = [f" {value}"]
     for key, text in given.items():
         pieces[-1] += ";"
