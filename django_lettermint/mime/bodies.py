@@ -211,8 +211,8 @@ def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
     lines = content.split(b"\r\n")
-    has_lone = not content.count(b"\r") == content.count(b"\n") == len(lines) - 1
-    return not has_lone and max(map(len, lines)) <= MAX_LINE
+    in_pairs = content.count(b"\r") == content.count(b"\n") == len(lines) - 1
+    return in_pairs and max(map(len, lines)) <= MAX_LINE
 
 
 def crlf(content: bytes) -> bytes:
