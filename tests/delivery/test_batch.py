@@ -216,7 +216,7 @@ def test_a_failing_iterator_loses_nothing_that_it_gave() -> None:
 
 
 def test_memory_does_not_grow_with_the_list(relay: Relay) -> None:
-    count, width = 60, 2
+    count, width = 45, 2
     alive: weakref.WeakSet[EmailMessage] = weakref.WeakSet()
     peak = 0
 

@@ -108,11 +108,16 @@ def test_repeats_end_with_their_number() -> None:
     assert (submission.done, submission.outcome) == (True, UNKNOWN)
 
 
-def test_no_repeat_is_planned_beyond_the_deadline() -> None:
+@pytest.mark.parametrize(
+    ("left", "decision"), [(0.5, Decision.UNKNOWN), (1.15, Decision.REPEAT)]
+)
+def test_no_repeat_is_planned_beyond_the_deadline(
+    left: float, decision: Decision
+) -> None:
     submission = one()
-    late = policy.PAUSE / 2
-    submission.deadline.started = time.monotonic() - submission.deadline.seconds + late
-    assert lost(submission) is Decision.UNKNOWN
+    submission.repeats = 3  # the next pause takes 0.6 to 1 second
+    submission.deadline.started = time.monotonic() - submission.deadline.seconds + left
+    assert lost(submission) is decision
 
 
 def test_only_a_message_to_one_may_be_unconfirmed_together_with_others() -> None:
