@@ -278,9 +278,11 @@ def test_a_ca_file_holds_certificates(content: str, tmp_path: Path) -> None:
     path.write_text(content)
     assert "ca_file must be the path of an existing file" in refusal(ca_file=path)
 
-    # A corrected file is read again.
+    # A changed file is read again.
     path.write_bytes(Path(pem_file()).read_bytes())
     assert relay(ca_file=path).endpoint.ca_file == str(path)
+    path.write_text(content)
+    assert "ca_file must be the path of an existing file" in refusal(ca_file=path)
 
 
 # -- None --------------------------------------------------------------------------------

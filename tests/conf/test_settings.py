@@ -520,9 +520,12 @@ def test_a_holder_or_module_that_computes_is_asked_at_each_mail() -> None:
             assert [token(), token()] == ["lm_one", "lm_two"]
 
 
-def test_any_object_may_stand_behind_the_settings() -> None:
-    with behind_settings(SimpleNamespace(LETTERMINT_API_TOKEN=TOKEN)):
-        assert token() == TOKEN
+def test_a_module_or_any_other_object_may_stand_behind_the_settings() -> None:
+    module: Any = ModuleType("settings")
+    module.LETTERMINT_API_TOKEN = TOKEN
+    for each in (UserSettingsHolder(module), SimpleNamespace(**vars(module))):
+        with behind_settings(each):
+            assert token() == TOKEN
 
 
 REPLACED = """

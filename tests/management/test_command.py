@@ -315,6 +315,16 @@ def test_a_scan_names_the_best_port_to_use_instead() -> None:
     assert '`security` to "starttls"' in failed.value.next_step
 
 
+def test_a_scan_waits_no_longer_than_the_timeout() -> None:
+    with Relay() as relay, blackhole() as silent:
+        config = backend_config(relay.options(timeout=0.2)).relay
+
+        (port,) = ports.scan(config, {silent: "tls"})
+
+    assert port.detail.endswith("timed out")
+    assert port.seconds < ports.PATIENCE - 1
+
+
 # -- DNS records; test_dns_records.py has what is looked for -----------------------------
 
 RECORDS = {
@@ -468,6 +478,7 @@ def test_a_failure_shows_its_step_the_reason_and_the_next_step(failure: str) -> 
         assert all(each["ok"] for each in before)
         assert (last["name"], last["ok"]) == (step, False)
         assert reason in last["detail"]
+        assert [each["attempts"] for each in ran.document["messages"]] == [1]
 
 
 @pytest.mark.parametrize(
