@@ -86,20 +86,26 @@ class Delivery:
         #: A connection has just been lost; idle ones of its age may be dead, too.
         self._force_new = False
 
-    def with_config(
-        self, config: RelayConfig, connections: ConnectionPool[Session]
-    ) -> Delivery:
-        """Return a delivery like this one for another configuration."""
-        return Delivery(
-            config,
-            connections,
-            patience=self._patience,
-            stop=self._stop,
-            ignore_pool_timeout=self._ignore_pool_timeout,
-            sleep=self._sleep,
-            connected=self._connected,
-            fatal=self._fatal,
-        )
+    def deliver_all(self, messages: Sequence[list[Submission]]) -> None:
+        """Deliver messages, those of another configuration by a delivery like this."""
+        usual: list[list[Submission]] = []
+        others: dict[RelayConfig, list[list[Submission]]] = {}
+        for each in messages:
+            config = each[0].config if each else self.config
+            if config is self.config or config == self.config:
+                usual.append(each)
+            else:
+                others.setdefault(config, []).append(each)
+        try:
+            self.deliver(usual)
+            for config, group in others.items():
+                with open_pool(config) as connections:
+                    self._with_config(config, connections).deliver(group)
+        except BaseException:  # an interrupt: later configurations were not begun
+            for submission in chain.from_iterable(messages):
+                if not submission.done:
+                    submission.fail(None)
+            raise
 
     def deliver(self, messages: Sequence[list[Submission]]) -> None:
         """Bring the submissions of all messages to their end.
@@ -124,6 +130,21 @@ class Delivery:
         except BaseException:  # an interrupt: every submission gets an outcome
             self._end_all(None)
             raise
+
+    def _with_config(
+        self, config: RelayConfig, connections: ConnectionPool[Session]
+    ) -> Delivery:
+        """Return a delivery like this one for another configuration."""
+        return Delivery(
+            config,
+            connections,
+            patience=self._patience,
+            stop=self._stop,
+            ignore_pool_timeout=self._ignore_pool_timeout,
+            sleep=self._sleep,
+            connected=self._connected,
+            fatal=self._fatal,
+        )
 
     def _wait_for_due(self) -> list[Submission]:
         """Wait until submissions are due, and return them; none are left at the end."""
@@ -164,8 +185,9 @@ class Delivery:
                 self._connected.set()
             if self._stop.is_set():
                 return
-            room = max(1, connection.max_messages - connection.session.messages)
-            count = int(min(room, len(due)))
+            room = connection.max_messages - connection.session.messages
+            # As int, since there is room for infinitely many if nothing limits them.
+            count = int(min(max(1, room), len(due)))
             pairs = [(each, each.begin()) for each in due[:count]]
             try:
                 self._send_over(connection, pairs)
@@ -256,7 +278,7 @@ class Delivery:
         if session.closed:
             self._prepare_after_loss(submission, transaction, decision, used=used)
             return decision
-        # The relay has replied to a whole message, on a new connection perhaps.
+        # The session is intact, on a new connection perhaps: earlier failures are over.
         self._failures = self._given_up = 0
         self._unreachable = None
         if not used:
@@ -392,28 +414,6 @@ class Delivery:
             decision.value,
         )
         logger.debug("%s:%d failed: %s", endpoint.host, endpoint.port, lost)
-
-
-def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> None:
-    """Deliver messages by `delivery`, those of another configuration by one like it."""
-    usual: list[list[Submission]] = []
-    others: dict[RelayConfig, list[list[Submission]]] = {}
-    for each in messages:
-        config = each[0].config if each else delivery.config
-        if config is delivery.config or config == delivery.config:
-            usual.append(each)
-        else:
-            others.setdefault(config, []).append(each)
-    try:
-        delivery.deliver(usual)
-        for config, group in others.items():
-            with open_pool(config) as connections:
-                delivery.with_config(config, connections).deliver(group)
-    except BaseException:  # an interrupt: later configurations were not begun
-        for submission in chain.from_iterable(messages):
-            if not submission.done:
-                submission.fail(None)
-        raise
 
 
 def _learn(

@@ -71,6 +71,11 @@ class Submission:
     not_before: float = 0.0
 
     @property
+    def recipients(self) -> tuple[str, ...]:
+        """Return all recipients, including those left out of a repeat."""
+        return (self.unconfirmed or self).envelope.recipients
+
+    @property
     def repeatable(self) -> bool:
         """Return whether a repeat is safe: the relay knows it by its key.
 
