@@ -48,8 +48,12 @@ _SUBJECTS = (
         words=r"\bauthenticat(?:ion|e)\b.*\brequired\b",
     ),
     _Subject(
+        advice="the relay blocks what the message contains: correct its content",
+        words=r"\b(?:message|content|attachment) (?:was |is |has been )?blocked\b",
+    ),
+    _Subject(
         advice="the relay blocks this machine or network: ask the relay's support",
-        words=r"\bblock(?:ed|list)|\bblack ?list|\bdeny ?list|\bspamhaus\b|\b(?:dns|r)bl\b"
+        words=r"\bblock(?:ed| ?list)|\bblack ?list|\bdeny ?list|\bspamhaus\b|\b(?:dns|r)bl\b"
         r"|\breputation\b|\bbanned\b|\bclient host\b",
     ),
     _Subject(

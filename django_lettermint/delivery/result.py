@@ -142,7 +142,7 @@ def _recipient(submission: Submission, address: str) -> RecipientResult:
 
 
 def _from_reply(reply: Reply, *, about_address: bool = True) -> RecipientResult:
-    if reply.positive:
+    if about_address and reply.positive:
         status = "queued"
     elif about_address and reply.code in _INVALID_ADDRESS:
         status = "invalid"

@@ -195,7 +195,10 @@ class Steps:
 
     def refused(self, step: str, reply: Reply) -> ConnectFailed:
         """Return the error of a step that the relay refused."""
-        error = self._error(step, f"was refused: {reply}")
+        advice = ""
+        if step == "EHLO" and reply.code in (501, 504):
+            advice = "; set the option `local_hostname` to a full host name"
+        error = self._error(step, f"was refused: {reply}", advice)
         # The refusal of a whole site may end: a queue keeps the mail until then.
         error.with_reply(reply.code, reply.text).transient = True
         return error

@@ -146,6 +146,7 @@ class Session:
                 chunking.send(self, transaction, following)
             else:
                 self._send_data(transaction, following)
+            self._look_behind_bad_connection(transaction)
         except OSError as error:
             self.close()
             for each in (transaction, *(one.transaction for one in self.pending)):
@@ -253,6 +254,14 @@ class Session:
         # A lone dot ends the empty message without recipients (RFC 2920 section 3.1).
         self.write(transaction, [DOT])
         self.read_replies(transaction)
+
+    def _look_behind_bad_connection(self, transaction: MailTransaction) -> None:
+        """Find out whether the server closes the connection after a refusal by X.4.2."""
+        reply = transaction.reply if transaction.refused else None
+        early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
+        if reply and reply.bad_connection and early and not self.pending:
+            self.write(transaction, [RSET])
+            self.read_replies(transaction)
 
     def _write_content(self, transaction: MailTransaction) -> None:
         """Write the content without its terminator; raise if the server replies."""

@@ -11,6 +11,7 @@ from django_lettermint.smtp import Reply
 #: A few words of each piece of advice.
 EHLO = "`local_hostname`"
 LOGIN = "check the token"
+CONTENT = "correct its content"
 BLOCKED = "blocks this machine"
 QUOTA = "a quota is used up"
 SIZE = "the message is too large"
@@ -30,6 +31,8 @@ AT_ANY_STEP = [
     (550, "Authentication is required to send", LOGIN),
     (554, "5.7.1 Client host [192.0.2.1] blocked using zen.spamhaus.org", BLOCKED),
     (550, "5.7.1 listed on a blocklist", BLOCKED),
+    (550, "5.7.1 part of their network is on our block list (S3140)", BLOCKED),
+    (552, "5.7.0 This message was blocked because its content is unsafe", CONTENT),
     (450, "4.7.1 your network has a bad reputation", BLOCKED),
     (552, "5.2.2 mailbox full", QUOTA),
     (550, "monthly quota exceeded", QUOTA),

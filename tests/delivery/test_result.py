@@ -295,6 +295,12 @@ def test_a_reply_about_the_sender_marks_no_recipient_as_invalid() -> None:
     assert statuses(part) == ["rejected"]
 
 
+def test_a_server_that_says_goodbye_has_queued_nothing() -> None:
+    part = one()
+    failed(part, Phase.MAIL, ServerClosing(Reply(221, ("Bye",))))
+    assert statuses(part) == ["failed"]
+
+
 def test_recipients_of_a_repeat_are_all_of_the_first_try() -> None:
     part = one("a@x.test", "b@x.test")
     lost(part, a=Reply(550))

@@ -229,10 +229,11 @@ LATE = "raise the option `timeout`"
         ("ehlo", reply(451), 451, "EHLO on"),
         # HELO is not tried.
         ("ehlo", reply(502), 502, "EHLO on"),
+        ("ehlo", reply(504, "no FQDN"), 504, "set the option `local_hostname`"),
     ],
     ids=[
         *("closed", "busy", "250", "late", "http", "cut", "lines", "octets", "slow"),
-        *("ehlo-late", "ehlo-lost", "ehlo-451", "ehlo-502"),
+        *("ehlo-late", "ehlo-lost", "ehlo-451", "ehlo-502", "ehlo-name"),
     ],
 )
 def test_a_step_before_the_login_fails_with_its_reason(

@@ -204,6 +204,21 @@ def test_a_failed_rset_closes_the_connection(do: Action) -> None:
 # -- refusals that announce a loss -----------------------------------------------------
 
 
+@PIPELINING
+@pytest.mark.parametrize("status", [451, 421, 554])
+@pytest.mark.parametrize("step", ["mail", "rcpt", "data"])
+def test_x42_is_a_loss_when_the_server_closes_the_connection(
+    step: Any, status: int, pipelining: Any
+) -> None:
+    leave = reply(status, f"{status // 100}.4.2 Timeout", close=True)
+    with FaultServer([On(step, do=leave)]) as server:
+        one = transaction("1@x.test", "2@x.test")
+        send_one(server, one, pipelining=pipelining)
+        assert (one.outcome, one.reply) == (NOT_SENT, None)
+        assert isinstance(one.failure, OSError)
+        assert one.not_refused == ("1@x.test", "2@x.test")
+
+
 @BY_DATA_AND_BDAT
 @pytest.mark.parametrize(
     ("step", "refusal", "closed"),
