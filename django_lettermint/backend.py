@@ -37,7 +37,6 @@ from .delivery import (
     Delivery,
     build_error,
     build_result,
-    deliver_all,
     list_connections,
     submissions,
 )
@@ -111,6 +110,7 @@ class EmailBackend(AnymailBaseBackend):
         #: The tenant of messages that name none themselves.
         self.tenant: str | None = config.tenant or getattr(type(self), "tenant", None)
         self.has_tenants = config.tenants is not None
+        #: Shared with all copies of this backend, and never pickled.
         self._whole_config = Hidden(config)
         #: Seconds for connecting and for each reply; django-health-check sets it.
         self.timeout: float | None = config.relay.timeout
@@ -197,7 +197,7 @@ class EmailBackend(AnymailBaseBackend):
         """
         messages = email_messages or ()
         finished = _Finished(type(self), self._config.endpoint)
-        call = looked_up.set({})
+        call = looked_up.set({})  # each tenant is looked up once in a call
         try:
             self._deliver(messages, finished)
         except Exception:  # of a pre_send receiver or an iterator: the rest is not sent
@@ -262,7 +262,7 @@ class EmailBackend(AnymailBaseBackend):
                 delivery = Delivery(config, connections, patience=patience)
                 for batch in self._batches(messages, size, BATCH_OCTETS):
                     try:
-                        deliver_all([each.submissions for each in batch], delivery)
+                        delivery.deliver_all([each.submissions for each in batch])
                     finally:
                         finished.add(batch)
                 return

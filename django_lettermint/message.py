@@ -322,7 +322,7 @@ def _non_lazy(value: Any) -> Any:
 
 def _forced(value: Any) -> Any:
     if isinstance(value, LazyObject):
-        wrapped: Any = value.__reduce__()[1][0]
+        wrapped: Any = value.__reduce__()[1][0]  # as its pickled form has it
         return None if wrapped is None else str(wrapped)  # not the text "None"
     return str(value) if isinstance(value, Promise) else value
 

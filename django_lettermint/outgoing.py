@@ -12,7 +12,7 @@ from anymail.message import AnymailRecipientStatus, AnymailStatus
 from anymail.signals import post_send
 from django.core.mail import EmailMessage
 
-from .delivery import build_error, build_result, recipients_of
+from .delivery import build_error, build_result
 from .exceptions import (
     AuthenticationFailed,
     ConnectFailed,
@@ -139,7 +139,7 @@ def _status(outgoing: OutgoingMessage) -> AnymailStatus:
             submission.envelope.message_id, answers[address].status
         )
         for submission in outgoing.submissions
-        for address in recipients_of(submission)
+        for address in submission.recipients
     }
     if statuses:  # else it stays None: the message was not sent to the provider
         status.set_recipient_status(statuses)

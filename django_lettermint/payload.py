@@ -89,7 +89,8 @@ class Payload:
         self.message = message
         self.backend = backend
         self.config = backend.config
-        idna, defaults = backend.idna_encode, backend.send_defaults
+        idna = self.idna = backend.idna_encode
+        defaults = backend.send_defaults
         attributes = self.attributes = _attributes(message, defaults)
         for name in _UNSUPPORTED:
             if name in attributes:
@@ -136,7 +137,7 @@ class Payload:
         # Copies differ in their header only, and share the octets of their body.
         body = None
         if mime.is_stock(self.message):
-            body = mime.body(self.message, self.attributes, self.backend.idna_encode)
+            body = mime.body(self.message, self.attributes, self.idna)
         keys: set[str | None] = set()
         envelopes = []
         for each in self._copies():
@@ -199,8 +200,7 @@ class Payload:
                 "Cc": self.cc,
                 "Reply-To": self.reply_to,
             }
-            idna = self.backend.idna_encode
-            header = mime.header(self.subject, lists, each.headers, idna)
+            header = mime.header(self.subject, lists, each.headers, self.idna)
             part = mime.Part(header + body.head, body.body)
         named = [*each.to, *self.cc, *self.bcc]
         recipients = [one.address for one in _distinct(named)]
@@ -239,7 +239,7 @@ class Payload:
         )
         message.bcc = []
         message.extra_headers = dict(each.headers)
-        return mime.render(message, self.backend.idna_encode)
+        return mime.render(message, self.idna)
 
 
 def _attributes(message: EmailMessage, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ instead. Any function can be an action: one that returns its argument changes no
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 from collections.abc import Callable
@@ -134,10 +135,16 @@ def raw(data: bytes, *, close: bool = False) -> Action:
 
 def drop(*, rst: bool = False, after: bool = False, deliver: bool = False) -> Action:
     """Close at once, `after` the normal answer, or (`deliver`) accepting without a reply."""
-    close = _only(lambda wire: wire.drop(rst=rst))
-    if after:
-        return accept_then(chain(normal, close))
-    return accept_then(close) if deliver else close
+
+    def act(answer: Answer) -> Answer:
+        def play(wire: FaultStream) -> None:
+            if after:
+                answer.play(wire)
+            wire.drop(rst=rst)
+
+        return Answer(answer.code if after or deliver else 0, play)
+
+    return act
 
 
 def hang() -> Action:
@@ -169,6 +176,22 @@ def once_spoken_to(then: Action) -> Action:
 def accept_then(action: Action) -> Action:
     """Take the command (at "dot": deliver the message), but answer as the action does."""
     return lambda answer: replace(action(answer), code=answer.code)
+
+
+def sometimes(dice: random.Random, chance: float, *actions: Action) -> Action:
+    """Take one of the actions with this probability; else answer normally.
+
+    What the server itself refuses, it refuses.
+    """
+    lock = threading.Lock()
+
+    def act(answer: Answer) -> Answer:
+        with lock:
+            happens = dice.random() < chance
+            action = dice.choice(actions)
+        return action(answer) if happens and answer.code < 400 else answer
+
+    return act
 
 
 def trickle(data: bytes, interval: float) -> Action:

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import NamedTuple, Self, cast
 
 from django_lettermint.testing.idempotency import IdempotencyKeys
@@ -98,8 +99,8 @@ class FaultServer:
 
     `tls` is "implicit", "starttls" or None; `cert` one of `certificates.KINDS`; `rcvbuf` the
     size of the receive buffer in octets; `idempotency` makes the server honour
-    Idempotency-Key. Servers at 127.0.0.1, 127.0.0.2 and so on can share a port. With
-    `one_command_per_segment`, what comes behind a command in the same segment is lost.
+    Idempotency-Key. With `one_command_per_segment`, what comes behind a command in the same
+    segment is lost.
     """
 
     def __init__(
@@ -112,10 +113,7 @@ class FaultServer:
         cert: str = "good",
         idempotency: bool = False,
         rcvbuf: int | None = None,
-        user: str = "lettermint",
-        token: str = TOKEN,
         host: str = "127.0.0.1",
-        port: int = 0,
         one_command_per_segment: bool = False,
     ) -> None:
         #: The rules: the first match counts. They may be changed at any time.
@@ -141,8 +139,7 @@ class FaultServer:
             features=tuple(features),
             mechanisms=mechanisms,
             requires_auth=bool(mechanisms),
-            username=user,
-            tokens=(token,),
+            tokens=(TOKEN,),
             # Announced, but for the client to keep to.
             max_size=1 << 40,
             last_chunk_resets=False,
@@ -154,7 +151,7 @@ class FaultServer:
         self._security = SECURITY[tls]
         self._server = SMTPServer(
             self._new_session,
-            {self._security: port},
+            {self._security: 0},
             host=host,
             receive_buffer=rcvbuf,
             name="faultserver",
@@ -198,7 +195,7 @@ class FaultServer:
     def options(self, **others: object) -> dict[str, object]:
         """Return the backend options that reach this server, and the others given."""
         return {
-            "api_token": self.config.tokens[0],
+            "api_token": TOKEN,
             "host": self.host,
             "port": self.port,
             "security": self._security,
@@ -439,6 +436,8 @@ class FaultSession(ServerSession):
         self.server.forget(self.number)
 
 
+#: Seconds after which a waiting session looks for something to do.
+POLLING = 0.02
 # The client has closed its side, even if unread input is still in front of that (Linux).
 _HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
 
@@ -456,8 +455,7 @@ class FaultStream(ServerStream):
         self.on_write: Callable[[], None] = lambda: None
         self._drops_pipelined = drops_pipelined
         self._rst = False
-        self._wake, self._waker = socket.socketpair()
-        self._job: Play = lambda _: None
+        self._jobs: SimpleQueue[Play] = SimpleQueue()
         self._done = threading.Event()
 
     # For actions
@@ -480,7 +478,7 @@ class FaultStream(ServerStream):
             self._poll(select.POLLIN, None)
 
     def wait_for(self, event: threading.Event) -> None:
-        while not event.wait(0.02):
+        while not event.wait(POLLING):
             self.pause(0)
 
     def drop(self, *, rst: bool = False) -> None:
@@ -522,16 +520,13 @@ class FaultStream(ServerStream):
             self.sock.close()
             self.control.close()
         super().close()
-        self._wake.close()
-        self._waker.close()
         self._done.set()
 
     # For other threads
 
     def act(self, play: Play) -> None:
         """Have the session's thread do this while it waits for its client."""
-        self._job = play
-        self._waker.send(b"!")
+        self._jobs.put(play)
         assert self._done.wait(5), f"connection {self.number} is too busy to act"
         self._done.clear()
 
@@ -550,18 +545,15 @@ class FaultStream(ServerStream):
         """Return the socket's events, 0 when time is up; act meanwhile."""
         poller = select.poll()
         poller.register(self.sock, mask)
-        poller.register(self._wake, select.POLLIN)
-        until = None if seconds is None else time.monotonic() + seconds
+        until = time.monotonic() + (float("inf") if seconds is None else seconds)
         while True:
-            rest = None if until is None else max(0.0, until - time.monotonic())
-            ready = dict(poller.poll(None if rest is None else rest * 1000))
-            if self._wake.fileno() in ready:
-                self._wake.recv(1)
-                self._job(self)
+            left = max(0.0, until - time.monotonic())
+            if ready := poller.poll(min(left, POLLING) * 1000):
+                return ready[0][1]
+            with contextlib.suppress(Empty):
+                self._jobs.get_nowait()(self)
                 self._done.set()
-            if events := ready.get(self.sock.fileno(), 0):
-                return events
-            if rest == 0:
+            if not left:
                 return 0
 
 

@@ -67,17 +67,13 @@ def test_a_json_form_without_a_field_is_refused(name: str) -> None:
         {"mail_from": "a@example.com>\r\nRCPT TO:<eve@example.com"},
         {"mail_from": "a@example.com> SIZE=1"},
         {"recipients": "ann@example.com"},
-        {"recipients": [1]},
         {"recipients": ["<ann@example.com>"]},
         {"recipients": ["ann@example.com\nRSET"]},
-        {"recipients": None},
         {"content": "no base64!"},
-        {"content": 5},
         {"content": base64.b64encode(b"a\nb\r\n").decode()},
         {"content": base64.b64encode(b"no line end").decode()},
         {"idempotency_key": "a\r\nX-Evil: 1"},
         {"idempotency_key": "x" * 256},
-        {"idempotency_key": 5},
         {"surplus": 1},
     ],
 )
@@ -87,17 +83,16 @@ def test_a_json_form_that_was_tampered_with_is_refused(change: dict[str, Any]) -
 
 
 # Encoded, a key could exceed Lettermint's 255 characters, and differ from the API's.
-@pytest.mark.parametrize("key", ["k-1", "=?utf-8?q?x?="])
-def test_the_key_is_written_as_it_is_in_front_of_the_content(key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [("=?utf-8?q?x?=", b"Idempotency-Key: =?utf-8?q?x?=\r\n"), (None, b"")],
+)
+def test_the_key_is_written_as_it_is_in_front_of_the_content(
+    key: str | None, line: bytes
+) -> None:
     envelope = made(idempotency_key=key)
-    assert envelope.data == f"Idempotency-Key: {key}\r\n".encode() + envelope.content
+    assert envelope.data == line + envelope.content
     assert envelope.size == len(envelope.data)
-
-
-def test_without_a_key_the_content_is_all() -> None:
-    envelope = made(idempotency_key=None)
-    assert envelope.data == envelope.content
-    assert envelope.size == len(envelope.content)
 
 
 def test_up_to_fifty_recipients_are_one_part() -> None:
@@ -136,11 +131,6 @@ def test_derived_keys_keep_the_rule_for_keys(length: int) -> None:
     for key in keys:
         assert Extras(idempotency_key=key).idempotency_key == key
     assert derived_key("x" * length, "1") == keys[1]
-
-
-def test_an_envelope_of_an_earlier_release_is_read() -> None:
-    form = made(idempotency_key="order-1/2").to_json()
-    assert Envelope.from_json(form).idempotency_key == "order-1/2"
 
 
 def test_a_raw_header_of_8_bits_has_no_7_bit_form() -> None:

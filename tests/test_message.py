@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import enum
 import pickle
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from anymail.exceptions import AnymailUnsupportedFeature
 from anymail.message import AnymailMessage, AnymailRecipientStatus
 from asgiref.sync import sync_to_async
 from django.core.mail import EmailMessage
-from django.test import override_settings
+from django.core.mail.backends.locmem import EmailBackend
 from django.utils.functional import SimpleLazyObject, lazystr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,12 +78,6 @@ def test_what_is_not_given_is_no_attribute() -> None:
     assert {"route", "tenant"}.isdisjoint(vars(message))
 
 
-def test_none_is_an_attribute_that_hides_lower_layers() -> None:
-    message = LettermintMessage("s", tag=None, headers={"X-LM-Tag": "raw"})
-    assert attribute_layer(message) == {"tag": None}
-    assert effective(message).tag is None
-
-
 @pytest.mark.parametrize(
     "duplicate",
     [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), freeze],
@@ -102,24 +95,22 @@ def test_extras_and_status_survive_copies_pickles_and_freezing(
     assert duplicate(message).anymail_status.status == {"queued"}
 
 
-@pytest.mark.parametrize("backend", ["locmem", "console", "dummy"])
-def test_a_message_sent_by_another_backend_has_a_status(backend: str) -> None:
-    path = f"django.core.mail.backends.{backend}.EmailBackend"
+def test_a_message_sent_by_another_backend_has_a_status() -> None:
     message = LettermintMessage("s", "b", "us@example.com", ["ann@example.com"])
-    with override_settings(EMAIL_BACKEND=path):
-        message.send()
+    EmailBackend().send_messages([message])
     assert message.anymail_status.status is None
 
 
 # -- extras() ------------------------------------------------------------------------------
 
 
-def test_a_block_holds_for_every_message_inside() -> None:
+def test_a_block_holds_for_every_message_inside_until_it_ends_or_fails() -> None:
     block = extras(route="r", tag="t", metadata={"k": 1})
     for _ in range(2):
-        with block, block:
+        with suppress(ZeroDivisionError), block, block:
             assert effective(make()) == Extras(route="r", tag="t", metadata={"k": "1"})
-    assert active_extras() == {}
+            raise ZeroDivisionError
+        assert active_extras() == {}
 
 
 def test_an_inner_block_wins_for_each_field_and_key() -> None:
@@ -139,35 +130,12 @@ def test_none_in_a_block_hides_outer_blocks_and_defaults() -> None:
             assert resolve(defaults, active_extras()).metadata == {"b": "1"}
 
 
-def test_attributes_win_over_headers_and_headers_over_blocks() -> None:
-    headers = {
-        "X-LM-Tag": "header",
-        "X-Lettermint-Route": "header",
-        "X-Metadata-k": "h",
-    }
-    message = make(headers, tag="attribute")
-    with extras(tag="block", route="block", metadata={"k": "block", "l": "block"}):
-        assert effective(message) == Extras(
-            tag="attribute", route="header", metadata={"k": "h", "l": "block"}
-        )
-
-
-def test_a_block_ends_with_an_error_too() -> None:
-    with pytest.raises(ZeroDivisionError), extras(tag="t"):
-        raise ZeroDivisionError
-    assert active_extras() == {}
-
-
 @pytest.mark.parametrize(
     "bad",
     [
         {"tag": "a.b"},
-        {"route": "a b"},
-        {"metadata": {"a b": 1}},
-        {"metadata": {"k": None}},
         {"metadata": {"k": LAZY_NONE}},
         {"metadata": {"k": "x" * 1000}},
-        {"metadata": ["k"]},
         {"tenant": ""},
     ],
 )
@@ -245,18 +213,6 @@ def test_tasks_of_asyncio_and_their_threads_have_their_own_blocks() -> None:
     assert asyncio.run(both()) == ["a", "b"]
 
 
-def test_a_thread_run_in_the_callers_context_sees_its_block() -> None:
-    seen: list[str | None] = []
-    with extras(tag="t"):
-        context = contextvars.copy_context()
-    thread = threading.Thread(
-        target=context.run, args=[lambda: seen.append(effective(make()).tag)]
-    )
-    thread.start()
-    thread.join()
-    assert seen == ["t"]
-
-
 # -- Attributes and defaults -----------------------------------------------------------------
 
 
@@ -265,14 +221,12 @@ def test_a_thread_run_in_the_callers_context_sees_its_block() -> None:
     [
         ({}, {}),
         ({"route": "r", "metadata": {"k": 1}}, {"route": "r", "metadata": {"k": 1}}),
-        ({"idempotency_key": "i", "tag": "t"}, {"idempotency_key": "i", "tag": "t"}),
         ({"tag": LAZY, "route": LAZY_NONE}, {"tag": "v", "route": None}),
         (
             {"metadata": {LAZY: LAZY, "o": SimpleLazyObject(lambda: "w"), "n": 1}},
             {"metadata": {"v": "v", "o": "w", "n": 1}},
         ),
         ({"tags": ["t"]}, {"tag": "t"}),
-        ({"tags": {"t"}}, {"tag": "t"}),
         ({"tags": (LAZY,)}, {"tag": "v"}),
         ({"tags": []}, {}),
         ({"tags": None}, {"tag": None}),
@@ -283,7 +237,6 @@ def test_a_thread_run_in_the_callers_context_sees_its_block() -> None:
         ({"esp_extra": None}, {}),
         ({"tag": "v", "tags": [LAZY], "esp_extra": {"tag": "v"}}, {"tag": "v"}),
         ({"tag": None, "tags": ["a"]}, {"tag": "a"}),
-        ({"tag": "a", "tags": None}, {"tag": "a"}),
     ],
 )
 def test_attributes_of_any_message_are_read(
@@ -303,14 +256,11 @@ def test_what_an_anymail_message_leaves_unset_is_skipped() -> None:
     [
         *(
             ({"tags": tags}, "tags: .* use a list")
-            for tags in ("t", LAZY, b"bytes", 5, {"t": 1}, iter("t"))
+            for tags in ("t", LAZY, b"bytes", 5, {"t": 1})
         ),
         ({"esp_extra": ["route"]}, "^esp_extra: "),
         ({"tag": "a", "tags": ["b"]}, "'b' .* also has 'a'"),
         ({"tag": "a", "esp_extra": {"tag": "b"}}, "'b' .* also has 'a'"),
-        ({"route": "a", "esp_extra": {"route": "b"}}, "'b' .* also has 'a'"),
-        ({"tag": 5}, "^tag: "),
-        ({"metadata": ["k"]}, "^metadata: "),
         ({"metadata": {"k": LAZY_NONE}}, "None cannot be sent"),
     ],
 )
@@ -352,7 +302,6 @@ def test_what_has_no_header_is_refused_or_left_out(
         ({"tag": "ours", "tags": ["site"]}, {"tag": "ours"}),
         ({"tag": "ours", "esp_extra": {"tag": "site"}}, {"tag": "ours"}),
         ({"esp_extra": {"tag": "ours"}, "tags": ["site"]}, {"tag": "ours"}),
-        ({"tag": "ours", "tags": ["several", "others"]}, {"tag": "ours"}),
         ({"tag": None, "tags": ["site"]}, {"tag": None}),
     ],
 )
@@ -420,11 +369,9 @@ def test_freeze_expresses_an_envelope_sender_as_django_does(
         ({"merge_metadata": {"to@x.test": {"k": "v"}}}, AnymailUnsupportedFeature),
         ({"merge_headers": {"to@x.test": {"k": "v"}}}, AnymailUnsupportedFeature),
         ({"envelope_sender": ""}, AnymailUnsupportedFeature),
-        ({"envelope_sender": "<>"}, AnymailUnsupportedFeature),
         ({"tag": "a.b"}, LettermintInvalidMessage),
         ({"metadata": {"k": "x" * 1000}}, LettermintInvalidMessage),
         ({"tenant": ""}, LettermintInvalidMessage),
-        ({"tenant": "a\nb"}, LettermintInvalidMessage),
         ({"tenant": 5}, LettermintInvalidMessage),
     ],
 )
@@ -471,8 +418,8 @@ def test_the_attribute_wins_over_the_block_and_the_block_over_all_else() -> None
 
 
 def test_headers_that_are_no_mapping_name_no_tenant() -> None:
-    message = LettermintMessage()
-    message.extra_headers = ["X-Lettermint-Tenant"]  # type: ignore[assignment] # wrong
+    message: Any = LettermintMessage()
+    message.extra_headers = ["X-Lettermint-Tenant"]
     assert tenant_of(message, "usual") == "usual"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from copy import deepcopy
-from decimal import Decimal
 from typing import Any
 
 import django
@@ -55,58 +54,20 @@ def test_attributes_become_lettermints_headers() -> None:
     )
 
 
-def test_anymails_names_are_read_on_any_message() -> None:
-    mail = message(EmailMessage)
-    mail.tags, mail.esp_extra = ["one"], {"route": "news"}
-    mail.metadata = {"a": Decimal("1.50"), "city": "naïve =?x?= 東京" * 20}
-    assert reading(mail) == ParsedHeaders(
-        route="news",
-        tag="one",
-        metadata={"a": "1.50", "city": "naïve =?x?= 東京" * 20},
-    )
-
-
-#: The sources of extras, lowest precedence first, as changes of message and options.
-SOURCES: list[dict[str, Any]] = [
-    {"defaults": {"tag": "0", "metadata": {"a": 0, "b": 0}}},
-    {"defaults": {"extra_headers": {"X-LM-Tag": "1", "X-LM-Metadata-b": "1"}}},
-    {"block": {"tag": "2", "metadata": {"b": 2, "c": 2}}},
-    {"headers": {"x-lm-tag": "3", "X-LM-Metadata-c": "3", "X-Metadata-d": "3"}},
-    {"tag": "4", "metadata": {"d": 4, "e": 4}},
-]
-
-
-@pytest.mark.parametrize(
-    ("count", "metadata"),
-    [
-        (1, {"a": "0", "b": "0"}),
-        (2, {"a": "0", "b": "1"}),
-        (3, {"a": "0", "b": "2", "c": "2"}),
-        (4, {"a": "0", "b": "2", "c": "3", "d": "3"}),
-        (5, {"a": "0", "b": "2", "c": "3", "d": "4", "e": "4"}),
-    ],
-)
-def test_the_nearer_source_wins_for_each_field_and_key(
-    count: int, metadata: dict[str, str]
-) -> None:
-    keywords: dict[str, Any] = {}
-    defaults: dict[str, Any] = {}
-    for source in SOURCES[:count]:
-        defaults |= source.get("defaults", {})
-        keywords |= source
-    del keywords["defaults"]
-    with extras(**keywords.pop("block", {})):
-        found = reading(message(**keywords), send_defaults=defaults)
-    assert found == ParsedHeaders(tag=str(count - 1), metadata=metadata)
-
-
-@pytest.mark.parametrize("field", ["route", "tag", "metadata"])
-def test_none_on_a_message_hides_all_below(field: str) -> None:
-    values: dict[str, Any] = {"route": "r", "tag": "t", "metadata": {"a": "b"}}
-    below = {field: values[field]}
-    with extras(**below):
-        found = reading(message(**{field: None}), send_defaults=below)
-    assert found == ParsedHeaders()
+def test_the_nearer_source_wins_for_each_field_and_key() -> None:
+    # Send defaults, their headers, a block, the message's headers, its attributes.
+    defaults = {
+        "metadata": {"a": 0, "b": 0},
+        "tag": "0",
+        "extra_headers": {"X-LM-Metadata-b": 1, "X-LM-Metadata-c": 1, "X-LM-Tag": 1},
+    }
+    headers = {"x-LM-Metadata-d": 3, "X-Metadata-e": 3, "x-lm-tag": "3"}
+    with extras(metadata={"c": 2, "d": 2}, tag="2"):
+        made = message(headers=headers, metadata={"e": 4, "f": 4}, tag="4")
+        assert reading(made, send_defaults=defaults) == ParsedHeaders(
+            tag="4",
+            metadata={"a": "0", "b": "1", "c": "2", "d": "3", "e": "4", "f": "4"},
+        )
 
 
 def test_lettermints_raw_headers_are_not_written_twice() -> None:
@@ -119,16 +80,9 @@ def test_lettermints_raw_headers_are_not_written_twice() -> None:
 # -- Our id and key ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["django_message_id", "our-id"])
-def test_our_id_goes_into_the_metadata(name: str) -> None:
-    made = envelope(message(), correlation_key=name)
-    assert parse_headers(made.content).metadata == {name: made.message_id}
-
-
-def test_our_id_can_be_left_out() -> None:
-    made = envelope(message(), correlation_key=None)
-    assert made.message_id
-    assert not parse_headers(made.content).metadata
+def test_our_id_goes_into_the_metadata() -> None:
+    made = envelope(message(), correlation_key="our-id")
+    assert parse_headers(made.content).metadata == {"our-id": made.message_id}
 
 
 def test_an_id_given_as_metadata_is_taken_and_is_no_key() -> None:
@@ -141,16 +95,10 @@ def test_an_id_given_as_metadata_is_taken_and_is_no_key() -> None:
 
 def test_a_key_of_the_callers_gives_the_same_id_each_time() -> None:
     first, second = (envelope(message(idempotency_key="order-1")) for _ in range(2))
+    assert not prepared(message()).has_caller_key
     assert first.idempotency_key == second.idempotency_key == "order-1"
     assert first.message_id == second.message_id
     assert prepared(message(idempotency_key="order-1")).has_caller_key
-
-
-def test_each_message_gets_a_key_and_an_id_of_its_own() -> None:
-    first, second = envelope(message()), envelope(message())
-    assert first.idempotency_key != second.idempotency_key
-    assert first.message_id != second.message_id
-    assert not prepared(message()).has_caller_key
 
 
 def test_without_idempotency_only_a_callers_key_is_written() -> None:
@@ -173,7 +121,7 @@ def test_without_idempotency_only_a_callers_key_is_written() -> None:
             ("a@xn--gre-6ka8i.example",),
         ),
         ({"to": ["Ann@example.com", ANN]}, ("Ann@example.com", ANN)),
-        ({"to": (ANN,)}, (ANN,)),
+        ({"to": iter([ANN])}, (ANN,)),
         ({"to": None, "cc": [BOB]}, (BOB,)),
     ],
 )
@@ -186,11 +134,6 @@ def test_each_address_is_sent_to_once(
     assert made.recipients == recipients
     assert b"eve" not in made.data
     assert b"\nbcc:" not in made.data.lower()
-
-
-@pytest.mark.parametrize("kind", [iter, set])
-def test_recipients_may_come_from_any_iterable(kind: Any) -> None:
-    assert envelope(with_attribute("to", kind([ANN]))).recipients == (ANN,)
 
 
 def test_what_the_caller_wrote_is_found_by_its_form_on_the_wire() -> None:
@@ -218,7 +161,7 @@ def test_headers_for_readers_leave_the_addresses_of_the_commands() -> None:
         assert header_lines(made.content, name) == [f"{name.title()}: {value}".encode()]
 
 
-BREAK, QUOTED = f"{ANN}\r\nBcc: {EVE}", f"Acme, News <{ANN}>"
+BREAK = f"{ANN}\r\nBcc: {EVE}"
 #: What the view of Django's documentation catches for line breaks.
 DJANGOS: type[Exception] = (
     mail.BadHeaderError if django.VERSION < (6, 0) else ValueError
@@ -228,22 +171,19 @@ DJANGOS: type[Exception] = (
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        *(("from_email", value, "") for value in (None, "", "shop", f"{ANN}, {BOB}")),
-        *(("envelope_sender", value, "") for value in ("shop", 5)),
+        *(("from_email", value, "") for value in (None, "", "shop")),
+        ("envelope_sender", "shop", ""),
         *(
             (name, value, "use a list of addresses")
             for name in ("to", "cc", "bcc", "reply_to")
-            for value in (ANN, gettext_lazy(ANN), b"octets", 5)
+            for value in (ANN, gettext_lazy(ANN), 5)
         ),
-        *((name, [QUOTED], "double quotes") for name in ("to", "cc", "reply_to")),
-        ("from_email", QUOTED, "double quotes"),
         ("to", [""], "a message needs to, cc or bcc"),
         ("extra_headers", [("X-A", "b")], "use a mapping"),
         ("subject", "Hello\0", "NUL"),
         *((name, [BREAK], "line break") for name in ("to", "cc", "bcc", "reply_to")),
         *((name, BREAK, "line break") for name in ("from_email", "envelope_sender")),
         ("subject", BREAK, "line break"),
-        ("subject", gettext_lazy("Hello\n"), "line break"),
         ("tag", "a\nb", "ASCII letters"),
         ("metadata", {"order": "1\n2"}, "line break"),
         ("extra_headers", {"X-A": "a\nb"}, "line break"),
@@ -388,8 +328,9 @@ def test_merge_metadata_makes_a_message_for_each_recipient() -> None:
 
 def test_merge_headers_are_each_recipients_own() -> None:
     own = {"x-a": "ann", "Reply-To": "nø@example.com", "X-LM-Tag": "ann"}
-    ann, bob = batch(
-        headers={"X-A": "all", "X-B": "all"}, tags=["all"], merge_headers={ANN: own}
+    ann, bob = envelopes(
+        message(to=[ANN, BOB], headers={"X-A": "all", "X-B": "all"}, tag="all"),
+        send_defaults={"merge_headers": {ANN: own}},
     )
     assert header_lines(ann.content, "x-a") == [b"x-a: ann"]
     assert header_lines(bob.content, "x-a") == [b"X-A: all"]
@@ -434,9 +375,7 @@ def test_merge_headers_may_hold_keys() -> None:
         ({BOB: {"Idempotency-Key": "k"}}, "two recipients have the same"),
         ({ANN: {"Bcc": EVE}}, "header 'Bcc'"),
         ({BOB: {"X-LM-Tag": "a.b"}}, "tag: "),
-        ({BOB: {"X-A": "a\nb"}}, "line break"),
         ({BOB: {"Reply-To": "nobody"}}, "user@domain"),
-        ({BOB: {"List-Unsubscribe": "<https://ä.example>"}}, "percent-encode"),
         ({BOB: {"X-A": "a" * 1000}}, "over 998 octets"),
     ],
 )
@@ -461,20 +400,13 @@ def test_one_recipient_or_no_merging_is_one_message(keywords: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("name", ["merge_metadata", "merge_headers"])
-@pytest.mark.parametrize("value", [["a"], ANN, 5, {ANN: None}, {"a": ["b"]}])
+@pytest.mark.parametrize("value", [["a"], ANN, {ANN: None}])
 def test_merging_takes_a_mapping_for_each_recipient(name: str, value: object) -> None:
     rule = f"^{name}: .* use a mapping of addresses to mappings"
     with pytest.raises(LettermintInvalidMessage, match=rule):
         batch(**{name: value})
     with pytest.raises(LettermintInvalidMessage, match=rule):
         prepared(message(), send_defaults={name: {ANN: 5}})
-
-
-def test_merging_can_be_a_default() -> None:
-    defaults = {"merge_headers": {ANN: {"X-A": "1"}}}
-    ann, bob = envelopes(message(to=[ANN, BOB]), send_defaults=defaults)
-    assert header_lines(ann.content, "x-a")
-    assert not header_lines(bob.content, "x-a")
 
 
 # -- What Lettermint cannot do --------------------------------------------------------------

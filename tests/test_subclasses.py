@@ -67,15 +67,6 @@ def test_what_is_called_may_be_overridden(relay: Relay) -> None:
         def send_messages(self, email_messages: Any) -> int:
             return super().send_messages(email_messages)
 
-        def open(self) -> bool | None:
-            return super().open()
-
-        def close(self) -> None:
-            super().close()
-
-        def idna_encode(self, domain: str) -> str:
-            return super().idna_encode(domain)
-
     class Queue(tasks.EmailBackend):
         def enqueue(self, form: dict[str, Any]) -> None:
             super().enqueue(form)

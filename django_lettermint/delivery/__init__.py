@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .batch import BATCH_SIZE, BatchSender, list_connections
-from .engine import Delivery, deliver_all
+from .engine import Delivery
 from .policy import LIST_PATIENCE, PATIENCE, later_may_help
-from .result import build_error, build_result, recipients_of
+from .result import build_error, build_result
 from .submission import Deadline, Submission, submissions
 
 __all__ = [
@@ -18,9 +18,7 @@ __all__ = [
     "Submission",
     "build_error",
     "build_result",
-    "deliver_all",
     "later_may_help",
     "list_connections",
-    "recipients_of",
     "submissions",
 ]

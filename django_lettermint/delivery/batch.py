@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from .engine import Delivery, deliver_all
+from .engine import Delivery
 
 if TYPE_CHECKING:
     from django_lettermint.conf import RelayConfig
@@ -180,6 +180,6 @@ class BatchSender(Generic[M]):
             fatal=self._fatal,
         )
         try:
-            deliver_all([each.submissions for each in batch], delivery)
+            delivery.deliver_all([each.submissions for each in batch])
         finally:
             self._connected.set()

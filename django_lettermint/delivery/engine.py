@@ -86,20 +86,26 @@ class Delivery:
         #: A connection has just been lost; idle ones of its age may be dead, too.
         self._force_new = False
 
-    def with_config(
-        self, config: RelayConfig, connections: ConnectionPool[Session]
-    ) -> Delivery:
-        """Return a delivery like this one for another configuration."""
-        return Delivery(
-            config,
-            connections,
-            patience=self._patience,
-            stop=self._stop,
-            ignore_pool_timeout=self._ignore_pool_timeout,
-            sleep=self._sleep,
-            connected=self._connected,
-            fatal=self._fatal,
-        )
+    def deliver_all(self, messages: Sequence[list[Submission]]) -> None:
+        """Deliver messages, those of another configuration by a delivery like this."""
+        usual: list[list[Submission]] = []
+        others: dict[RelayConfig, list[list[Submission]]] = {}
+        for each in messages:
+            config = each[0].config if each else self.config
+            if config is self.config or config == self.config:
+                usual.append(each)
+            else:
+                others.setdefault(config, []).append(each)
+        try:
+            self.deliver(usual)
+            for config, group in others.items():
+                with open_pool(config) as connections:
+                    self._with_config(config, connections).deliver(group)
+        except BaseException:  # an interrupt: later configurations were not begun
+            for submission in chain.from_iterable(messages):
+                if not submission.done:
+                    submission.fail(None)
+            raise
 
     def deliver(self, messages: Sequence[list[Submission]]) -> None:
         """Bring the submissions of all messages to their end.
@@ -124,6 +130,21 @@ class Delivery:
         except BaseException:  # an interrupt: every submission gets an outcome
             self._end_all(None)
             raise
+
+    def _with_config(
+        self, config: RelayConfig, connections: ConnectionPool[Session]
+    ) -> Delivery:
+        """Return a delivery like this one for another configuration."""
+        return Delivery(
+            config,
+            connections,
+            patience=self._patience,
+            stop=self._stop,
+            ignore_pool_timeout=self._ignore_pool_timeout,
+            sleep=self._sleep,
+            connected=self._connected,
+            fatal=self._fatal,
+        )
 
     def _wait_for_due(self) -> list[Submission]:
         """Wait until submissions are due, and return them; none are left at the end."""
@@ -159,12 +180,14 @@ class Delivery:
             force_new=self._force_new,
             ignore_pool_timeout=self._ignore_pool_timeout,
         ) as connection:
+            self._force_new = False
             if self._connected:
                 self._connected.set()
             if self._stop.is_set():
                 return
-            room = max(1, connection.max_messages - connection.session.messages)
-            count = int(min(room, len(due)))
+            room = connection.max_messages - connection.session.messages
+            # As int, since there is room for infinitely many if nothing limits them.
+            count = int(min(max(1, room), len(due)))
             pairs = [(each, each.begin()) for each in due[:count]]
             try:
                 self._send_over(connection, pairs)
@@ -211,7 +234,7 @@ class Delivery:
             early = transaction.phase not in (Phase.CONTENT, Phase.COMMIT)
             if decision is Decision.FRESH or (decision is Decision.REPEAT and early):
                 connection.discard(CloseReason.REFUSED)
-                leaving = True
+                self._force_new = leaving = True
             elif decision in (Decision.ALONE, Decision.WAIT):
                 leaving = True
             used = used or bool(transaction.started)
@@ -235,14 +258,15 @@ class Delivery:
         # The relay may limit connections by login or by sender, which it learns only
         # after the greeting: with fewer connections it might have refused nothing.
         others_open = (
-            self._ignore_pool_timeout
+            (lost is not None or self._ignore_pool_timeout)
             and not (transaction.connection_carried or submission.waited_for_others)
             and self._connections.size > 1
         )
         may_retry = False
         if lost and not used and transaction.outcome is Outcome.NOT_SENT:
             session.relay.note_loss()
-            if not others_open:
+            # The threads of a list wait for each other at once.
+            if not (others_open and self._ignore_pool_timeout):
                 patience = self._patience
                 if not isinstance(lost, ServerClosing):
                     # The message itself may break connections.
@@ -254,8 +278,7 @@ class Delivery:
         if session.closed:
             self._prepare_after_loss(submission, transaction, decision, used=used)
             return decision
-        self._force_new = decision is Decision.FRESH
-        # The relay has replied to a whole message, on a new connection perhaps.
+        # The session is intact, on a new connection perhaps: earlier failures are over.
         self._failures = self._given_up = 0
         self._unreachable = None
         if not used:
@@ -391,28 +414,6 @@ class Delivery:
             decision.value,
         )
         logger.debug("%s:%d failed: %s", endpoint.host, endpoint.port, lost)
-
-
-def deliver_all(messages: Sequence[list[Submission]], delivery: Delivery) -> None:
-    """Deliver messages by `delivery`, those of another configuration by one like it."""
-    usual: list[list[Submission]] = []
-    others: dict[RelayConfig, list[list[Submission]]] = {}
-    for each in messages:
-        config = each[0].config if each else delivery.config
-        if config is delivery.config or config == delivery.config:
-            usual.append(each)
-        else:
-            others.setdefault(config, []).append(each)
-    try:
-        delivery.deliver(usual)
-        for config, group in others.items():
-            with open_pool(config) as connections:
-                delivery.with_config(config, connections).deliver(group)
-    except BaseException:  # an interrupt: later configurations were not begun
-        for submission in chain.from_iterable(messages):
-            if not submission.done:
-                submission.fail(None)
-        raise
 
 
 def _learn(

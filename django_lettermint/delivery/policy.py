@@ -26,6 +26,9 @@ PATIENCE = 2.0
 LIST_PATIENCE = 10.0
 #: Retries that are made however long each one takes.
 QUICK_RETRIES = 2
+#: Tries on a fresh connection after refusals for the session. The first one decides,
+#: unless the relay accepts no further connection, so that it is made on an open one.
+MAX_FRESH_TRIES = 3
 #: Repeats of one unconfirmed message.
 MAX_REPEATS = 10
 
@@ -68,10 +71,10 @@ class Failure:
     used: bool = False
     #: The content of another message has passed over the connection before.
     carried: bool = False
-    #: It was tried on a fresh connection after a refusal of this kind.
+    #: It was to be tried on a fresh connection after refusals of this kind, often enough.
     tried_fresh: bool = False
-    #: A list over several connections opened this one, and the pool has others that
-    #: could carry the message. It has not waited for them yet.
+    #: The pool has other connections that could carry the message. It has not waited
+    #: for them yet.
     others_open: bool = False
     #: A repeat is safe, and there is time for it.
     repeatable: bool = False
@@ -85,7 +88,10 @@ def decide(failure: Failure) -> Decision:
     if failure.unconfirmed:
         # 5yz to a repeat (a conflict, for example) proves that the key was used, not
         # what became of the first try. 4yz may mean that it is still in progress.
-        final = failure.permanent or (reply is not None and reply.code >= 500)
+        refused_for_good = reply is not None and reply.code >= 500
+        final = failure.permanent or (
+            refused_for_good and not speaks_of_session(failure)
+        )
         again = failure.repeatable and not final
         return Decision.REPEAT if again else Decision.UNKNOWN
     if failure.permanent:
@@ -97,9 +103,9 @@ def decide(failure: Failure) -> Decision:
     if reply is None:
         if failure.used:
             return Decision.REPLACE
-        if failure.others_open:
-            return Decision.WAIT
-        return Decision.RETRY if failure.may_retry else Decision.GIVE_UP
+        if failure.may_retry:
+            return Decision.RETRY
+        return Decision.WAIT if failure.others_open else Decision.GIVE_UP
     if failure.pipelined and (proves_intolerance(reply) or not _about_content(failure)):
         return Decision.ALONE
     if speaks_of_session(failure) and not failure.tried_fresh:

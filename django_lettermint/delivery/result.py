@@ -34,6 +34,21 @@ if TYPE_CHECKING:
 _INVALID_ADDRESS = (501, 553)
 #: The message ends with the first of these that one of its submissions has.
 _PRECEDENCE = (Outcome.UNKNOWN, Outcome.SENT, Outcome.NOT_SENT)
+#: The steps of a message as errors name them.
+_STEPS = {
+    Phase.DATA: "DATA",
+    Phase.CONTENT: "DATA, before its end",
+    Phase.COMMIT: "its end",
+}
+#: The phase of an error without a mail transaction.
+_PHASES: tuple[tuple[type[Exception], Phase], ...] = (
+    (ConnectFailed, Phase.CONNECT),
+    (TLSFailed, Phase.TLS),
+    (AuthenticationFailed, Phase.AUTH),
+    (PoolTimeout, Phase.POOL),
+    (PoolClosed, Phase.POOL),
+    (ConnectionLost, Phase.CONNECT),
+)
 
 
 def build_result(submissions: Sequence[Submission]) -> SendResult:
@@ -50,7 +65,7 @@ def build_result(submissions: Sequence[Submission]) -> SendResult:
         recipients={
             address: _recipient(submission, address)
             for submission in submissions
-            for address in recipients_of(submission)
+            for address in submission.recipients
         },
         code=reply.code if reply else None,
         text=reply.text if reply else "",
@@ -104,11 +119,6 @@ def _phase_of(error: Exception) -> Phase:
         return error.phase
     matches = (phase for kind, phase in _PHASES if isinstance(error, kind))
     return next(matches, Phase.MESSAGE)
-
-
-def recipients_of(submission: Submission) -> tuple[str, ...]:
-    """Return all recipients of a submission, including those left out of a repeat."""
-    return (submission.unconfirmed or submission).envelope.recipients
 
 
 def _recipient(submission: Submission, address: str) -> RecipientResult:
@@ -207,18 +217,3 @@ def _refused(
 
 def _why(failure: BaseException | None) -> str:
     return str(failure or "interrupted")[:MAX_TEXT]
-
-
-_STEPS = {
-    Phase.DATA: "DATA",
-    Phase.CONTENT: "DATA, before its end",
-    Phase.COMMIT: "its end",
-}
-_PHASES: tuple[tuple[type[Exception], Phase], ...] = (
-    (ConnectFailed, Phase.CONNECT),
-    (TLSFailed, Phase.TLS),
-    (AuthenticationFailed, Phase.AUTH),
-    (PoolTimeout, Phase.POOL),
-    (PoolClosed, Phase.POOL),
-    (ConnectionLost, Phase.CONNECT),
-)

@@ -62,13 +62,18 @@ class Submission:
     reused: bool = False
     #: The relay refused it while it was pipelined behind another message.
     refused_pipelined: bool = False
-    #: It was tried on a fresh connection after a used one had refused it.
-    tried_fresh: bool = False
-    #: It waited for another connection after a further one of a list had failed.
+    #: How often it was to be tried on a fresh connection after a used one had refused it.
+    fresh_tries: int = 0
+    #: It waited for another connection after a new one had failed.
     waited_for_others: bool = False
     #: In `time.monotonic()`; a repeat waits for `not_before`.
     ended: float = 0.0
     not_before: float = 0.0
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """Return all recipients, including those left out of a repeat."""
+        return (self.unconfirmed or self).envelope.recipients
 
     @property
     def repeatable(self) -> bool:
@@ -113,8 +118,8 @@ class Submission:
         """Apply the end of a mail transaction; return what comes next.
 
         `used`: the connection had served before. `may_retry`: a retry after the loss of
-        a fresh connection is within the limits. `others_open`: the connection is one of
-        several that a list has opened.
+        a fresh connection is within the limits. `others_open`: the pool has others that
+        could carry the message.
         """
         self.attempts += 1
         self.last = transaction
@@ -148,7 +153,7 @@ class Submission:
         elif decision in (Decision.FINAL, Decision.GIVE_UP):
             self._finish(Outcome.NOT_SENT)
         self.refused_pipelined |= decision is Decision.ALONE
-        self.tried_fresh |= decision is Decision.FRESH
+        self.fresh_tries += decision is Decision.FRESH
         self.waited_for_others |= decision is Decision.WAIT
         return decision
 
@@ -196,7 +201,7 @@ class Submission:
             pipelined=transaction.pipelined,
             used=self.reused,
             carried=transaction.connection_carried,
-            tried_fresh=self.tried_fresh,
+            tried_fresh=self.fresh_tries >= policy.MAX_FRESH_TRIES,
             others_open=others_open,
             repeatable=self._may_repeat(),
             may_retry=may_retry,

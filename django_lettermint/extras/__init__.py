@@ -25,6 +25,7 @@ from .text import (
     MAX_LINE,
     fold,
     header_text,
+    invalid_header,
     invalid_value,
     pieces,
     plain_str,
@@ -39,5 +40,5 @@ __all__ += ["TENANT", "TENANT_RULE", "tenant_name"]
 # Text of any header.
 __all__ += ["ATOMS", "CONTROL", "FIELD_NAME", "LINE_BREAK"]
 __all__ += ["MAX_LINE", "MAX_WORD", "SHORTEST_WORD", "decode", "encode", "fold"]
-__all__ += ["header_text", "invalid_value", "pieces", "plain_str", "short_repr"]
-__all__ += ["single_line", "verbatim"]
+__all__ += ["header_text", "invalid_header", "invalid_value", "pieces", "plain_str"]
+__all__ += ["short_repr", "single_line", "verbatim"]

@@ -24,6 +24,7 @@ from .text import (
     FIELD_NAME,
     FIELD_NAME_RULE,
     LINE_BREAK,
+    invalid_header,
     invalid_value,
     plain_str,
     short_repr,
@@ -167,13 +168,13 @@ def extract_extras(
             continue
         if given is None:
             rule = "give it as text; to hide what lower layers say, use the attribute"
-            raise invalid_value(f"header {short_repr(name)}", given, rule)
+            raise invalid_header(name, given, rule)
         value = _decoded(name, _header_value(name, given, CONTROL))
         group = aliases if is_alias else official
         other_name, other_value = group.setdefault(canonical, (name, value))
         if other_value != value:
             rule = f"{short_repr(other_name)} is already {short_repr(other_value)}; give one"
-            raise invalid_value(f"header {short_repr(name)}", value, rule)
+            raise invalid_header(name, value, rule)
     return _layer(aliases | official), others
 
 
@@ -253,7 +254,7 @@ def _header_value(name: str, value: object, refused: re.Pattern[str]) -> object:
         return value
     text = value_text(f"header {short_repr(name)}", value)
     if refused.search(text):
-        raise invalid_value(f"header {short_repr(name)}", value, _VALUE_RULE)
+        raise invalid_header(name, value, _VALUE_RULE)
     return text
 
 
@@ -289,7 +290,7 @@ def _decoded(name: str, value: object) -> object:
         return decode(value) if isinstance(value, str) else value
     except ValueError as error:
         rule = f"{error}; give plain text"
-        raise invalid_value(f"header {short_repr(name)}", value, rule) from error
+        raise invalid_header(name, value, rule) from error
 
 
 def _encoded(value: str) -> str:

@@ -1,4 +1,4 @@
-"""The text of any header: checks, errors that show it, and lines."""
+"""The text of any header: its checks, the errors that show it, and its lines."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ def invalid_value(field: str, value: object, rule: str) -> LettermintInvalidMess
     return invalid_message(
         f"{field}: {short_repr(value)} cannot be sent: {rule}.", value
     )
+
+
+def invalid_header(name: str, value: object, rule: str) -> LettermintInvalidMessage:
+    """Make the error for the value of a header that breaks a rule."""
+    return invalid_value(f"header {short_repr(name)}", value, rule)
 
 
 def short_repr(value: object) -> str:
@@ -117,14 +122,6 @@ def single_line(field: str, value: object) -> str:
     return text
 
 
-def _is_date(text: str) -> bool:
-    try:
-        parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return False
-    return text.isascii()
-
-
 def verbatim(name: str, text: str, width: int = MAX_LINE) -> bytes:
     """Write a field as it is, folded at its blanks if it is wider."""
     if len(name) + len(": ") + len(text) <= width:
@@ -162,7 +159,13 @@ def fold(name: str, value: Iterable[str], width: int) -> bytes:
     octets = "\r\n".join([*lines, "".join(line), ""]).encode()
     if len(octets) > MAX_LINE and max(map(len, octets.split(b"\r\n"))) > MAX_LINE:
         rule = f"a line of it is over {MAX_LINE} octets (RFC 5322) and has no space to fold it at"
-        raise invalid_value(
-            f"header {short_repr(name)}", "".join([first, *others]).lstrip(), rule
-        )
+        raise invalid_header(name, "".join([first, *others]).lstrip(), rule)
     return octets
+
+
+def _is_date(text: str) -> bool:
+    try:
+        parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return False
+    return text.isascii()

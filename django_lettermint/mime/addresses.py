@@ -11,8 +11,8 @@ from email.headerregistry import Address
 
 from django.utils.functional import Promise
 
+from django_lettermint import extras
 from django_lettermint.exceptions import LettermintInvalidMessage, invalid_message
-from django_lettermint.extras import ATOMS, LINE_BREAK, decode, short_repr
 
 #: Octets of a path without its angle brackets (RFC 5321 section 4.5.3.1.3).
 MAX_LENGTH = 254
@@ -58,7 +58,7 @@ class Mailbox:
         if not self.name:
             return self.address
         # Readers decode encoded words outside of quotes only.
-        plain = ATOMS.fullmatch(self.name) and "=?" not in self.name
+        plain = extras.ATOMS.fullmatch(self.name) and "=?" not in self.name
         return f"{self.name if plain else _quoted(self.name)} <{self.address}>"
 
     @property
@@ -90,7 +90,7 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
         if len(address.encode()) > MAX_LENGTH:
             raise ValueError(f"{_FORM} with at most {MAX_LENGTH} octets (RFC 5321)")
     except ValueError as error:
-        problem = f"{field}: {short_repr(value)} is refused: {error}"
+        problem = f"{field}: {extras.short_repr(value)} is refused: {error}"
         raise invalid_message(problem, text) from error
     return Mailbox(given=f"{local_part}@{domain}", address=address, name=name)
 
@@ -99,10 +99,8 @@ def parse_list(field: str, text: str, idna: IdnaEncode) -> list[Mailbox]:
     """Parse the value of a header: addresses separated by commas, or a group in ASCII."""
     if is_group(text):
         if not text.isascii():
-            raise LettermintInvalidMessage(
-                f"{field}: {short_repr(text)} is refused: groups are not encoded: write "
-                "the group in ASCII, or its addresses alone"
-            )
+            rule = "groups are not encoded: write it in ASCII, or its addresses alone"
+            raise extras.invalid_value(field, text, rule)
         text = text[_masked(text).index(":") + 1 :].rstrip(" ").removesuffix(";")
     entries = [each.strip(" \t") for each in _ENTRY.findall(text)]
     try:
@@ -129,7 +127,7 @@ def _masked(text: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def _parsed(text: str) -> tuple[str, str, str]:
     """Return display name, local part and domain; raise ValueError naming the rule."""
-    if LINE_BREAK.search(text):
+    if extras.LINE_BREAK.search(text):
         raise ValueError(_NO_BREAKS)
     text, comment = text.strip(" \t"), ""
     for found in _QUOTED_OR_COMMENT.finditer(text):
@@ -146,11 +144,9 @@ def _parsed(text: str) -> tuple[str, str, str]:
         raise ValueError(f"it is a group: one address an entry; {_FORM}")
     if set(_masked(phrase)) & set('<>,@"'):
         raise ValueError(f"{_QUOTES}; {_FORM}")
-    name = " ".join(
-        filter(None, [_unquoted(phrase), _decoded(comment) if phrase else ""])
-    )
+    name = " ".join(filter(None, [_unquoted(phrase), phrase and _decoded(comment)]))
     name = name or re.sub(r"\\(.)", r"\1", _decoded(comment[1:-1]))
-    if LINE_BREAK.search(name):  # out of an encoded word
+    if extras.LINE_BREAK.search(name):  # out of an encoded word
         raise ValueError(_NO_BREAKS)
     return name, *_split(spec)
 
@@ -165,7 +161,7 @@ def _unquoted(phrase: str) -> str:
 
 def _decoded(text: str) -> str:
     try:
-        return decode(text)
+        return extras.decode(text)
     except ValueError:  # readers show it as it is, too
         return text
 
@@ -202,9 +198,8 @@ def _ascii(domain: str, idna: IdnaEncode) -> str:
         encoded = domain if domain.isascii() else idna(domain)
     except ValueError as error:
         reason = f"its domain has no form in ASCII ({error.__cause__ or error})"
-        raise ValueError(
-            f"{reason}; choose another domain or `idna_encoder`"
-        ) from error
+        advice = "choose another domain or `idna_encoder`"
+        raise ValueError(f"{reason}; {advice}") from error
     if not _DOMAIN.fullmatch(encoded):
         raise ValueError(_FORM)
     return encoded

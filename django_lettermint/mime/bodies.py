@@ -14,9 +14,9 @@ from struct import Struct
 from typing import NamedTuple
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import MAX_LINE, short_repr
+from django_lettermint.extras import MAX_LINE, invalid_value
 
-from .fields import parameters
+from .fields import with_parameter
 
 #: RFC 2045 section 5.1: type/subtype; parameters may follow.
 _MIME_TYPE = re.compile(
@@ -50,18 +50,19 @@ class Part(NamedTuple):
         return b"\r\n".join(self)
 
 
+#: Python ignores blanks and quotes in names, and from 3.15 on warns about some.
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
-#: Names for readers, by Python's names. The table of `email` differs between versions
-#: of Python.
+#: Names for readers, by Python's. The table of `email` depends on Python's version.
 _MAIL_NAMES = {
+    **{f"iso8859-{number}": f"iso-8859-{number}" for number in range(1, 17)},
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
     "euc_jp": "euc-jp",
     "euc_kr": "euc-kr",
     "utf-8": "utf-8",
 }
-#: Suffix of iso-8859-8: the direction of Hebrew (RFC 1556). Python 3.15 accepts it.
-_DIRECTION = re.compile("8[-_]?[ie]$", re.IGNORECASE)
+#: ISO-8859-8 with the direction of Hebrew (RFC 1556), which Python knows from 3.15 on.
+_DIRECTED = re.compile("(?:cs)?iso[-_]?8859[-_]?8[-_]?[ie]", re.IGNORECASE)
 
 
 class TextEncoding(NamedTuple):
@@ -92,26 +93,22 @@ def charset_encoding(given: charset.Charset) -> TextEncoding:
 @functools.lru_cache(maxsize=64)
 def text_encoding(name: str) -> TextEncoding:
     """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
+    if _DIRECTED.fullmatch(name):
+        return _encoding(name.lower(), "iso-8859-8")
     found = _encoding(name.lower(), name)
     known = codecs.lookup(name).name
-    if known.startswith("iso8859-") and not _DIRECTION.search(name):
-        shown = known.replace("iso8859", "iso-8859")
-    else:
-        shown = _MAIL_NAMES.get(known, found.charset)
-    return TextEncoding(shown, *found[1:])
+    return TextEncoding(_MAIL_NAMES.get(known, found.charset), *found[1:])
 
 
 def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
     try:
-        codec.encode("ascii")  # Python 3.15 warns about other names
+        if not (_CHARSET.fullmatch(name) and _CHARSET.fullmatch(codec)):
+            raise LookupError(name)
         # The line ends of UTF-16 and EBCDIC are not those of SMTP.
         wide = "\r\n".encode(codec)[-2:] != b"\r\n"
-        if not _CHARSET.fullmatch(name):  # blanks and quotes, which Python ignores
-            raise LookupError(name)
     except (LookupError, ValueError) as error:
-        raise LettermintInvalidMessage(
-            f"encoding: {short_repr(codec)} is refused: Python has no such charset"
-        ) from error
+        rule = "Python has no such charset"
+        raise invalid_value("encoding", codec, rule) from error
     return TextEncoding(name, codec, "base64" if wide else wanted)
 
 
@@ -119,9 +116,7 @@ def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
 def content_type(field: str, value: str) -> ContentType:
     """Parse a MIME type; raise LettermintInvalidMessage naming the field."""
     if not _MIME_TYPE.fullmatch(value):
-        raise LettermintInvalidMessage(
-            f"{field}: {short_repr(value)} is refused: write type/subtype (RFC 2045)"
-        )
+        raise invalid_value(field, value, "write type/subtype (RFC 2045)")
     parsed = Message()
     parsed["Content-Type"] = value = value.rstrip("; ")
     main = parsed.get_content_maintype()
@@ -137,10 +132,9 @@ def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) ->
     name, codec, wanted = text_encoding(kind.charset) if kind.charset else encoding
     try:
         if wanted == "base64":
-            content = re.sub("\r\n|\r|\n", "\r\n", content)
-            body = base64(content.encode(codec))
+            body = base64(re.sub("\r\n|\r|\n", "\r\n", content).encode(codec))
         else:
-            body, wanted = carried(content.encode(codec), quoted=bool(wanted))
+            body, wanted = transfer_encoded(content.encode(codec), quoted=bool(wanted))
     except ValueError as error:
         raise LettermintInvalidMessage(
             f"{field}: it cannot be written in {name} ({error}); use UTF-8, and text "
@@ -149,19 +143,17 @@ def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) ->
     return Part(head(kind.value, wanted, name), body)
 
 
-def carried(
+def transfer_encoded(
     octets: bytes, *, quoted: bool = False, seven_bit: bool = False
 ) -> tuple[bytes, str]:
     """Return text as it is sent, and its transfer encoding.
 
-    CR, LF and CRLF are line ends (RFC 5321 section 2.3.8); one is not added.
+    Every line end becomes CRLF; one is not added.
     """
-    if b"\r" in octets:
-        octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    body = octets.replace(b"\n", b"\r\n")
-    if not quoted and travels(body, seven_bit=seven_bit):
+    body = crlf(octets)
+    if not quoted and is_sendable(body, seven_bit=seven_bit):
         return body, "7bit" if body.isascii() else "8bit"
-    encoded = binascii.b2a_qp(octets, istext=True)
+    encoded = binascii.b2a_qp(body.replace(b"\r\n", b"\n"), istext=True)
     encoded = _BLANK_TOO_MANY.sub(rb"\1=\n\2", encoded)
     return encoded.replace(b"\n", b"\r\n"), "quoted-printable"
 
@@ -169,8 +161,13 @@ def carried(
 @functools.lru_cache(maxsize=256)
 def head(value: str, transfer_encoding: str, name: str = "") -> bytes:
     """Write Content-Type and Content-Transfer-Encoding."""
-    kind = parameters("Content-Type", value, {"charset": name} if name else {})
+    kind = with_parameter("Content-Type", value, "charset", name)
     return kind + f"Content-Transfer-Encoding: {transfer_encoding}\r\n".encode()
+
+
+def disposition(name: str | None) -> bytes:
+    """Write Content-Disposition of a file."""
+    return with_parameter("Content-Disposition", "attachment", "filename", name or "")
 
 
 def octets(value: str, data: bytes) -> Part:
@@ -206,29 +203,30 @@ def as_message(part: Part) -> Part:
     return Part(head, part.body if part.body.endswith(b"\r\n") else part.body + b"\r\n")
 
 
-def travels(content: bytes, *, seven_bit: bool = False) -> bool:
+def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     """Return whether content can be sent unencoded.
 
     It may have no lone CR or LF, no NUL and no line over MAX_LINE octets.
     """
     if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
-    ends = content.count(b"\r\n")
-    if content.count(b"\n") != ends or content.count(b"\r") != ends:
-        return False
-    start, longest = 0, MAX_LINE + len(b"\r\n")
-    while start + MAX_LINE < len(content) and start >= 0:
-        start = content.rfind(b"\n", start, start + longest) + 1 or -1
-    return start >= 0
+    lines = content.split(b"\r\n")
+    has_lone = not content.count(b"\r") == content.count(b"\n") == len(lines) - 1
+    return not has_lone and max(map(len, lines)) <= MAX_LINE
 
 
-def with_crlf(content: bytes) -> bytes:
-    """Make every CR, LF and CRLF a CRLF, and end with one (RFC 5321 section 2.3.8).
+def crlf(content: bytes) -> bytes:
+    """Make every CR, LF and CRLF a CRLF (RFC 5321 section 2.3.8).
 
     A lone CR or LF could end the message early at one server and not at the next (SMTP
     smuggling).
     """
-    if not travels(content):
+    if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        content = content.replace(b"\n", b"\r\n")
+    return content.replace(b"\n", b"\r\n")
+
+
+def with_crlf(content: bytes) -> bytes:
+    """Make every line end a CRLF, and end with one."""
+    content = crlf(content)
     return content if content.endswith(b"\r\n") else content + b"\r\n"

@@ -7,12 +7,13 @@ import functools
 import mimetypes
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.charset import Charset
 from email.message import Message
 from email.utils import format_datetime, make_msgid
 from socket import gethostname
-from typing import Any, TypeAlias
+from typing import Any
 
 from django.conf import settings
 from django.core.mail import (
@@ -33,11 +34,8 @@ from . import bodies, fields, foreign
 from .addresses import IdnaEncode, Mailbox, parse, parse_one
 from .bodies import OCTET_STREAM, Part, TextEncoding
 
-#: Name, content and MIME type of a file.
-Attachment: TypeAlias = tuple[str, str | bytes | Message | EmailMessage, str]
-
 #: Headers that Django looks up under exactly these names.
-_LOOKED_UP = {name.lower(): name for name in ("From", "To", "Cc", "Reply-To")}
+_LOOKED_UP = {"From", "To", "Cc", "Reply-To"}
 #: The methods that build a message, in any version of Django.
 _BUILDERS = {"message"} | {
     name
@@ -79,8 +77,8 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     }
     subject = extras.single_line("subject", message.subject or "")
     names = ("body", "alternatives", "attachments")
-    attributes = {name: getattr(message, name, None) for name in names}
-    part = body(message, attributes, idna)
+    content = {name: getattr(message, name, None) for name in names}
+    part = body(message, content, idna)
     return Part(header(subject, lists, headers, idna) + part.head, part.body)
 
 
@@ -92,15 +90,12 @@ def _checked(
     message.extra_headers = {}
     for name, text in headers.items():
         fields.write(name, text, idna)  # Django may encode what must not be
-        key = _LOOKED_UP.get(name.lower(), name)
+        key = name.title() if name.title() in _LOOKED_UP else name
         message.extra_headers[key] = fields.domains_encoded(name, text, idna)
     if alternatives := getattr(message, "alternatives", ()):
         checked = [EmailAlternative(*_alternative(each)) for each in alternatives]
         message.alternatives = checked  # type: ignore[attr-defined]
-    message.attachments = [
-        EmailAttachment(*each) if isinstance(each, tuple) else each
-        for each in map(_attachment, message.attachments)
-    ]
+    message.attachments = [_attachment(each) for each in message.attachments]
     return message
 
 
@@ -148,21 +143,18 @@ def _domain(sender: Mailbox) -> str:
     return sender.address.rpartition("@")[2]
 
 
-def body(
-    message: EmailMessage, attributes: Mapping[str, Any], idna: IdnaEncode
-) -> Part:
+def body(message: EmailMessage, content: Mapping[str, Any], idna: IdnaEncode) -> Part:
     """Write the body, and the fields that describe it.
 
-    `attributes` has its body, alternatives and attachments; the message has the rest.
+    `content` has its body, alternatives and attachments; the message has the rest.
     """
     given: object = message.encoding or settings.DEFAULT_CHARSET
     if isinstance(given, Charset):
         encoding = bodies.charset_encoding(given)
     else:
         encoding = bodies.text_encoding(str(given))
-    text = attributes.get("body") or ""
-    alternatives = attributes.get("alternatives") or ()
-    attachments = attributes.get("attachments") or ()
+    text, alternatives = content.get("body") or "", content.get("alternatives") or ()
+    attachments = content.get("attachments") or ()
     parts: list[Part] = []
     if text or not (alternatives or attachments):
         if type(text) is not str:  # lazy objects claim to be one
@@ -172,8 +164,8 @@ def body(
         kind = bodies.content_type("content_subtype", f"text/{message.content_subtype}")
         parts = [bodies.text("body", text, kind, encoding)]
     if alternatives:
-        for content, value in map(_alternative, alternatives):
-            parts.append(_leaf("alternative", content, value, encoding))
+        for each, value in map(_alternative, alternatives):
+            parts.append(_leaf("alternative", each, value, encoding))
         parts = [_multipart(message, "alternative", parts)]
     if attachments:
         parts += [_attached(each, encoding, idna) for each in attachments]
@@ -187,7 +179,7 @@ def _multipart(message: EmailMessage, name: str, parts: Iterable[Part]) -> Part:
     kind = bodies.content_type(field, f"multipart/{getattr(message, field, name)}")
     # Nineteen random digits need no search through the parts.
     boundary = f"{'=' * 15}{random.randrange(10**19):019d}=="  # noqa: S311 - no secret
-    head = fields.parameters("Content-Type", kind.value, {"boundary": boundary})
+    head = fields.with_parameter("Content-Type", kind.value, "boundary", boundary)
     return bodies.joined(head, boundary, parts)
 
 
@@ -196,12 +188,12 @@ def _alternative(each: object) -> tuple[str | bytes, str]:
     if not isinstance(each, tuple | list) or len(each) != 2:
         raise invalid_value("alternative", each, "give (content, MIME type)")
     content, value = _content("alternative", each[0]), _type("alternative", each[1])
-    if value.lower().startswith("text/") and _text(content, value) is None:
+    if value.lower().startswith("text/") and isinstance(_text(content, value), bytes):
         raise invalid_value("alternative", content, "give it as text, or as UTF-8")
     return content, value
 
 
-def _attachment(each: object) -> Message | Attachment:
+def _attachment(each: object) -> Message | EmailAttachment:
     """Return an attachment as Django takes it, checked, its MIME type guessed."""
     if isinstance(each, Message):
         return each
@@ -217,7 +209,7 @@ def _attachment(each: object) -> Message | Attachment:
     value = _type("attachment", value)
     if not is_mail or not value.lower().startswith("message/"):
         content = _content(_label(name), content)
-    return name, content, value
+    return EmailAttachment(name, content, value)
 
 
 def _attached(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
@@ -226,7 +218,7 @@ def _attached(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
     if isinstance(checked, Message):
         return foreign.part(checked, idna)
     name, content, value = checked
-    field, given = _label(name), {"filename": name} if name else {}
+    field = _label(name)
     if isinstance(content, Message | EmailMessage):
         try:
             if isinstance(content, EmailMessage):
@@ -236,15 +228,14 @@ def _attached(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
         except Exception as error:  # a message's own code can raise anything
             raise LettermintInvalidMessage(f"{field}: {error}") from error
     part = _leaf(field, content, value, encoding)
-    disposition = fields.parameters("Content-Disposition", "attachment", given)
-    return Part(part.head + disposition, part.body)
+    return Part(part.head + bodies.disposition(name), part.body)
 
 
 def _leaf(field: str, content: str | bytes, value: str, encoding: TextEncoding) -> Part:
     """Write text as text, mail as mail, and anything else as octets."""
-    kind = bodies.content_type(field, value)
-    if kind.main == "text" and (text := _text(content, value)) is not None:
-        return bodies.text(field, text, kind, encoding)
+    kind, content = bodies.content_type(field, value), _text(content, value)
+    if kind.main == "text" and isinstance(content, str):
+        return bodies.text(field, content, kind, encoding)
     try:
         octets = content.encode() if isinstance(content, str) else content
     except ValueError as error:
@@ -252,14 +243,14 @@ def _leaf(field: str, content: str | bytes, value: str, encoding: TextEncoding) 
     if kind.main == "message":
         # It may be signed, and is never encoded (RFC 2046 5.2.1): only line ends change.
         mail = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        if bodies.travels(mail):
+        if bodies.is_sendable(mail):
             bits = "7bit" if mail.isascii() else "8bit"
             return Part(bodies.head(kind.value, bits), mail)
     is_file = kind.main in {"message", "text"}
     return bodies.octets(OCTET_STREAM if is_file else kind.value, octets)
 
 
-def _label(name: str) -> str:
+def _label(name: str | None) -> str:
     return f"attachment {short_repr(name)}" if name else "attachment"
 
 
@@ -274,16 +265,14 @@ def _content(field: str, content: object) -> str | bytes:
         return str(extras.plain_str(content))
     if isinstance(content, bytes | bytearray | memoryview):
         return bytes(content)
-    raise invalid_value(
-        field, content, "give text or bytes; of a file, pass its .read()"
-    )
+    rule = "give text or bytes; of a file, pass its .read()"
+    raise invalid_value(field, content, rule)
 
 
-def _text(content: str | bytes, value: str) -> str | None:
-    """Return content of a text type as text, or None if it cannot be decoded."""
-    if isinstance(content, str):
-        return content
-    try:
-        return content.decode(bodies.content_type("text", value).charset or "utf-8")
-    except (LookupError, ValueError):
-        return None
+def _text(content: str | bytes, value: str) -> str | bytes:
+    """Decode octets of a text type if they can be decoded."""
+    kind = bodies.content_type("text", value)
+    if kind.main == "text" and isinstance(content, bytes):
+        with suppress(ValueError):
+            return content.decode(bodies.text_encoding(kind.charset or "utf-8").codec)
+    return content

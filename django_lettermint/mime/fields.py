@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 from django_lettermint import extras
-from django_lettermint.extras import (
-    ATOMS,
-    fold,
-    invalid_value,
-    pieces,
-    short_repr,
-    verbatim,
-)
 
 from .addresses import IdnaEncode, Mailbox, is_group, parse_list, parse_one
 
@@ -54,49 +46,49 @@ def domains_encoded(name: str, text: str, idna: IdnaEncode) -> str:
     # An own message() would encode them by IDNA 2003, which leads elsewhere.
     if text.isascii() or name.lower() not in ADDRESS_FIELDS:
         return text
-    mailboxes = parse_list(f"header {short_repr(name)}", text, idna)
+    mailboxes = parse_list(f"header {extras.short_repr(name)}", text, idna)
     return ", ".join(each.text for each in mailboxes)
 
 
 def write(name: str, text: str, idna: IdnaEncode) -> bytes:
     """Write a header by the rules for its name, CRLF included."""
-    field, lower = f"header {short_repr(name)}", name.lower()
+    field, lower = f"header {extras.short_repr(name)}", name.lower()
     if lower in ADDRESS_FIELDS:
         mailboxes = parse_list(field, text, idna)
         if lower == "from" and not mailboxes:
-            raise invalid_value(field, text, "a message has a sender (RFC 5322)")
+            raise extras.invalid_value(field, text, "a message has a sender (RFC 5322)")
         if not is_group(text):
             return addresses(name, mailboxes) if mailboxes else b""
     elif lower in FREE_TEXT:
         return free_text(name, text)
     if re.fullmatch(r"[\t -~]*", text):
-        return verbatim(name, text, _ENCODED_WIDTH if "=?" in text else WIDTH)
+        return extras.verbatim(name, text, _ENCODED_WIDTH if "=?" in text else WIDTH)
     found = re.fullmatch("([^<>]+)(<[!-;=?-~]+>)", text)
     if lower == "list-id" and found:
         phrase = parse_one(field, f"{found[1]} <list@id.invalid>", idna).name
-        return fold(name, [*_words(name, phrase), f" {found[2]}"], _ENCODED_WIDTH)
+        words = [*_words(name, phrase), f" {found[2]}"]
+        return extras.fold(name, words, _ENCODED_WIDTH)
     if _STRUCTURED.fullmatch(lower):
         rule = (
             "programs read it, so that it cannot be encoded (RFC 2047 section 5): "
             "percent-encode links, and write domains by IDNA (xn--)"
         )
-        raise invalid_value(field, text, rule)
+        raise extras.invalid_value(field, text, rule)
     return free_text(name, text)
 
 
 def free_text(name: str, text: str) -> bytes:
     """Write text for people: verbatim if it is plain, else in encoded words."""
     if _is_plain(text, _WORDS) or not text:
-        return verbatim(name, text, WIDTH)
-    return fold(name, _words(name, text), _ENCODED_WIDTH)
+        return extras.verbatim(name, text, WIDTH)
+    return extras.fold(name, _words(name, text), _ENCODED_WIDTH)
 
 
 def _is_plain(text: str, form: re.Pattern[str]) -> bool:
     """Return whether readers show text unchanged and lines can be folded in it."""
     if "=?" in text or not form.fullmatch(text):
         return False
-    octets = text.encode()
-    return len(octets) <= _MAX_PIECE or max(map(len, octets.split(b" "))) <= _MAX_PIECE
+    return max(map(len, text.encode().split(b" "))) <= _MAX_PIECE
 
 
 def _words(name: str, text: str) -> list[str]:
@@ -116,7 +108,7 @@ def addresses(name: str, mailboxes: Sequence[Mailbox]) -> bytes:
         parts += [*phrase, f" {spec},"]
     parts[-1] = parts[-1][:-1]
     encoded = any("=?" in each for each in parts)
-    return fold(name, parts, _ENCODED_WIDTH if encoded else WIDTH)
+    return extras.fold(name, parts, _ENCODED_WIDTH if encoded else WIDTH)
 
 
 def _phrase(name: str, mailbox: Mailbox) -> list[str]:
@@ -125,19 +117,18 @@ def _phrase(name: str, mailbox: Mailbox) -> list[str]:
     form = _QUOTABLE if mailbox.address.isascii() else _RAW_QUOTABLE
     if not _is_plain(text, form):
         return _words(name, text)
-    return pieces(f" {text}" if ATOMS.fullmatch(text) else f' "{text}"')
+    return extras.pieces(f" {text}" if extras.ATOMS.fullmatch(text) else f' "{text}"')
 
 
-def parameters(name: str, value: str, given: Mapping[str, str]) -> bytes:
-    """Write a MIME field with parameters, encoded if need be (RFC 2231)."""
-    parts = [f" {value}"]
-    for key, text in given.items():
-        parts[-1] += ";"
-        parts += [f" {each}" for each in _parameter(key, text)]
-    return fold(name, parts, WIDTH)
+def with_parameter(name: str, value: str, key: str, text: str) -> bytes:
+    """Write a MIME field, its parameter encoded if need be (RFC 2231); "" for none."""
+    pieces = [f" {value}"]
+    if text:
+        pieces = [f" {value};", *(f" {each}" for each in _sections(key, text))]
+    return extras.fold(name, pieces, WIDTH)
 
 
-def _parameter(key: str, text: str) -> Iterator[str]:
+def _sections(key: str, text: str) -> Iterator[str]:
     if _FILE_NAME.fullmatch(text) and len(text) < WIDTH - len(f' {key}="";'):
         yield f'{key}="{text}"'
         return

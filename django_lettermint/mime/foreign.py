@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from email.encoders import encode_base64
+from base64 import encodebytes
 from email.generator import BytesGenerator
 from email.header import Header, decode_header, make_header
 from email.headerregistry import BaseHeader
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from django_lettermint import extras
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import MAX_LINE, invalid_value, short_repr
+from django_lettermint.extras import MAX_LINE, invalid_header, short_repr
 
 from . import bodies, fields
 from .bodies import Part
@@ -71,10 +71,9 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     if not isinstance(built, Message):
         raise TypeError(f"message() returned {short_repr(built)}, not a MIME message")
     head: list[bytes] = []
-    body = copy.copy(
-        built
-    )  # `del` rebinds its list of fields and leaves the original's
-    _check_header(built)
+    # `del` rebinds the copy's list of fields, and leaves the original's.
+    body = copy.copy(built)
+    _check_headers(built)
     for name, value in built.items():
         if not name.lower().startswith("content-"):
             del body[name]
@@ -95,7 +94,7 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
         text, lower = _text(value), name.lower()
     except UnicodeDecodeError as error:
         rule = "its octets are not UTF-8; give it as text"
-        raise invalid_value(f"header {short_repr(name)}", str(value), rule) from error
+        raise invalid_header(name, str(value), rule) from error
     if lower in fields.ADDRESS_FIELDS:
         text = _ENCODED_LOCAL_PART.sub(lambda found: extras.decode(found[0]), text)
     elif lower in fields.FREE_TEXT and not isinstance(value, BaseHeader):
@@ -121,14 +120,13 @@ def _text(value: Any) -> str:
 
 
 def part(mime: Message, idna: IdnaEncode) -> Part:
-    """Write a MIME object; raise LettermintInvalidMessage for what cannot travel."""
+    """Write a MIME object; raise LettermintInvalidMessage for what cannot be sent."""
     return _fit(*Part.parse(flatten(_with_octets(mime), idna)))
 
 
 def flatten(mime: Message, idna: IdnaEncode) -> bytes:
     """Write a MIME object as it was parsed or made, lines ending in CRLF."""
-    for each in mime.walk():
-        _check_header(each)
+    _check_headers(mime)
     buffer = BytesIO()
     policy = _AsSet(linesep="\r\n", idna=idna)  # type: ignore[call-arg]
     BytesGenerator(buffer, mangle_from_=False, policy=policy).flatten(mime)
@@ -136,12 +134,13 @@ def flatten(mime: Message, idna: IdnaEncode) -> bytes:
     return buffer.getvalue().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
-def _check_header(mime: Message) -> None:
+def _check_headers(mime: Message) -> None:
     """Refuse fields that would inject another; only newer Pythons check for this."""
-    for name, value in mime.raw_items():
-        if not extras.FIELD_NAME.fullmatch(name) or _HEADER_END.search(str(value)):
-            rule = "it has a line break that begins another header, or no proper name"
-            raise invalid_value(f"header {short_repr(name)}", value, rule)
+    rule = "it has a line break that begins another header, or no proper name"
+    for each in mime.walk():
+        for name, value in each.raw_items():
+            if not extras.FIELD_NAME.fullmatch(name) or _HEADER_END.search(str(value)):
+                raise invalid_header(name, value, rule)
 
 
 def _with_octets(mime: Message) -> Message:
@@ -160,31 +159,34 @@ def _with_octets(mime: Message) -> Message:
         if main == "multipart":
             made.set_payload([_with_octets(each) for each in payload])
         return made
-    encoding = _transfer_encoding(mime)
-    encoded = encoding in _ENCODINGS
-    if encoded and isinstance(payload, str):
+    given = wanted = _transfer_encoding(mime)
+    if given in _ENCODINGS and isinstance(payload, str):
         return made  # even with raw octets among what is encoded
     octets = _octets(mime, payload)
+    if given not in _ENCODINGS:
+        if main not in {"message", "multipart"} and not _is_plain_text(mime, octets):
+            octets, wanted = encodebytes(octets), "base64"
+        elif not octets.isascii():
+            wanted = "8bit"
     made.set_payload(octets.decode("ascii", "surrogateescape"))
-    if encoded:
-        return made
-    # Text with NUL is UTF-16 or alike, whose line ends generators do not know.
-    if main not in {"text", "message", "multipart"} or (
-        main == "text" and b"\0" in octets
-    ):
+    if wanted != given:
         del made["Content-Transfer-Encoding"]
-        encode_base64(made)
-    elif encoding != "8bit" and not octets.isascii():
-        del made["Content-Transfer-Encoding"]
-        made["Content-Transfer-Encoding"] = "8bit"
+        made["Content-Transfer-Encoding"] = wanted
     return made
+
+
+def _is_plain_text(mime: Message, octets: bytes) -> bool:
+    """Return whether a leaf is text whose line ends are those of ASCII."""
+    # In other charsets, a NUL is a sign of UTF-16 or alike.
+    known = mime.get_content_charset() in {"us-ascii", "utf-8"}
+    return mime.get_content_maintype() == "text" and (known or b"\0" not in octets)
 
 
 def _octets(mime: Message, payload: Any) -> bytes:
     """Return the octets of a leaf's payload, as they stand there."""
     if not isinstance(payload, str | bytes | bytearray | memoryview | None):
         rule = "the payload of a MIME part is text or bytes, and a list for multipart"
-        raise invalid_value("attachment", payload, rule)
+        raise extras.invalid_value("attachment", payload, rule)
     if not isinstance(payload, str):
         return bytes(payload or b"")
     octets: Any = mime.get_payload(decode=True)
@@ -205,13 +207,13 @@ def seven_bit(content: bytes) -> bytes:
 
 
 def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
-    """Encode the leaves of an entity that cannot travel as they are."""
+    """Encode the leaves of an entity that cannot be sent as they are."""
     for found in _FIELD.finditer(head):
-        if not bodies.travels(found[0]):
+        if not bodies.is_sendable(found[0]):
             name = found[1].decode()
             rule = f"a line of it is over {MAX_LINE} octets or holds a NUL (RFC 5322)"
-            raise invalid_value(f"header {short_repr(name)}", found[0], rule)
-    if bodies.travels(body, seven_bit=seven_bit):
+            raise invalid_header(name, found[0], rule)
+    if bodies.is_sendable(body, seven_bit=seven_bit):
         return Part(head, body)
     parsed = BytesHeaderParser().parsebytes(head)
     main, boundary = parsed.get_content_maintype(), parsed.get_boundary()
@@ -225,8 +227,8 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
     if _transfer_encoding(parsed) in _ENCODINGS:
         whole = BytesParser().parsebytes(head + b"\r\n" + body)
         body = bytes(whole.get_payload(decode=True))
-    if main == "text" and b"\0" not in body:
-        body, encoding = bodies.carried(body, seven_bit=seven_bit)
+    if _is_plain_text(parsed, body):
+        body, encoding = bodies.transfer_encoded(body, seven_bit=seven_bit)
     else:
         body, encoding = bodies.base64(body), "base64"
     field = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
@@ -241,9 +243,7 @@ def _children(boundary: str, body: bytes) -> list[Part]:
 
 
 def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
-    problem = (
-        "8 bits, which the relay does not take" if seven_bit else "a NUL or lone CR"
-    )
+    problem = "8 bits, which the relay refuses" if seven_bit else "a NUL or lone CR"
     return LettermintInvalidMessage(
         f"the part {parsed.get_content_type()} has a line over {MAX_LINE} octets or "
         f"{problem}, and what is signed or encrypted cannot be encoded anew: encode what "
@@ -252,12 +252,11 @@ def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
 
 
 def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:
-    """Write attached mail that cannot travel as a file of the same name."""
+    """Write attached mail that cannot be sent as it is as a file of the same name."""
     made = bodies.octets(bodies.OCTET_STREAM, octets)
     kept = _without(head, _ENCODING, _TYPE)
     if b"content-disposition:" not in kept.lower():
-        given = {"filename": name} if name else {}
-        kept += fields.parameters("Content-Disposition", "attachment", given)
+        kept += bodies.disposition(name)
     return Part(kept + made.head, made.body)
 
 

@@ -145,7 +145,7 @@ class PooledConnection(Generic[C]):
     discard_reason: CloseReason | None = None
 
     @classmethod
-    def begin(cls, session: C, config: PoolConfig, now: float) -> Self:
+    def for_session(cls, session: C, config: PoolConfig, now: float) -> Self:
         """Return the connection of a session opened `now`."""
         jitter = 1 - LIFETIME_JITTER * random.random()  # noqa: S311 - not a secret
         limits = filter(None, (config.max_messages, session.mail_max))
@@ -376,7 +376,8 @@ class Slots(Generic[C]):
         """End a request whose connection was closed; return False if it had ended."""
         noted = self.note_closed(request)
         if request.close_reason is CloseReason.LIMITED:
-            # Those being opened count as well: each may meet the same, and lower it again.
+            # Connections being opened count as well. If one is limited, too, it lowers
+            # the limit again.
             self.relay_limit = max(1, self.size - 1)
             self.relay_limit_until = self.clock() + RELAY_LIMIT_SECONDS
         self.release(request)

@@ -269,7 +269,7 @@ class ConnectionPool(Generic[C]):
             request.wake_ups.put(None)
         return idle
 
-    # -- to a connection -----------------------------------------------------------------
+    # -- the beginning of a lease --------------------------------------------------------
 
     def _obtain(
         self, request: PoolRequest[C], until: float, timeout: float
@@ -373,7 +373,9 @@ class ConnectionPool(Generic[C]):
             self.count("open_errors")
             raise
         try:
-            connection = PooledConnection.begin(session, self.config, self._clock())
+            connection = PooledConnection.for_session(
+                session, self.config, self._clock()
+            )
             self._locked(lambda slots: slots.note_opened(request, connection))
         except BaseException:  # an interrupt: no request holds the session yet
             session.close()
@@ -391,7 +393,7 @@ class ConnectionPool(Generic[C]):
             )
         return state
 
-    # -- and back ------------------------------------------------------------------------
+    # -- the end of a lease --------------------------------------------------------------
 
     def _finish(self, request: PoolRequest[C], closing: list[PoolRequest[C]]) -> None:
         """Keep or hand over the connection of a lease, or close it.

@@ -109,10 +109,8 @@ _registry = _Registry()
 
 def get_pool(endpoint: Endpoint) -> RelayPool:
     """Return the pool of an endpoint; a new one has no connections yet."""
-    pool = _registry.pools.get(endpoint)
-    if pool and pool.pid == os.getpid():
-        return pool
-    return _own_registry().add(endpoint)
+    registry = _own_registry()
+    return registry.pools.get(endpoint) or registry.add(endpoint)
 
 
 @contextmanager

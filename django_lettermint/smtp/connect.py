@@ -110,6 +110,7 @@ def _at_first_address(
         except ConnectFailed as error:
             relay.note_failure(info)
             failures.append(error)
+            # A relay that refuses for good is asked once more, at another address.
             permanent = sum(each.smtp_code >= 500 for each in failures)
             if permanent == 2 or time.monotonic() >= steps.until:
                 break
@@ -133,7 +134,7 @@ def _connected(
     )
     stream = SMTPStream(sock)
     try:
-        # The socket could not tell, if the relay has reset it already.
+        # Not from the socket, which has no peer once the relay has reset it.
         steps.trace("TCP", f"{info[4][0]}:{info[4][1]}")
         yield Handshake(steps, stream)
     except BaseException:  # interrupts, too, must leave no open socket
@@ -264,7 +265,7 @@ class Handshake:
         )
         reply = self.command("EHLO", f"EHLO {name}")
         clear = self.endpoint.security == "starttls" and not stream.encrypted
-        if reply.code >= 500 and clear:
+        if reply.code in (500, 502) and clear:  # it knows no extensions
             self._no_starttls(f"is not offered (EHLO was refused: {reply})")
         if not reply.positive:
             # HELO would do for mail, but offers neither STARTTLS nor AUTH.

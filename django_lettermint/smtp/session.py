@@ -266,7 +266,7 @@ class Session:
                 raise
         if self.stream.has_input():
             until = min(self._until, time.monotonic() + self._config.timeout)
-            self._interrupted(transaction, self.stream.read_reply(until))
+            self._raise_interruption(transaction, self.stream.read_reply(until))
 
     # -- commands and their replies ------------------------------------------------------
 
@@ -371,7 +371,7 @@ class Session:
     def _take_final_reply(self, transaction: MailTransaction, reply: Reply) -> None:
         """Apply the reply to the end of the content."""
         if transaction.phase is not Phase.COMMIT and not transaction.refused:
-            self._interrupted(transaction, reply)
+            self._raise_interruption(transaction, reply)
         self.carried = self.carried or not transaction.refused
         if reply.negative:
             transaction.refuse(Phase.COMMIT, reply)
@@ -387,7 +387,9 @@ class Session:
         if reply.closing:
             raise ServerClosing(reply)
 
-    def _interrupted(self, transaction: MailTransaction, reply: Reply) -> NoReturn:
+    def _raise_interruption(
+        self, transaction: MailTransaction, reply: Reply
+    ) -> NoReturn:
         if reply.closing:
             raise ServerClosing(reply)
         if reply.negative:

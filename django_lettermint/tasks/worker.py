@@ -13,7 +13,7 @@ from django.core import mail
 
 from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
-from django_lettermint.delivery import Delivery, recipients_of
+from django_lettermint.delivery import Delivery
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.outgoing import OutgoingMessage, notify
 from django_lettermint.results import Outcome
@@ -66,7 +66,7 @@ def run(
             Delivery(sender.config, connections).deliver([submissions])
         if _put_back(queued, later):
             return {"message_id": first.message_id, "outcome": "put back"}
-    recipients = [address for each in submissions for address in recipients_of(each)]
+    recipients = [address for each in submissions for address in each.recipients]
     message = message_from_bytes(first.content, recipients)
     # Set even if it is None: a receiver may send the message again, where an option or
     # a block may name another tenant.

@@ -11,7 +11,6 @@ from django_lettermint.delivery import (
     Submission,
     build_error,
     build_result,
-    recipients_of,
 )
 from django_lettermint.exceptions import (
     AuthenticationFailed,
@@ -300,7 +299,7 @@ def test_recipients_of_a_repeat_are_all_of_the_first_try() -> None:
     part = one("a@x.test", "b@x.test")
     lost(part, a=Reply(550))
     assert part.envelope.recipients == ("b@x.test",)
-    assert recipients_of(part) == ("a@x.test", "b@x.test")
+    assert part.recipients == ("a@x.test", "b@x.test")
     sent(part)
     assert statuses(part) == ["rejected", "queued"]
 

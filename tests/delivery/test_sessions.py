@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +15,7 @@ from django_lettermint.exceptions import (
     SenderRefused,
 )
 from django_lettermint.results import Outcome
-from tests.faultserver import Answer, FaultServer, On, drop, gate, reply
+from tests.faultserver import FEATURES, Answer, FaultServer, On, drop, gate, reply
 from tests.sending import (
     SHORT,
     backend,
@@ -24,15 +23,15 @@ from tests.sending import (
     mail,
     mails,
     result,
+    sending,
     spoken,
     status,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from django_lettermint.backend import EmailBackend
     from tests.faults import Action, Phase
+
+TOO_MANY = reply(421, "4.7.0 too many connections", close=True)
 
 
 def after_ten_messages(phase: Phase, do: Action) -> list[On]:
@@ -83,29 +82,63 @@ def test_a_relay_that_refuses_every_message_sees_few_logins(
         assert len(server.logins) <= logins
 
 
+@pytest.mark.parametrize("chunking", [False, True])
+def test_a_message_refused_for_its_session_goes_out_on_a_new_connection(
+    *, chunking: bool
+) -> None:
+    release = threading.Event()
+    features = (*FEATURES, "CHUNKING")
+    with FaultServer(
+        [On("dot", message=1, do=gate(release))], features=features, idempotency=True
+    ) as server:
+        sender = backend(server, chunking=chunking)
+        with sending(sender, [mail()]):
+            assert server.wait_for(lambda: server.messages == 1)
+            assert sender.send_messages([mail()]) == 1
+            release.set()
+        # Both connections are idle, and at their limit.
+        refusal = reply(452, "4.5.3 Too many messages sent")
+        server.script = [On("mail", connection=each, do=refusal) for each in (1, 2)]
+
+        assert sender.send_messages(mails(2)) == 2
+
+
+def test_a_limit_of_connections_beside_that_of_messages_fails_no_message() -> None:
+    release, refused = threading.Event(), threading.Event()
+
+    def refuse(answer: Answer) -> Answer:
+        refused.set()
+        return TOO_MANY(answer)
+
+    with FaultServer([On("dot", message=1, do=gate(release))]) as server:
+        sender = backend(server)
+        with sending(sender, [mail()]):
+            assert server.wait_for(lambda: server.messages == 1)
+            assert sender.send_messages([mail()]) == 1
+            limit = reply(452, "4.5.3 Too many messages sent")
+            server.script += [On("mail", connection=each, do=limit) for each in (1, 2)]
+            server.script.append(On("banner", connection=3, do=refuse))
+            with sending(sender, [mail()]):
+                assert refused.wait(30)
+                release.set()
+        assert server.delivered == {"bob@example.org": 3}
+        assert server.connections == 4
+
+
 # -- A relay that takes no further connection ------------------------------------------
 
 
-@contextmanager
-def in_a_thread(sender: EmailBackend) -> Iterator[None]:
-    """Send a message meanwhile."""
-    thread = threading.Thread(target=sender.send_messages, args=([mail()],))
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(30)
-
-
 @pytest.mark.parametrize(
-    ("refusal", "lost"),
+    ("phase", "refusal", "lost"),
     [
-        pytest.param(reply(421, "4.7.0 too many", close=True), False, id="421"),
-        pytest.param(drop(), True, id="closed, after its own connection was lost"),
+        pytest.param("banner", TOO_MANY, False, id="421"),
+        pytest.param("banner", drop(), True, id="closed, after its own was lost"),
+        pytest.param("mail", TOO_MANY, False, id="421 after the login"),
+        pytest.param("mail", drop(), True, id="closed after the login"),
     ],
 )
 def test_a_message_waits_for_an_open_connection_if_the_relay_takes_no_other(
-    refusal: Action, *, lost: bool
+    phase: Phase, refusal: Action, *, lost: bool
 ) -> None:
     release, refused = threading.Event(), threading.Event()
 
@@ -115,13 +148,13 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_takes_no_other(
 
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             if lost:
                 assert sender.send_messages([mail()]) == 1
                 server.script.append(On("mail", connection=2, do=drop()))
-            server.script.append(On("banner", do=refuse))
-            with in_a_thread(sender):
+            server.script.append(On(phase, connection=2 + lost, do=refuse))
+            with sending(sender, [mail()]):
                 assert refused.wait(30)
                 release.set()
         assert server.delivered == {"bob@example.org": 2 + lost}
@@ -132,7 +165,7 @@ def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() 
     release = threading.Event()
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             server.close_door()
             with pytest.raises(ConnectFailed, match="TCP"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Any
+from http import HTTPStatus
+from types import MappingProxyType
 from uuid import UUID
 
 import pytest
@@ -14,26 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.extras import CONTROL, Extras, Layer, merge, resolve
+from django_lettermint.extras import Extras, Layer, merge, resolve
 
 
 class Kind(str, enum.Enum):  # noqa: UP042 - a StrEnum's str() would hide the difference
     WELCOME = "welcome"
-
-
-class Level(int, enum.Enum):
-    HIGH = 3
-
-
-class Lookup(Mapping[str, object]):
-    def __getitem__(self, key: str) -> object:
-        return {"k": 1}[key]
-
-    def __iter__(self) -> Any:
-        return iter(["k"])
-
-    def __len__(self) -> int:
-        return 1
 
 
 def refusal(layer: Layer) -> str:
@@ -57,8 +42,6 @@ BAD = {"tag": "a.b", "metadata": {"k": "a\nb"}}
             Extras(metadata={"a": "1", "b": "2", "B": "3"}),
         ),
         ([{"route": "a"}, {"route": None}], Extras()),
-        ([{"tag": "a"}, {"tag": None}], Extras()),
-        ([{"idempotency_key": "a"}, {"idempotency_key": None}], Extras()),
         (
             [{"metadata": {"a": 1}}, {"metadata": None}, {"metadata": {"b": 2}}],
             Extras(metadata={"b": "2"}),
@@ -71,7 +54,7 @@ BAD = {"tag": "a.b", "metadata": {"k": "a\nb"}}
             [{"metadata": {"welcome": 1}}, {"metadata": {Kind.WELCOME: 2}}],
             Extras(metadata={"welcome": "2"}),
         ),
-        ([{"metadata": Lookup()}], Extras(metadata={"k": "1"})),
+        ([{"metadata": MappingProxyType({"k": 1})}], Extras(metadata={"k": "1"})),
         ([{"tag": Kind.WELCOME}], Extras(tag="welcome")),
     ],
 )
@@ -110,7 +93,7 @@ def test_layers_can_be_merged_in_any_grouping(a: Layer, b: Layer, c: Layer) -> N
         ("plain", "plain"),
         (Kind.WELCOME, "welcome"),
         (7, "7"),
-        (Level.HIGH, "3"),
+        (HTTPStatus.OK, "200"),
         (-2.5, "-2.5"),
         (float("inf"), "inf"),
         (True, "true"),
@@ -179,10 +162,8 @@ def test_a_value_that_breaks_its_rule_is_refused(
         *((value, CONTROL_RULE) for value in ("a\r\nBcc: x", "a\nb", "\0", "a\tb")),
         *((value, CONTROL_RULE) for value in ("\x7f", "\x85", "\u2028", "\ud800")),
         *((value, "no blanks at its ends") for value in ("", " ", " a", "a ", "a\xa0")),
-        *(
-            (value, "use str, int")
-            for value in (None, [1], {}, b"x", time(1), object())
-        ),
+        *((value, "use str, int") for value in (None, [1], b"x", time(1))),
+        pytest.param("\0" * 100_000, CONTROL_RULE, id="long"),
     ],
 )
 def test_a_metadata_value_that_breaks_a_rule_is_refused(
@@ -191,10 +172,7 @@ def test_a_metadata_value_that_breaks_a_rule_is_refused(
     text = refusal({"metadata": {"order_id": value}})
     assert text.startswith("metadata['order_id']: ")
     assert rule in text
-
-
-def test_an_int_of_thousands_of_digits_is_refused() -> None:
-    assert "metadata['k']: <int> cannot" in refusal({"metadata": {"k": 10**5000}})
+    assert len(text) < 300
 
 
 @pytest.mark.parametrize(
@@ -204,32 +182,3 @@ def test_a_metadata_key_that_is_no_header_name_is_refused(key: object) -> None:
     text = refusal({"metadata": {key: "v"}})
     assert text.startswith(f"metadata key: {key!r}")
     assert KEY_RULE in text
-
-
-def test_extras_cannot_be_made_with_a_bad_value() -> None:
-    with pytest.raises(LettermintInvalidMessage):
-        Extras(tag="a\r\nBcc: x")
-
-
-@given(st.text(), st.text(), st.text(), st.text() | st.floats() | st.datetimes())
-def test_anything_is_clean_text_or_refused(
-    route: str, tag: str, key: str, value: object
-) -> None:
-    given = {"route": route, "tag": tag, "idempotency_key": key}
-    for name, text in given.items():
-        try:
-            assert getattr(resolve({name: text}), name) == text
-            assert text.isascii()
-        except LettermintInvalidMessage:
-            assert not text.isalnum() or not text.isascii()
-    try:
-        (text,) = resolve({"metadata": {"k": value}}).metadata.values()
-    except LettermintInvalidMessage:
-        assert isinstance(value, str)
-    else:
-        assert text == text.strip() != ""
-        assert not CONTROL.search(text)
-
-
-def test_the_error_shows_a_long_value_shortened() -> None:
-    assert len(refusal({"tag": "." * 100_000})) < 300

@@ -7,12 +7,11 @@ MIME objects as attachments, what is signed, and messages of classes with an own
 from __future__ import annotations
 
 import email
+from base64 import b64encode
 from email import policy
-from email.encoders import encode_base64
 from email.header import Header, decode_header
 from email.message import EmailMessage as MimeMessage
 from email.message import Message, MIMEPart
-from email.mime.application import MIMEApplication
 from email.mime.base import MIMEBase
 from email.mime.message import MIMEMessage
 from email.mime.multipart import MIMEMultipart
@@ -25,7 +24,7 @@ from django.core.mail import EmailMessage, EmailMultiAlternatives
 
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import LettermintInvalidMessage
-from django_lettermint.mime import seven_bit, with_crlf
+from django_lettermint.mime import seven_bit
 from tests.hostile import leaves
 from tests.preparing import envelope, parsed
 
@@ -37,6 +36,7 @@ from .making import (
     found_in,
     octets_of,
     refusal,
+    unfolded,
     with_entry,
     with_file,
     written,
@@ -46,15 +46,8 @@ from .readers import decoded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-INJECTIONS = ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1", "a\n", "a\r\n\r\nbody"]
-
 
 # -- MIME objects ----------------------------------------------------------------------------
-
-
-def encode_in_one_line(part: Message) -> None:
-    encode_base64(part)
-    part.set_payload(str(part.get_payload()).replace("\n", ""))
 
 
 @pytest.mark.parametrize(
@@ -77,12 +70,10 @@ def test_a_parsed_mail_keeps_all_its_lines(raw: bytes, how: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["log.eml", None])
-@pytest.mark.parametrize(
-    "octets", [b"Subject: log\n\n" + b"0" * 1400, b"Subject: a\n\nb\0c\n"]
-)
 def test_a_mime_object_with_mail_that_cannot_travel_becomes_a_file(
-    octets: bytes, name: str | None
+    name: str | None,
 ) -> None:
+    octets = b"Subject: log\n\n" + b"0" * 1400
     part = MIMEMessage(email.message_from_bytes(octets))
     if name:
         part.add_header("Content-Disposition", "attachment", filename=name)
@@ -94,97 +85,81 @@ def test_a_mime_object_with_mail_that_cannot_travel_becomes_a_file(
     assert attached(content).get_content_disposition() == "attachment"
 
 
-@pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
-@pytest.mark.parametrize(
-    "octets", [b"1\n.\n2\0\r", b"\r\n", b"ascii\n", b"\xe9" * 2000, b""]
+SCAN, LATIN, UTF_8 = (
+    "application/x-scan",
+    "text/x; charset=latin-1",
+    "text/x; charset=utf-8",
 )
-def test_the_octets_of_a_mime_object_arrive(buffer: Any, octets: bytes) -> None:
-    part = MIMEBase("application", "x-scan")
-    part.set_payload(buffer(octets))
-    content = written(with_entry(part))
-    check(content)
-    assert found_in(content)[2] == octets
+WIDE = ("\u0d0a\u0a0d\nb\r" * 300).encode("utf-16-le")
 
 
 @pytest.mark.parametrize(
-    ("octets", "encoding"),
+    ("kind", "given", "payload", "encoding", "found"),
     [
-        (b"a\n.\nb", "7bit"),
-        (b"a\0b", "base64"),
-        (b"\xe9" * 2000, "quoted-printable"),
-        (b"x" * 2000, "quoted-printable"),
+        (SCAN, None, b"1\n.\n2\0\r", "base64", b"1\n.\n2\0\r"),
+        (SCAN, None, memoryview(b"1\n.\n2\0\r"), "base64", b"1\n.\n2\0\r"),
+        (SCAN, "8bit", bytearray(b"\xe9" * 2000), "base64", b"\xe9" * 2000),
+        (SCAN, None, b"", "base64", b""),
+        # What is encoded already is not encoded again.
+        (SCAN, "Base64", memoryview(b"AP8=\n"), "Base64", b"\0\xff"),
+        (LATIN, None, b"a\n.\nb", None, b"a\r\n.\r\nb"),
+        (LATIN, None, b"x" * 2000, "quoted-printable", b"x" * 2000),
+        (LATIN, "7bit", b"\xe9" * 2000, "quoted-printable", b"\xe9" * 2000),
+        (UTF_8, None, "Größe\r\n", "8bit", "Größe\r\n".encode()),
+        (UTF_8, "7bit", "Größe\n".encode(), "8bit", "Größe\r\n".encode()),
+        (UTF_8, "8bit", "Größe\n".encode(), "8bit", "Größe\r\n".encode()),
+        (UTF_8, None, "ö\0\n".encode(), "quoted-printable", "ö\0\r\n".encode()),
+        ("text/x; charset=cp500", None, b"\xc8\x89", "8bit", b"\xc8\x89"),
+        # UTF-16 or alike, whose line ends are not those of ASCII.
+        (LATIN, None, b"\0\n", "base64", b"\0\n"),
+        ("text/x; charset=utf-16-le", None, WIDE, "base64", WIDE),
+        (
+            "text/x; charset=utf-16-le",
+            "base64",
+            b64encode(WIDE).decode(),
+            "base64",
+            WIDE,
+        ),
     ],
 )
-def test_the_text_of_a_mime_object_arrives(octets: bytes, encoding: str) -> None:
-    part = MIMEText("")
-    part.set_payload(octets)
-    part.set_param("charset", "iso-8859-1")
-    content = written(with_entry(part))
-    check(content)
-    found = found_in(content)[2]
-    assert isinstance(found, bytes)
-    assert found.replace(b"\r\n", b"\n") == octets
-    assert attached(content)["Content-Transfer-Encoding"] == encoding
-
-
-@pytest.mark.parametrize("encode", [None, encode_in_one_line])
-def test_wide_text_of_a_mime_object_arrives_octet_for_octet(encode: Any) -> None:
-    octets = ("\u0d0a\u0a0d\nb\r" * 300).encode("utf-16-le")
-    part = MIMEBase("text", "plain", charset="utf-16-le")
-    part.set_payload(octets)
-    if encode:
-        encode(part)
-    assert found_in(written(with_entry(part)))[2] == octets
-
-
-@pytest.mark.parametrize("encoding", [None, "7bit", "8bit"])
-@pytest.mark.parametrize("payload", ["Größe\r\n", "Größe\r\n".encode()])
-def test_text_of_8_bits_in_a_mime_object_says_so(
-    encoding: str | None, payload: Any
+def test_the_content_of_a_mime_object_arrives(
+    kind: str, given: str | None, payload: Any, encoding: str | None, found: bytes
 ) -> None:
-    part = MIMEBase("text", "calendar", charset="utf-8")
+    part = Message()
+    part["Content-Type"] = kind
+    if given:
+        part["Content-Transfer-Encoding"] = given
     part.set_payload(payload)
-    if encoding:
-        part["Content-Transfer-Encoding"] = encoding
-    content = written(with_entry(part))
-    check(content)
-    assert attached(content)["Content-Transfer-Encoding"] == "8bit"
-    assert found_in(content)[2] == "Größe\r\n".encode()
-    assert part["Content-Transfer-Encoding"] == encoding
+    made = envelope(with_entry(part))
+    check_lines(made.content)
+    assert attached(made.content)["Content-Transfer-Encoding"] == encoding
+    assert found_in(made.content)[2] == found
+    assert part["Content-Transfer-Encoding"] == given
+    # For a relay without 8BITMIME, it is encoded once.
+    seven = made.seven_bit().content
+    check_lines(seven)
+    assert seven.isascii()
+    assert found_in(seven)[2] == found
 
 
-@pytest.mark.parametrize("charset", ["utf-8", "us-ascii"])
 @pytest.mark.parametrize("encoding", ["quoted-printable", "base64"])
-def test_raw_octets_in_an_encoded_part_stay(encoding: str, charset: str) -> None:
-    raw = (
-        f"Content-Type: text/plain; charset={charset}\n"
-        f"Content-Transfer-Encoding: {encoding}\n\ncafé =C3=A9\n"
-    ).encode()
-    content = written(with_entry(email.message_from_bytes(raw)))
+def test_raw_octets_in_an_encoded_part_stay(encoding: str) -> None:
+    raw = f"Content-Transfer-Encoding: {encoding}\n\ncafé =C3=A9\n"
+    content = written(with_entry(email.message_from_bytes(raw.encode())))
     assert "\r\n\r\ncafé =C3=A9\r\n".encode() in content
 
 
-def test_octets_that_are_encoded_already_are_not_encoded_again() -> None:
-    part: Any = MIMEBase("application", "x-scan")
-    part["Content-Transfer-Encoding"] = "base64"
-    part.set_payload(memoryview(b"AP8=\n"))
-    assert found_in(written(with_entry(part)))[2] == b"\0\xff"
-
-
 def test_parts_of_parts_are_written_each_as_it_needs() -> None:
-    bare: Any = Message()
-    bare.set_payload("no header")
-    scan = MIMEBase("application", "x-scan")
-    scan.set_payload(b"1\n2\0")
     part = MIMEMultipart("related")
     part.preamble = "This is a message in several parts."
-    for each in (bare, MIMEText("x" * 1200), scan):
-        part.attach(each)
+    for payload in ("no header", "x" * 1200):
+        part.attach(each := Message())
+        each.set_payload(payload)
     content = written(with_entry(part))
     check_lines(content)
     parts: Any = attached(content).get_payload()
     found = [each.get_payload(decode=True) for each in parts]
-    assert found == [b"no header", b"x" * 1200, b"1\n2\0"]
+    assert found == [b"no header", b"x" * 1200]
     assert part.get_boundary() is None
 
 
@@ -209,15 +184,10 @@ def test_a_multipart_without_a_boundary_is_sent(end: bytes) -> None:
     assert found.split() == raw.partition(b"\n\n")[2].split()
 
 
-@pytest.mark.parametrize(
-    "value", ["größe", "größe\x0b\u2028", Header("größe", "utf-8")]
-)
-def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any) -> None:
+def with_field(name: str, value: Any) -> MIMEText:
     part = MIMEText("text")
-    part["Content-Description"] = value
-    content = written(with_entry(part))
-    check(content)
-    assert decoded(str(attached(content)["Content-Description"])) == str(value)
+    part[name] = value
+    return part
 
 
 def copied_field(octets: bytes) -> Any:
@@ -225,24 +195,27 @@ def copied_field(octets: bytes) -> Any:
     return email.message_from_bytes(b"X-Field: " + octets + b"\n\n")["X-Field"]
 
 
-def test_raw_octets_in_a_field_of_a_part_are_read_as_utf_8() -> None:
-    part = MIMEText("text")
-    part["Content-Description"] = copied_field("größe".encode())
-    content = written(with_entry(part))
-    assert decoded(str(attached(content)["Content-Description"])) == "größe"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("größe\x0b\u2028", "größe\x0b\u2028"),
+        (Header("größe", "utf-8"), "größe"),
+        (copied_field("größe".encode()), "größe"),
+    ],
+)
+def test_fields_of_a_part_that_are_not_ascii_are_encoded(value: Any, text: str) -> None:
+    content = written(with_entry(with_field("Content-Description", value)))
+    check(content)
+    assert decoded(str(attached(content)["Content-Description"])) == text
 
 
-def test_raw_octets_of_no_known_charset_stay_in_a_field_of_a_part() -> None:
-    part = MIMEText("text")
+def test_fields_of_octets_stay_as_they_are() -> None:
+    part = with_field("X-Folded", "one\n two\r\n\tthree")
     part["Content-Description"] = copied_field(b"gr\xf6\xdfe")
-    found = str(attached(written(with_entry(part)))["Content-Description"])
+    content = written(with_entry(part))
+    found = str(attached(content)["Content-Description"])
     assert decode_header(found) == [(b"gr\xf6\xdfe", "unknown-8bit")]
-
-
-def test_folded_fields_of_a_part_stay_as_they_are() -> None:
-    part = MIMEText("text")
-    part["X-Folded"] = "one\n two\r\n\tthree"
-    assert b"X-Folded: one\r\n two\r\n\tthree\r\n" in written(with_entry(part))
+    assert b"X-Folded: one\r\n two\r\n\tthree\r\n" in content
 
 
 def test_a_header_that_python_made_is_written_by_the_same_rules() -> None:
@@ -263,36 +236,20 @@ def test_a_header_that_python_made_is_written_by_the_same_rules() -> None:
     assert text.startswith("attachment 'a.eml': header 'List-Post': ")
 
 
-def with_field(name: str, value: str) -> MIMEText:
-    part = MIMEText("text")
-    part[name] = value
-    return part
+@pytest.mark.parametrize(
+    "value", ["x" * 1100, "a\0b", "a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1"]
+)
+def test_a_field_of_a_part_that_cannot_be_written_is_refused(value: str) -> None:
+    part = with_field("X-A", "a")
+    part.add_header("Content-Disposition", "attachment", filename=value)
+    assert "'Content-Disposition': " in refusal(with_entry(part))
 
 
-def with_payload(payload: Any) -> MIMEBase:
+@pytest.mark.parametrize("payload", [[MIMEText("in no multipart")], 5])
+def test_a_payload_that_is_no_text_and_no_octets_is_refused(payload: Any) -> None:
     part = MIMEBase("application", "x-scan")
     part.set_payload(payload)
-    return part
-
-
-def with_file_name(name: str) -> MIMEBase:
-    part = MIMEApplication(b"data")
-    part.add_header("Content-Disposition", "attachment", filename=name)
-    return part
-
-
-@pytest.mark.parametrize(
-    ("part", "text"),
-    [
-        (with_field("X-Long", "x" * 1100), "header 'X-Long': "),
-        (with_field("X-Long", "a\0b"), "header 'X-Long': "),
-        (with_payload([MIMEText("in no multipart")]), "payload"),
-        (with_payload(5), "payload"),
-        *((with_file_name(value), "Content-Disposition") for value in INJECTIONS[:3]),
-    ],
-)
-def test_a_part_that_cannot_be_written_is_refused(part: Message, text: str) -> None:
-    assert text in refusal(with_entry(part))
+    assert "the payload of a MIME part" in refusal(with_entry(part))
 
 
 # -- What is signed --------------------------------------------------------------------------
@@ -340,32 +297,6 @@ def test_what_is_signed_in_8_bits_goes_to_a_relay_that_takes_them_only() -> None
 # -- Relays without 8BITMIME -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("head", "body", "found"),
-    [
-        ("text/plain; charset=cp500\r\n", "Hi".encode("cp500"), "Hi".encode("cp500")),
-        ("text/plain\r\n", "Größe".encode(), "Größe".encode()),
-        ("image/png\r\n", b"\xff\0", b"\xff\0"),
-        (
-            "application/x\r\nContent-Transfer-Encoding: base64\r\n",
-            b"QUJD" * 1000,
-            b"ABC" * 1000,
-        ),
-    ],
-)
-def test_a_leaf_is_encoded_once(head: str, body: bytes, found: bytes) -> None:
-    leaf = f"Content-Type: {head}\r\n".encode() + body
-    outer = (
-        b"Content-Type: multipart/mixed; boundary=b\r\n"
-        b"Content-Transfer-Encoding: 8bit\r\n\r\n--b\r\n" + leaf + b"\r\n--b--\r\n"
-    )
-    for content in (seven_bit(with_crlf(leaf)), seven_bit(outer)):
-        check_lines(content)
-        assert content.isascii()
-        assert b"8bit" not in content
-        assert [each.rstrip(b"\r\n") for each in leaves(content)] == [found]
-
-
 def test_an_encoded_composite_part_keeps_its_label() -> None:
     # RFC 2045 forbids it, but without the label no reader could decode it.
     outer = (
@@ -387,15 +318,6 @@ class Old(EmailMultiAlternatives):
         return made
 
 
-class New(EmailMultiAlternatives):
-    """A subclass that passes the policy on, by keywords alone."""
-
-    def message(self, **keywords: Any) -> Any:
-        made = super().message(**keywords)
-        made["X-Own"] = "yes"
-        return made
-
-
 class Careful(EmailMultiAlternatives):
     """A subclass that works with the header objects of Python's newer policies."""
 
@@ -409,7 +331,7 @@ class Careful(EmailMultiAlternatives):
         return made
 
 
-@pytest.mark.parametrize("kind", [Old, New, Careful])
+@pytest.mark.parametrize("kind", [Old, Careful])
 def test_a_class_with_an_own_message_writes_the_same_mail(kind: Any) -> None:
     message = kind(
         "größe",
@@ -454,50 +376,35 @@ def own(**fields: str) -> MIMEText:
     return made
 
 
-def test_a_message_of_another_policy_is_sent() -> None:
-    content = envelope(returning(own)).content
-    assert parsed(content)["Subject"] == "own"
-    assert leaves(content) == ["Größe".encode()]
+WORD = "=?utf-8?q?gr=C3=B6=C3=9Fe?="
 
 
-def test_what_an_own_message_has_encoded_is_written_anew() -> None:
-    word = "=?utf-8?q?gr=C3=B6=C3=9Fe?="
-    made = own(Comments=word, X_Word=word, Reply_To="=?utf-8?b?bsO4?=@b.example")
-    content = envelope(returning(lambda: made)).content
-    assert "\r\nReply-To: nø@b.example\r\n".encode() in content
-    assert b"\r\nX-Word: " + word.encode() + b"\r\n" in content
-    assert parsed(content)["Comments"] == "größe"
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("Comments", WORD, "=?utf-8?b?Z3LDtsOfZQ==?="),
+        ("Comments", "größe =?utf-8?q?=C3=A9?=", "=?utf-8?b?Z3LDtsOfZSDDqQ==?="),
+        ("X-Word", WORD, WORD),
+        ("Subject", copied_field("größe".encode()), "=?utf-8?b?Z3LDtsOfZQ==?="),
+        ("X-One", copied_field("größe".encode()), "=?utf-8?b?Z3LDtsOfZQ==?="),
+        ("Reply-To", "=?utf-8?b?bsO4?=@b.example", "nø@b.example"),
+    ],
+)
+def test_what_an_own_message_has_encoded_is_written_anew(
+    name: str, value: Any, line: str
+) -> None:
+    made = with_field(name, value)
+    assert unfolded(returning(lambda: made), name) == line
 
 
-def test_raw_octets_in_a_field_of_an_own_message_are_read_as_utf_8() -> None:
-    made = email.message_from_bytes("Subject: größe\nX-One: größe\n\nHi\n".encode())
-    found = parsed(envelope(returning(lambda: made)).content)
-    assert (found["Subject"], found["X-One"]) == ("größe", "größe")
-
-
-def test_encoded_words_beside_raw_text_in_an_own_message_are_decoded() -> None:
-    made = own(Comments="größe =?utf-8?q?=C3=A9?=")
-    content = envelope(returning(lambda: made)).content
-    assert parsed(content)["Comments"] == "größe é"
-
-
-def test_raw_octets_of_no_known_charset_in_an_own_message_are_refused() -> None:
-    made = email.message_from_bytes(b"Subject: gr\xf6\xdfe\n\nHi\n")
-    text = refusal(returning(lambda: made))
-    assert text.startswith("header 'Subject': ")
-    assert "UTF-8" in text
-
-
-@pytest.mark.parametrize("kind", ["signed", "encrypted"])
-def test_what_an_own_message_signs_is_not_touched(kind: str) -> None:
-    made = sealed(kind, "Hi \n")
+def test_what_an_own_message_signs_is_not_touched() -> None:
+    made = sealed("signed", "Hi \n")
     made["Subject"] = "größe"
     made.set_boundary("own")
     content = written(returning(lambda: made))
     assert content.startswith(b"Subject: =?utf-8?")
     body = made.as_bytes(policy=policy.compat32.clone(linesep="\r\n"))
     assert content.endswith(body.partition(b"\r\n\r\n")[2])
-    assert kind in refusal(returning(lambda: sealed(kind, "0" * 1200)))
 
 
 def error_of(make: Callable[[], object]) -> str:
@@ -506,21 +413,21 @@ def error_of(make: Callable[[], object]) -> str:
     return str(error)
 
 
-@pytest.mark.parametrize("odd", [None, "text", b"bytes", 5])
-def test_an_own_message_that_returns_something_else_is_refused(odd: object) -> None:
-    assert "not a MIME message" in error_of(lambda: odd)
-
-
-def test_what_an_own_message_raises_is_told() -> None:
+def test_an_own_message_that_makes_no_mail_is_refused() -> None:
+    assert "not a MIME message" in error_of(lambda: "text")
     assert "division by zero (ZeroDivisionError); check" in error_of(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        *(("X-Own", value, "header 'X-Own': ") for value in INJECTIONS),
+        ("X-Own", "a\r\nX-Evil: 1", "header 'X-Own': "),
+        ("X-Own", "a\nX-Evil: 1", "header 'X-Own': "),
+        ("X-Own", "a\rX-Evil: 1", "header 'X-Own': "),
+        ("X-Own", "a\r\n\r\nbody", "header 'X-Own': "),
         ("X-Own", "x" * 1100, "over 998 octets"),
         ("X-Own", "a\r\n " + "x" * 1100, "over 998 octets"),
+        ("X-Own", copied_field(b"gr\xf6\xdfe"), "not UTF-8"),
         *(
             (name, "value", f"header '{name}' of the class")
             for name in ("X-LM-Tag", "x-tag", "X-Metadata-k", "idempotency-key")
@@ -530,13 +437,13 @@ def test_what_an_own_message_raises_is_told() -> None:
     ],
 )
 def test_a_field_of_an_own_message_that_cannot_be_sent_is_refused(
-    name: str, value: str, text: str
+    name: str, value: Any, text: str
 ) -> None:
-    assert text in error_of(lambda: own(**{name: value}))
+    assert text in error_of(lambda: with_field(name, value))
 
 
 def test_an_own_class_encodes_no_field_that_programs_read() -> None:
-    message = New("Hello", "Text", "a@b.example", ["c@d.example"])
+    message = Old("Hello", "Text", "a@b.example", ["c@d.example"])
     message.extra_headers = {"List-Unsubscribe": "<https://shop.example/é>"}
     assert refusal(message).startswith("header 'List-Unsubscribe': ")
 
@@ -548,8 +455,3 @@ def test_an_own_message_shows_no_blind_recipients(name: str) -> None:
     assert b"hidden" not in content
     assert b"bcc:" not in content.lower()
     assert made[name] == "hidden@example.com"
-
-
-def test_an_attached_mail_keeps_its_own_headers() -> None:
-    content = envelope(with_entry(own(X_LM_Tag="own", Bcc="own"))).content
-    assert b"\r\nX-LM-Tag: own\r\nBcc: own\r\n" in content

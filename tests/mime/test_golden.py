@@ -86,7 +86,12 @@ MESSAGES: dict[str, Callable[[], EmailMessage]] = {
             "To": "Team:;",
         }
     ),
-    "smtputf8": lambda: mail(to=["Jörg <nø@größe.example>"]),
+    "smtputf8": lambda: mail(
+        from_email="Shöp <sö@b.example>",
+        to=["Jörg <nø@größe.example>", "Größe <a@straße.example>"],
+        reply_to=[f"größe-{n}-{'x' * 30}@b.example" for n in range(9)],
+        headers={"Sender": "sö@b.example"},
+    ),
     "latin": lambda: mail(body="10 € für Öl\n", encoding="iso-8859-15"),
     "latin_quoted": lambda: mail(body="10 € für Öl\n", encoding=quoted()),
     "utf_16": lambda: mail(body="Größe\n", encoding="utf-16-le"),

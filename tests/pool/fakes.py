@@ -180,12 +180,11 @@ def callers(pool: FakePool, count: int) -> Iterator[list[Caller]]:
             thread.join(30)
 
 
-def too_many_connections() -> ConnectFailed:
-    """Return the error of a relay that accepts no further connection for now."""
-    error = ConnectFailed("greeting was refused: 421 too many connections")
+def too_many_connections(code: int = 421) -> ConnectFailed:
+    """Return the error of a relay that accepts no further connection, by default for now."""
+    error = ConnectFailed(f"greeting was refused: {code} too many connections")
     error.step = "greeting"
-    error.with_reply(421, "too many connections")
-    return error
+    return error.with_reply(code, "too many connections")
 
 
 @contextmanager

@@ -35,35 +35,27 @@ def running(
 ) -> Iterator[re.Match[str]]:
     """Run a server until the end of the block; give where its log said it was ready."""
     options = relay.options(pool={"max_size": MAX_SIZE, "timeout": 30})
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", *command],
         env=environment(OPTIONS=json.dumps(options), **others),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stderr
-    log: list[str] = []
-    rest = ""
-    try:
-        for line in process.stderr:
-            log.append(line)
-            if found := re.search(ready, line):
-                break
-        else:
-            pytest.fail("".join(log))
+    ) as process:
+        assert process.stderr
+        log = ""
         try:
+            while not (found := re.search(ready, log)):
+                line = process.stderr.readline()
+                assert line, log
+                log += line
             yield found
-        finally:
             process.send_signal(signal.SIGTERM)
-            _, rest = process.communicate(timeout=30)
-            print(*log, rest, sep="")  # noqa: T201 - pytest shows it if the test fails
-    finally:
-        process.kill()
-        process.wait(30)
-        process.stderr.close()
-    assert process.returncode == 0, "".join([*log, rest])
-    assert "Traceback" not in rest
+            log += process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
 
 
 def assert_all_is_well(relay: Relay, children: int) -> None:

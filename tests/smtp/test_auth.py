@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import base64
 import hmac
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from django_lettermint.exceptions import AuthenticationFailed, ConnectFailed
+from django_lettermint.exceptions import (
+    AuthenticationFailed,
+    ConnectFailed,
+    LettermintError,
+)
 from django_lettermint.results import Phase
 from tests.faultserver import CHALLENGE, TOKEN, FaultServer, On, drop, hang, raw, reply
-from tests.sending import SHORT, cases, session
+from tests.sending import SHORT, session
 from tests.smtp.helpers import failure
 
 if TYPE_CHECKING:
     from tests.faults import Action
 
 MECHANISMS = ["PLAIN", "LOGIN", "CRAM-MD5"]
+HANG = hang()
 
 
 @pytest.mark.parametrize(
@@ -47,11 +52,13 @@ def test_plain_is_used_unless_the_option_names_another_mechanism(
         ("AUTH\nAUTH CRAM-MD5", "CRAM-MD5"),
     ],
 )
-def test_offers_of_auth_are_merged(offer: str, mechanism: str) -> None:
-    script = [On("ehlo", do=reply(250, f"relay\n{offer}\nPIPELINING"))]
+def test_offers_of_auth_are_merged_and_features_read_in_any_letter_case(
+    offer: str, mechanism: str
+) -> None:
+    script = [On("ehlo", do=reply(250, f"relay\n{offer}\n\nSize 1000"))]
     with FaultServer(script, auth=MECHANISMS) as server, session(server) as held:
         assert server.logins == [(mechanism, "lettermint", True)]
-        assert "PIPELINING" in held.features
+        assert held.features["SIZE"] == "1000"
 
 
 @pytest.mark.parametrize(
@@ -85,56 +92,45 @@ def test_a_wrong_token_costs_one_login(mechanism: str) -> None:
     assert "lm_wrong" not in str(error)
 
 
-@pytest.mark.parametrize("code", [250, 334, 500])
-def test_only_235_is_a_successful_login(code: int) -> None:
-    with FaultServer([On("auth", do=reply(code))]) as server:
-        assert isinstance(failure(server), AuthenticationFailed)
-        assert len(server.logins) == 1
-
-
 @pytest.mark.parametrize(
-    ("do", "code"),
+    ("mechanism", "step", "do", "kind", "code"),
     [
-        (reply(421, "bye", close=True), 421),
-        (reply(400, "later"), 400),
-        (reply(499, "later"), 499),
-        (drop(), 0),
-        (hang(), 0),
+        # Only 235 is success.
+        ("PLAIN", "auth", reply(250), AuthenticationFailed, 250),
+        ("PLAIN", "auth", reply(334), AuthenticationFailed, 334),
+        ("PLAIN", "auth", reply(500), AuthenticationFailed, 500),
+        ("PLAIN", "auth", reply(421, close=True), ConnectFailed, 421),
+        ("PLAIN", "auth", reply(400), ConnectFailed, 400),
+        ("PLAIN", "auth", reply(499), ConnectFailed, 499),
+        ("PLAIN", "auth", drop(), ConnectFailed, 0),
+        ("PLAIN", "auth", HANG, ConnectFailed, 0),
+        # The token is not sent after these.
+        ("LOGIN", "auth_cont", reply(535), AuthenticationFailed, 535),
+        ("LOGIN", "auth_cont", reply(454), ConnectFailed, 454),
+        ("CRAM-MD5", "auth_cont", reply(535), AuthenticationFailed, 535),
+        # These challenges are not base64.
+        ("CRAM-MD5", "auth_cont", reply(334, "PDE4*OTY="), ConnectFailed, 0),
+        ("CRAM-MD5", "auth_cont", reply(334, ""), ConnectFailed, 0),
+        ("CRAM-MD5", "auth_cont", reply(334, "caf\xe9"), ConnectFailed, 0),
     ],
-    ids=str,
+    ids=[
+        *("250", "334", "500", "421", "400", "499", "lost", "late", "LOGIN 535"),
+        *("LOGIN 454", "CRAM-MD5 535", "no base64", "nothing", "no ASCII"),
+    ],
 )
-def test_a_login_that_fails_for_now_is_a_failed_connection(
-    do: Action, code: int
+def test_a_login_that_fails_is_a_failed_connection_if_it_fails_for_now(
+    mechanism: str, step: Any, do: Action, kind: type[LettermintError], code: int
 ) -> None:
-    with FaultServer([On("auth", do=do)]) as server:
-        error = failure(server, timeout=SHORT)
-        assert len(server.logins) == 1
-    assert isinstance(error, ConnectFailed)
-    assert (error.smtp_code, error.transient) == (code, True)
-    assert (error.step, error.phase) == ("AUTH", Phase.AUTH)
-
-
-@pytest.mark.parametrize(
-    ("auth", "code"), [("LOGIN", 535), ("CRAM-MD5", 535), ("LOGIN", 454)]
-)
-def test_a_login_refused_early_does_not_send_the_token(auth: str, code: int) -> None:
-    script = [On("auth_cont", do=reply(code, "5.7.8 no"))]
-    with FaultServer(script, auth=[auth]) as server:
-        error = failure(server)
-        assert base64.b64encode(TOKEN.encode()) not in server.received[1]
-    assert isinstance(error, AuthenticationFailed if code >= 500 else ConnectFailed)
-
-
-@pytest.mark.parametrize(
-    "challenge", cases(signs="PDE4*OTY=", nothing="", umlaut="caf\xe9")
-)
-def test_a_challenge_that_is_not_base64_is_not_answered(challenge: str) -> None:
-    script = [On("auth_cont", do=reply(334, challenge))]
-    with FaultServer(script, auth=["CRAM-MD5"]) as server:
-        error = failure(server)
-    assert isinstance(error, ConnectFailed)
-    assert "challenge is not base64" in str(error)
-    assert error.phase is Phase.AUTH
+    with FaultServer([On(step, do=do)], auth=[mechanism]) as server:
+        error = failure(server, timeout=SHORT if do is HANG else 10)
+        assert server.connections == 1
+        secret = base64.b64encode(TOKEN.encode())
+        assert step == "auth" or secret not in server.received[1]
+    assert (error.smtp_code, error.transient) == (code, kind is ConnectFailed)
+    assert isinstance(error, kind)
+    if isinstance(error, ConnectFailed):
+        assert (error.step, error.phase) == ("AUTH", Phase.AUTH)
+    assert ("challenge is not base64" in str(error)) is (step != "auth" and not code)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

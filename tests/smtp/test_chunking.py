@@ -18,7 +18,6 @@ from tests.faultserver import (
     normal,
     raw,
     reply,
-    stall,
 )
 from tests.sending import SHORT, cases, session, spoken, transaction
 from tests.smtp.helpers import (
@@ -128,17 +127,6 @@ def test_a_loss_among_unconfirmed_chunks_confirms_nothing_after_it(
         assert server.delivered == {"1@x.test": 1}
 
 
-@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT])
-def test_421_before_any_recipient_is_accepted_means_that_the_chunk_is_not_sent(
-    phase: Any,
-) -> None:
-    late = stall(SHORT, reply(421, "4.7.0 limit reached", close=True))
-    with FaultServer([On(phase, do=late)], features=CHUNKING) as server:
-        one = send_one(server, transaction(), chunking=True)
-        assert (one.outcome, one.phase) == (NOT_SENT, phase)
-        assert server.deliveries == []
-
-
 def test_a_message_without_a_key_waits_for_the_chunks_before_it() -> None:
     with FaultServer([On("dot", message=2, do=drop())], features=CHUNKING) as server:
         several = window("rr-r")
@@ -244,15 +232,3 @@ def test_after_idling_mail_and_rcpt_are_written_before_a_chunk_without_a_key(
         received = received_at(server, "mail", one, transaction(), chunking=True)
         end = b"RCPT TO:<1@x.test>\r\nRCPT TO:<2@x.test>\r\n"
         assert received.endswith(end) is (b"BDAT" not in received) is not repeatable
-
-
-@pytest.mark.parametrize("phase", ["mail", "rcpt"])
-def test_a_message_refused_after_idling_sends_no_chunk(phase: Any) -> None:
-    with FaultServer([On(phase, times=1, do=reply(550))], features=CHUNKING) as server:
-        one, two = window("--")
-        one.after_idle = True
-        with session(server, chunking=True) as held:
-            held.send_all([one, two])
-        assert outcomes([one, two]) == [NOT_SENT, SENT]
-        assert spoken(server).count("BDAT") == 1
-        assert server.violations == []

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.results import Phase
-from tests.faultserver import FEATURES, FaultServer, On, drop, hang, raw, reply, stall
+from django_lettermint.smtp import RelayState
+from tests.faultserver import (
+    FEATURES,
+    FaultServer,
+    On,
+    drop,
+    hang,
+    normal,
+    raw,
+    reply,
+    stall,
+)
 from tests.sending import SHORT, cases, relay, session, spoken, transaction
 from tests.smtp.helpers import (
     BIG,
@@ -28,9 +39,15 @@ from tests.smtp.helpers import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.faults import Action
 
 BOB, CID = "bob@example.org", "cid@example.org"
+
+
+def nothing(relay: RelayState) -> None:
+    """Note nothing of the relay."""
 
 
 # -- a message -------------------------------------------------------------------------
@@ -234,42 +251,37 @@ def test_the_next_message_is_pipelined_behind_the_end_of_the_previous_one() -> N
 
 
 @BY_DATA_AND_BDAT
-@pytest.mark.parametrize(("recipients", "pipelined"), [(3, True), (4, False)])
-def test_at_most_three_recipients_are_pipelined_behind_another_message(
-    recipients: int, pipelined: Any, chunking: Any
+@pytest.mark.parametrize(
+    ("recipients", "may_follow", "seen", "pipelined"),
+    [
+        (3, True, nothing, [False, True, True]),
+        # A server may look each of them up before it sends the final reply.
+        (4, True, nothing, [False, False, True]),
+        (1, False, nothing, [False, False, True]),
+        (1, True, RelayState.refused_pipelining_past_data, [False] * 3),
+        (1, True, RelayState.lost_while_pipelining, [False] * 3),
+    ],
+    ids=["3-recipients", "4-recipients", "alone", "refused", "lost"],
+)
+def test_messages_are_pipelined_only_where_that_is_safe(
+    recipients: int,
+    may_follow: Any,
+    seen: Callable[..., object],
+    pipelined: list[bool],
+    chunking: Any,
 ) -> None:
-    # A server may look each of them up before it sends the final reply.
-    many = [f"{number}@x.test" for number in range(recipients)]
     several = window("rrr")
-    several[1] = transaction(*many, repeatable=True)
+    several[1] = transaction(*"abcd"[:recipients], repeatable=True)
+    several[1].may_follow = may_follow
     with FaultServer(features=CHUNKING) as server:
         with session(server, chunking=chunking) as held:
+            seen(held.relay)
             held.send_all(several)
             assert held.messages == 3
         assert outcomes(several) == [SENT] * 3
-        assert several[1].pipelined is several[0].followed is pipelined
-        assert several[2].pipelined
+        assert [each.pipelined for each in several] == pipelined
+        assert several[0].followed is pipelined[1]
         assert server.violations == []
-
-
-@BY_DATA_AND_BDAT
-@pytest.mark.parametrize("why", ["refused", "lost", "alone"])
-def test_nothing_is_pipelined_behind_a_message_against_advice(
-    why: str, chunking: Any
-) -> None:
-    several = window("rrr")
-    with FaultServer(features=CHUNKING) as server:
-        with session(server, chunking=chunking) as held:
-            if why == "refused":
-                held.relay.refused_pipelining_past_data()
-            elif why == "lost":
-                held.relay.lost_while_pipelining()
-            else:
-                several[1].may_follow = False
-            held.send_all(several)
-        assert outcomes(several) == [SENT] * 3
-        pipelined = [each.pipelined for each in several]
-        assert pipelined == [False, False, why == "alone"]
 
 
 @pytest.mark.parametrize(
@@ -298,12 +310,22 @@ def test_a_time_out_names_the_option_pipelining_if_that_may_be_the_reason(
 # -- between messages ------------------------------------------------------------------
 
 
-def test_only_250_and_nothing_behind_it_answers_a_ping() -> None:
-    with FaultServer() as server, session(server) as held:
-        assert held.ping(5)
-        for do in (reply(220), raw(b"250 ok\r\n421 bye\r\n"), hang()):
-            server.script.append(On("noop", times=1, do=do))
-            assert not held.ping(SHORT)
+@pytest.mark.parametrize(
+    ("do", "answers"),
+    [
+        (normal, True),
+        (reply(220), False),
+        (raw(b"250 ok\r\n421 bye\r\n"), False),
+        (hang(), False),
+        (drop(), False),
+    ],
+    ids=["250", "220", "421-behind", "hang", "lost"],
+)
+def test_only_250_and_nothing_behind_it_answers_a_ping(
+    do: Action, answers: Any
+) -> None:
+    with FaultServer([On("noop", do=do)]) as server, session(server) as held:
+        assert held.ping(5 if answers else SHORT) is answers
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,14 @@ def test_select_is_used_where_poll_is_missing(monkeypatch: pytest.MonkeyPatch) -
         assert stream.read_reply(soon()).code == 552
 
 
-# -- closing ---------------------------------------------------------------------------
+# -- addresses and closing -------------------------------------------------------------
+
+
+def test_a_stream_knows_its_own_address_and_whether_it_is_encrypted() -> None:
+    with connected() as (stream, _):
+        assert (stream.local_address, stream.encrypted) == ("127.0.0.1", False)
+    with encrypted() as (stream, _):
+        assert stream.encrypted
 
 
 def test_a_closed_stream_neither_reads_nor_writes() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email
 import email.policy
-from email.charset import Charset
 from email.header import Header, decode_header, make_header
 from typing import Any
 
@@ -23,7 +22,6 @@ from django_lettermint.extras import (
 )
 
 PREFIX = "X-LM-Metadata-"
-
 #: Text that is likely to meet the limits of encoded words, of lines and of folding.
 PIECES = ["a", " ", "=?", "?=", "=?utf-8?q?x?=", "é", "日本", "🎉", "x" * 300]
 values = st.text() | st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
@@ -65,46 +63,30 @@ def expected(extras: Extras) -> dict[str, str]:
 # -- Writing -------------------------------------------------------------------------------
 
 
+def test_extras_are_lines_without_the_idempotency_key() -> None:
+    metadata = {"k": "7", "K": "é"}
+    extras = Extras(route="a", tag="t" * 255, metadata=metadata, idempotency_key="k/1")
+    assert render(extras).decode().splitlines() == [
+        "X-Lettermint-Route: a",
+        "X-LM-Tag: " + "t" * 255,
+        "X-LM-Metadata-k: 7",
+        "X-LM-Metadata-K: =?utf-8?b?w6k=?=",
+    ]
+
+
 @pytest.mark.parametrize(
-    ("extras", "lines"),
+    ("value", "lines"),
     [
-        (Extras(), ""),
-        (Extras(idempotency_key="k/1"), ""),
-        (
-            Extras(route="a", metadata={"k": "7", "K": "é"}),
-            f"X-Lettermint-Route: a\r\n{PREFIX}k: 7\r\n{PREFIX}K: =?utf-8?b?w6k=?=\r\n",
-        ),
-        (Extras(tag="a" * 255), "X-LM-Tag: " + "a" * 255 + "\r\n"),
-        (
-            Extras(metadata={"k": "a " + "b" * (ROOM - 2)}),
-            "X-LM-Metadata-k: a " + "b" * (ROOM - 2) + "\r\n",
-        ),
-        (
-            Extras(metadata={"k": "a " + "b" * (ROOM - 1)}),
-            "X-LM-Metadata-k: a\r\n " + "b" * (ROOM - 1) + "\r\n",
-        ),
-        (
-            Extras(metadata={"k": "a " + "b" * 997}),
-            "X-LM-Metadata-k: a\r\n " + "b" * 997 + "\r\n",
-        ),
-        (
-            Extras(metadata={"k": "a" * 980 + "   b"}),
-            "X-LM-Metadata-k: " + "a" * 980 + "\r\n   b\r\n",
-        ),
-        (
-            Extras(metadata={"k": "a b " + "c" * 500 + "  " + "d" * 490}),
-            "X-LM-Metadata-k: a b\r\n " + "c" * 500 + "  " + "d" * 490 + "\r\n",
-        ),
-        (
-            Extras(metadata={"k": "=?utf-8?q?x?="}),
-            "X-LM-Metadata-k: =?utf-8?b?PT91dGYtOD9xP3g/PQ==?=\r\n",
-        ),
+        ("=?utf-8?q?x?=", "=?utf-8?b?PT91dGYtOD9xP3g/PQ==?="),
+        ("a " + "b" * (ROOM - 2), "a " + "b" * (ROOM - 2)),
+        ("a " + "b" * (ROOM - 1), "a\r\n " + "b" * (ROOM - 1)),
+        ("a" * 980 + "   b", "a" * 980 + "\r\n   b"),
+        (f"a b {'c' * 500}  {'d' * 490}", f"a b\r\n {'c' * 500}  {'d' * 490}"),
     ],
 )
-def test_extras_are_lines_folded_only_beyond_998_octets(
-    extras: Extras, lines: str
-) -> None:
-    assert render(extras).decode() == lines
+def test_a_line_is_folded_only_beyond_998_octets(value: str, lines: str) -> None:
+    found = render(Extras(metadata={"k": value})).decode()
+    assert found == f"X-LM-Metadata-k: {lines}\r\n"
 
 
 @pytest.mark.parametrize(
@@ -122,16 +104,11 @@ def test_a_line_that_cannot_be_folded_is_refused(key: str, value: str) -> None:
     assert str(caught.value).startswith("header 'X-LM-Metadata-k")
 
 
-@pytest.mark.parametrize("character", ["é", "🎉"])
-def test_encoded_words_are_short_and_split_no_character(character: str) -> None:
-    (_, *words) = render(Extras(metadata={"k": character * 120})).decode().split()
-    assert len(words) > 3
-    for word in words:
-        assert len(word) <= 75
-        assert set(str(make_header(decode_header(word)))) == {character}
-
-
-@given(st.none() | tags, st.dictionaries(keys, values), st.none() | tags)
+@given(
+    st.none() | tags,
+    st.dictionaries(keys, values),
+    st.none() | tags | st.just("=?utf-8?q?x?="),
+)
 def test_what_is_written_reads_back_with_pythons_parsers_and_ours(
     tag: str | None, metadata: dict[str, str], key: str | None
 ) -> None:
@@ -149,23 +126,6 @@ def test_what_is_written_reads_back_with_pythons_parsers_and_ours(
     assert all(value.isascii() and value.isprintable() for value in headers.values())
     layer, others = extract_extras(headers)
     assert (resolve(layer), others) == (extras, {})
-
-
-clean = st.characters(exclude_categories=["C", "Zl", "Zp"])
-
-
-@given(
-    st.text(clean, min_size=1, max_size=300).filter(lambda text: text == text.strip())
-)
-def test_clean_values_are_always_sent(value: str) -> None:
-    metadata = {"k": value}
-    source = render(resolve({"metadata": metadata})) + b"\r\n"
-    assert parse_modern(source) == expected(Extras(metadata=metadata))
-
-
-def test_an_idempotency_key_that_looks_encoded_reads_back_as_given() -> None:
-    extras = Extras(idempotency_key="=?utf-8?q?x?=")
-    assert resolve(extract_extras(fields(extras))[0]) == extras
 
 
 # -- Reading -------------------------------------------------------------------------------
@@ -215,7 +175,6 @@ def test_other_headers_stay_in_order() -> None:
     ("value", "text"),
     [
         ("=?utf-8?b?w6k=?=", "é"),
-        ("=?UTF-8?Q?=C3=A9t=C3=A9_?=", "été "),
         ("=?iso-8859-1?q?=E9?=", "é"),
         ("=?utf-8?b?w6k=?= =?utf-8?b?w6k=?=", "éé"),
         ("=?utf-8?b?8J+O?= =?utf-8?b?iQ==?=", "🎉"),
@@ -223,25 +182,10 @@ def test_other_headers_stay_in_order() -> None:
         ("a=?utf-8?b?w6k=?=b", "a=?utf-8?b?w6k=?=b"),
         ("=?no word?=", "=?no word?="),
         (Header("é", "utf-8"), "é"),
-        (Header("é", Charset("iso-8859-1")), "é"),
     ],
 )
 def test_encoded_words_are_decoded_as_rfc_2047_says(value: object, text: str) -> None:
     assert extract_extras({"X-LM-Metadata-k": value})[0] == {"metadata": {"k": text}}
-
-
-CONTROLS = [
-    "\r\n ",
-    "\n",
-    "\r",
-    "\x00",
-    "\t",
-    "\x0b",
-    "\x1c",
-    "\x85",
-    "\u2028",
-    "\udc80",
-]
 
 
 @pytest.mark.parametrize(
@@ -261,10 +205,8 @@ CONTROLS = [
             {"X-LM-Tag": "a", "x-lm-tag": "b"},
             ["'X-LM-Tag'", "'x-lm-tag'", "'a'", "'b'"],
         ),
-        ({"X-Tag": "a", "x-tag": "b"}, ["'X-Tag'", "'x-tag'", "'a'", "'b'"]),
         ({PREFIX + "k": "a", PREFIX.lower() + "k": "b"}, ["is already 'a'; give one"]),
         ({"X-LM-Metadata-": "v"}, ["a metadata key must follow"]),
-        ({"x-metadata-": "v"}, ["a metadata key must follow"]),
         *(
             ({name: "v"}, [f"header name: {name!r}", "without space and colon"])
             for name in [
@@ -275,7 +217,7 @@ CONTROLS = [
         *(
             ({name: f"a{control}b"}, [f"header {name!r}: ", "no line breaks"])
             for name in ("X-LM-Tag", "X-LM-Metadata-k")
-            for control in CONTROLS
+            for control in ["\r\n ", *"\n\r\x00\t\x0b\x1c\x85\u2028\udc80"]
         ),
         *(
             ({"X-A": f"a{control}b"}, ["header 'X-A': ", "no line breaks"])
@@ -292,13 +234,3 @@ def test_controls_in_an_encoded_word_are_refused_in_the_end() -> None:
     layer, _ = extract_extras({"X-LM-Metadata-k": "=?utf-8?q?a=0D=0ABcc=3A_x?="})
     with pytest.raises(LettermintInvalidMessage, match="no line breaks"):
         resolve(layer)
-
-
-@given(st.dictionaries(st.text(), st.text()))
-def test_any_headers_are_parted_or_refused(headers: dict[str, object]) -> None:
-    try:
-        layer, others = extract_extras(headers)
-        resolve(layer)
-    except LettermintInvalidMessage:
-        return
-    assert others.items() <= headers.items()
