@@ -115,7 +115,7 @@ def test_images_that_a_mail_brings_along_are_shown() -> None:
     ("html", "text", "url"),
     [
         ("<a href='http://x.example/?a=1'>x", "http://y.example/", "x.example/?a=1"),
-        ("<a href=mailto:x@example.com>x", "See http://y.example/.", "y.example/."),
+        ("<a href=mailto:x@example.com>x", "See http://y.example/.", "y.example/"),
         ("", "No link.", "example.com/"),
     ],
 )
