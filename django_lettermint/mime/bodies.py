@@ -210,9 +210,14 @@ def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     """
     if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
-    lines = content.split(b"\r\n")
-    has_lone = not content.count(b"\r") == content.count(b"\n") == len(lines) - 1
-    return not has_lone and max(map(len, lines)) <= MAX_LINE
+    ends = content.count(b"\r\n")
+    if not content.count(b"\r") == content.count(b"\n") == ends:
+        return False
+    # Without a list of the lines, which would take more memory than the content.
+    start, longest = 0, MAX_LINE + len(b"\r\n")
+    while start + MAX_LINE < len(content) and start >= 0:
+        start = content.rfind(b"\n", start, start + longest) + 1 or -1
+    return start >= 0
 
 
 def crlf(content: bytes) -> bytes:
