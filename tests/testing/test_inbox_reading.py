@@ -164,7 +164,7 @@ def test_an_attached_message_keeps_its_octets() -> None:
         ("application/x-msdownload", False),
     ],
 )
-def test_a_type_that_a_browser_runs_is_octets(kind: str, *, safe: bool) -> None:
+def test_a_browser_gets_harmless_types_only(kind: str, *, safe: bool) -> None:
     mail = message()
     mail.add_attachment(b"<script>", *kind.split("/"), filename="a")
     part = attached(mail)
