@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from django import forms
@@ -8,12 +7,6 @@ from django.core.exceptions import ValidationError
 
 from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.message import LettermintMessage, freeze
-
-# Browsers send any text as a type, and a multipart type cannot be attached as one part.
-MEDIA_TYPE = re.compile(r"(?!multipart/)[\w.+-]+/[\w.+-]+", re.ASCII)
-
-# Text between commas; a comma in quotes belongs to a name.
-ADDRESS = re.compile(r'(?:"[^"]*"|[^,])+')
 
 
 def check(**extras: Any) -> None:
@@ -72,25 +65,20 @@ class ComposeForm(forms.Form):
         message = LettermintMessage(
             data["subject"],
             data["text"],
-            to=[address.strip() for address in ADDRESS.findall(data["to"])],
+            to=[address.strip() for address in data["to"].split(",")],
             metadata=metadata,
             **{name: data[name] for name in names if data[name]},
         )
         if data["html"]:
             message.attach_alternative(data["html"], "text/html")
         if file := data["attachment"]:
-            message.attach(file.name, file.read(), media_type(file.content_type))
+            message.attach(file.name, file.read(), file.content_type)
         return message
 
     def refuse(self, error: Exception) -> None:
         """Show an error about the whole mail at the field it names."""
         field = str(error).partition(":")[0]
         self.add_error(field if field in self.fields else None, str(error))
-
-
-def media_type(claimed: str) -> str:
-    """Return the type that the browser sent, or a general one if it is invalid."""
-    return claimed if MEDIA_TYPE.fullmatch(claimed) else "application/octet-stream"
 
 
 class MetadataForm(forms.Form):

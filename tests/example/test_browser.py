@@ -144,6 +144,12 @@ def test_a_field_that_breaks_a_rule_shows_it_and_has_the_focus(
     assert tag.input_value() == "user@example.com"
     page.wait_for_function("document.activeElement.id === 'id_tag'")
 
+    page.goto(site)
+    for row in (0, 1):
+        page.get_by_label("Name").nth(row).fill("order")
+    send(page)
+    page.get_by_text("Another row has this name.").wait_for()
+
     # A rule about the whole message.
     compose(page, site, To="nobody at all")
     page.get_by_text("to: 'nobody at all' is refused").wait_for()

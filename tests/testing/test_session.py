@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from django_lettermint.testing import Relay
+from tests.faults import On, reply
+from tests.faultserver import FaultServer
 from tests.testing.relay_client import MESSAGE, RawClient
 
 if TYPE_CHECKING:
@@ -215,6 +218,18 @@ def test_a_chunk_out_of_place_is_read_and_refused(relay: Relay, raw: RawClient) 
     assert len(relay.messages) == 1
     raw.codes(MAIL + RCPT + bdat(b"one", last=False), 3)
     assert raw.command(b"DATA").startswith("503 ")
+
+
+def test_a_server_may_refuse_a_chunk_for_its_own_reasons() -> None:
+    script = [On("bdat", times=1, do=reply(452))]
+    with FaultServer(script, tls=None, features=["CHUNKING"], auth=()) as server:
+        address: Any = SimpleNamespace(port=lambda security: server.port)
+        with RawClient(address, login=False) as raw:
+            assert raw.command(MAIL.strip()).startswith("503 ")
+            raw.command(b"EHLO me")
+            chunks = bdat(b"one", last=False) + bdat(b"two") + b"RSET\r\n"
+            codes = raw.codes(MAIL + RCPT + chunks, 5)
+    assert codes == ["250", "250", "452", "503", "250"]
 
 
 @pytest.mark.parametrize("size", [SMALL + 1, 2 * SMALL + 10, 200_000])

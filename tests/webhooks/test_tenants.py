@@ -111,7 +111,7 @@ def test_an_event_is_kept_while_the_resolver_fails(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("dedupe", [True, False])
-def test_an_event_of_each_tenant_runs_once(
+def test_deduplication_is_per_tenant(
     settings: Any, receiver: Receiver, *, dedupe: bool
 ) -> None:
     settings.LETTERMINT_TENANTS = lambda name: {**KNOWN[name], "webhook_dedupe": dedupe}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from django_lettermint.testing.webhooks import WebhookDelivery, WebhookEvent, make_event
 
-from .reading import read_parts
+from .reading import URL, read_parts
 
 if TYPE_CHECKING:
     from django_lettermint.testing.records import ReceivedMessage
@@ -26,7 +26,6 @@ EVENTS: Mapping[str, str] = {
 NAMES = {event: name for name, event in EVENTS.items()}
 
 _HREF = re.compile(r"href\s*=\s*[\"']?(https?://[^\"'\s<>]+)", re.IGNORECASE)
-_URL = re.compile(r"https?://[^\"'\s<>]+", re.IGNORECASE)
 
 _SIGNATURE = (
     "The project refuses the signature: LETTERMINT_SIGNING_SECRET in its settings "
@@ -69,7 +68,7 @@ def _first_link(message: ReceivedMessage) -> str:
     html, text = (part.text if part else "" for part in (parts.html, parts.text))
     if found := _HREF.search(html):
         return found[1]
-    found = _URL.search(text)
+    found = URL.search(text)
     return found[0] if found else ""
 
 

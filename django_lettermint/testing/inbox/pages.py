@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from django_lettermint.testing.records import ReceivedMessage
 
 from .events import EVENTS, NAMES, next_step
-from .reading import Part, Parts, read_parts
+from .reading import URL, Part, Parts, read_parts
 
 if TYPE_CHECKING:
     from django_lettermint.testing.webhooks import WebhookDelivery
@@ -26,7 +26,6 @@ LISTED = 100
 #: Octets of the source that its page shows.
 _SOURCE = 500_000
 _TEMPLATE = re.compile(r"^<!-- (\w+) -->$", re.MULTILINE)
-_URL = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]']", re.IGNORECASE)
 _SECURITY = {
     "tls": "implicit TLS",
     "starttls": "STARTTLS",
@@ -259,7 +258,7 @@ def _view(record: Record, parts: Parts, view: str, *, remote: bool) -> Html:
 
 def _with_links(text: str) -> Html:
     linked, end = [], 0
-    for match in _URL.finditer(text):
+    for match in URL.finditer(text):
         linked += [
             html.escape(text[end : match.start()]),
             render("link", url=match[0]),

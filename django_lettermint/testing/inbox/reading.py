@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .mailbox import Record
 
+#: A link in a text, without the punctuation behind it.
+URL = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]']", re.IGNORECASE)
+
 _MAX_PARTS = 200
 _MAX_DEPTH = 20
 _MAX_STEM = 90
