@@ -190,7 +190,7 @@ def requests(pool: FakePool, count: int) -> list[PoolRequest[FakeSession]]:
 def open_for(pool: FakePool, *several: PoolRequest[FakeSession]) -> None:
     """Note connections that were opened for requests."""
     for request in several:
-        connection = PooledConnection.begin(FakeSession(), pool.config, pool.now)
+        connection = PooledConnection.for_session(FakeSession(), pool.config, pool.now)
         pool.slots.note_opened(request, connection)
 
 
