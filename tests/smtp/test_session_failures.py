@@ -23,7 +23,6 @@ from tests.faultserver import (
     raw,
     reply,
     stall,
-    trickle,
 )
 from tests.sending import (
     SHORT,
@@ -240,13 +239,11 @@ INVALID = {
     "no code": raw(b"850 x\r\n"),
     "two codes": raw(b"250-a\r\n550 b\r\n"),
     "cut": raw(b"250-a\r\n", close=True),
-    "no end": raw(b"250 ok", close=True),
     "endless": endless(b"250-more\r\n"),
     "221": reply(221, "bye"),
     "fin": drop(),
     "rst": drop(rst=True),
     "hang": hang(),
-    "slow": trickle(b"250-slow\r\n" * 99, 0.05),
 }
 
 
