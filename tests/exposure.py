@@ -14,8 +14,8 @@ from django.views.debug import ExceptionReporter
 
 from django_lettermint.conf import Hidden
 
-#: Their frames know the token: the tests', and those of the lazy values they make.
-_KNOWING = (os.path.dirname(__file__) + os.sep, functional.__file__)
+#: Files whose frames hold the token: the tests', and the lazy values that they make.
+_LEFT_OUT = (os.path.dirname(__file__) + os.sep, functional.__file__)
 
 
 def strings_in(thing: object, depth: int = 8) -> Iterator[str]:
@@ -69,7 +69,7 @@ def strings_of(error: BaseException) -> Iterator[str]:
         yield from strings_in(vars(each))
         trace = each.__traceback__
         while trace:
-            if not trace.tb_frame.f_code.co_filename.startswith(_KNOWING):
+            if not trace.tb_frame.f_code.co_filename.startswith(_LEFT_OUT):
                 yield from strings_in(dict(trace.tb_frame.f_locals))
             trace = trace.tb_next
 

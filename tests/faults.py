@@ -6,6 +6,7 @@ instead. Any function can be an action: one that returns its argument changes no
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 from collections.abc import Callable
@@ -175,6 +176,22 @@ def once_spoken_to(then: Action) -> Action:
 def accept_then(action: Action) -> Action:
     """Take the command (at "dot": deliver the message), but answer as the action does."""
     return lambda answer: replace(action(answer), code=answer.code)
+
+
+def sometimes(dice: random.Random, chance: float, *actions: Action) -> Action:
+    """Take one of the actions with this probability; else answer normally.
+
+    What the server itself refuses, it refuses.
+    """
+    lock = threading.Lock()
+
+    def act(answer: Answer) -> Answer:
+        with lock:
+            happens = dice.random() < chance
+            action = dice.choice(actions)
+        return action(answer) if happens and answer.code < 400 else answer
+
+    return act
 
 
 def trickle(data: bytes, interval: float) -> Action:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -189,6 +189,21 @@ def result(message: EmailMessage) -> SendResult:
     return found
 
 
+@contextmanager
+def sending(sender: EmailBackend, *lists: Iterable[EmailMessage]) -> Iterator[None]:
+    """Send lists, each in a thread of its own; all are sent at the end."""
+    threads = [
+        threading.Thread(target=sender.send_messages, args=(each,)) for each in lists
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join(30)
+
+
 @dataclass
 class Heard:
     """The signals that fired, as (message, result) and (message, result, error)."""
@@ -197,11 +212,14 @@ class Heard:
     failed: list[tuple[EmailMessage, SendResult, Exception]] = field(
         default_factory=list
     )
+    #: The messages of both, in order.
+    ended: list[EmailMessage] = field(default_factory=list)
 
     def hear_sent(
         self, *, message: EmailMessage, result: SendResult, **_: object
     ) -> None:
         self.sent.append((message, result))
+        self.ended.append(message)
 
     def hear_failed(
         self,
@@ -212,6 +230,7 @@ class Heard:
         **_: object,
     ) -> None:
         self.failed.append((message, result, error))
+        self.ended.append(message)
 
 
 @contextmanager

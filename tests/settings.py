@@ -30,5 +30,4 @@ _DUMMY = f"{_TASKS}.backends.dummy.DummyBackend"
 TASKS = {
     "default": {"BACKEND": f"{_TASKS}.backends.immediate.ImmediateBackend"},
     "dummy": {"BACKEND": _DUMMY, "QUEUES": ["default", "mail"]},
-    "broken": {"BACKEND": "tests.tasks.queueing.BrokenBackend"},
 }

@@ -391,6 +391,17 @@ def test_another_process_can_repeat_it_and_delivers_it_once(carried: str) -> Non
         assert server.delivered == {"ann@x.test": 1, "bob@x.test": 1}
 
 
+def test_a_repeat_that_is_refused_leaves_it_unknown() -> None:
+    script = [*UNCONFIRMED, On("mail", message=3, do=REFUSED)]
+    with FaultServer(script, idempotency=True) as server:
+        error = unknown(server)
+        problem = "a repeat was answered by 550"
+        with pytest.raises(exceptions.DeliveryUnknown, match=problem) as raised:
+            backend(server).repeat(error.envelopes)
+    assert raised.value.result
+    assert raised.value.result.outcome is Outcome.UNKNOWN
+
+
 def test_what_could_be_delivered_twice_is_not_repeated() -> None:
     with FaultServer(UNCONFIRMED, idempotency=True) as server:
         error = unknown(server, idempotency=False)

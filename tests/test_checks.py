@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import django
 import pytest
-from django.core.checks import CheckMessage, run_checks
 from django.core.checks.registry import registry
 from django.test import override_settings
 from django.urls import URLPattern, URLResolver, include, path
@@ -26,6 +26,7 @@ from django_lettermint.webhooks import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from django.core.checks import CheckMessage
     from django.core.mail.backends.base import BaseEmailBackend
 
 BACKEND = "django_lettermint.backend.EmailBackend"
@@ -73,82 +74,203 @@ def in_use(*paths: str) -> dict[str, Any]:
     }
 
 
-def ids(messages: list[CheckMessage]) -> list[str | None]:
-    return [message.id for message in messages]
+def queueing(**options: Any) -> dict[str, Any]:
+    """Return settings of a project that queues its mail."""
+    if not MAILERS_DECIDE:
+        return {"EMAIL_BACKEND": QUEUE, **options}
+    queue = mailer(QUEUE, using="relay")
+    return {"MAILERS": {"default": queue, "relay": mailer()}, **options}
 
 
-def found_by(
-    check: Callable[[], list[CheckMessage]], **settings: Any
-) -> tuple[str, str]:
-    """Return id and text of the one message that a check has for these settings."""
-    with override_settings(**settings):
-        (message,) = check()
-    assert TOKEN not in str(message)
-    assert message.is_serious() is (".E0" in str(message.id))
-    return str(message.id).removeprefix("lettermint_smtp."), message.msg
+def tenants(name: str) -> Mapping[str, object]:
+    """Know "acme"; nothing is known of others while the database is away."""
+    if name == "away":
+        raise ConnectionError
+    return {"acme": {"api_token": TOKEN}, "odd": {"token": TOKEN}}[name]
+
+
+class Urls:
+    """A URLconf in place of a module."""
+
+    def __init__(self, *urlpatterns: URLPattern | URLResolver) -> None:
+        self.urlpatterns = urlpatterns
+
+
+def view(**attributes: object) -> type[LettermintWebhookView]:
+    return type("View", (LettermintTrackingWebhookView,), attributes)
+
+
+def hook(
+    kind: type[LettermintWebhookView] = LettermintTrackingWebhookView, **options: Any
+) -> URLPattern:
+    return path("hook/", kind.as_view(**options))
+
+
+def ids(messages: list[CheckMessage]) -> list[str]:
+    return [str(message.id).removeprefix("lettermint_smtp.") for message in messages]
+
+
+def distributions(*names: str) -> Callable[[], list[CheckMessage]]:
+    return partial(checks.check_distributions, packages={"django_lettermint": names})
+
+
+#: All checks, with their tags.
+TAGS: dict[Any, str] = {
+    checks.check_backends: "mail",
+    checks.check_queues: "mail",
+    checks.check_webhooks: "mail",
+    checks.check_names: "mail",
+    checks.check_other_settings: "mail",
+    checks.check_distributions: "mail",
+    checks.check_tenants: "database",
+}
+
+
+#: Without the one that reads all distributions, whatever the settings are.
+QUICK = TAGS.keys() - {checks.check_distributions}
 
 
 def test_the_checks_run_with_those_about_mail_and_of_databases() -> None:
-    tags = {getattr(each, "__name__", ""): each.tags for each in registry.get_checks()}
-
-    for subject in ("backends", "queues", "webhooks", "names", "other_settings"):
-        assert tags[f"check_{subject}"] == ("mail",)
-    assert tags["check_distributions"] == ("mail",)
-    assert tags["check_tenants"] == ("database",)
+    assert {
+        each: each.tags[0] for each in registry.get_checks() if each in TAGS
+    } == TAGS
 
 
-@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN)
-def test_correct_settings_pass_without_a_warning() -> None:
-    with warnings.catch_warnings(record=True) as caught:
+PLAINTEXT = {"LETTERMINT_HOST": "127.0.0.1", "LETTERMINT_SECURITY": "plaintext"}
+OF_TENANT = {"LETTERMINT_TENANTS": tenants, "LETTERMINT_TENANT": "odd"}
+#: Checks, settings besides a backend with a token, and the one message for them.
+REPORTED: list[tuple[Callable[[], list[CheckMessage]], dict[str, Any], str, str]] = [
+    (
+        checks.check_backends,
+        {"LETTERMINT_API_TOKEN": "to ken"},
+        "E001",
+        "LETTERMINT_API_TOKEN must be a s",
+    ),
+    (
+        checks.check_backends,
+        {"EMAIL_BACKEND": f"{__name__}.Broken"},
+        "E001",
+        "LookupError: no such row",
+    ),
+    (
+        checks.check_backends,
+        {"LETTERMINT_TENANT": "acme"},
+        "E003",
+        "EMAIL_BACKEND has the option `tenant`",
+    ),
+    (
+        checks.check_backends,
+        PLAINTEXT,
+        "W001",
+        "EMAIL_BACKEND sends mail and the token unencrypted",
+    ),
+    (
+        checks.check_backends,
+        {"LETTERMINT_SEND_DEFAULTS": {"from_email": "us@example.com"}},
+        "W006",
+        "EMAIL_BACKEND has a from_email in send_defaults",
+    ),
+    (checks.check_queues, queueing(LETTERMINT_QUEUE_NAME="no"), "E001", "'no'"),
+    (
+        checks.check_webhooks,
+        {"LETTERMINT_WEBHOOK_DEDUPE": "no"},
+        "E002",
+        "LETTERMINT_WEBHOOK_DEDUPE must be True",
+    ),
+    (checks.check_webhooks, {"ANYMAIL": ["X"]}, "E002", "The settings cannot be read"),
+    (
+        checks.check_webhooks,
+        {"ROOT_URLCONF": Urls(hook(view(signing_secret=["whsec_1", ""])))},
+        "E002",
+        "The webhook at hook/ raises this error.",
+    ),
+    (
+        checks.check_names,
+        {"LETTERMINT_API_KEY": TOKEN},
+        "W002",
+        "Did you mean 'LETTERMINT_API_TOKEN'?",
+    ),
+    (
+        checks.check_names,
+        {"ANYMAIL_LETTERMINT_PROT": 1},
+        "W002",
+        "ANYMAIL_LETTERMINT_PROT is not a setting of django-lettermint-smtp.",
+    ),
+    (
+        distributions("django-lettermint-smtp", "django-lettermint"),
+        {},
+        "W003",
+        "django-lettermint installs a package ",
+    ),
+    (checks.check_tenants, OF_TENANT, "W009", "tenants('odd')['api_token'] must be"),
+    (
+        checks.check_tenants,
+        {**OF_TENANT, "LETTERMINT_TENANT": "unknown"},
+        "W009",
+        "Mail sent by EMAIL_BACKEND is",
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(REPORTED)))
+def test_what_would_fail_or_have_no_effect_is_reported(number: int) -> None:
+    check, settings, identity, text = REPORTED[number]
+    usual = {"EMAIL_BACKEND": BACKEND, "LETTERMINT_API_TOKEN": TOKEN}
+    with override_settings(**{**usual, **settings}):
+        [message] = check()
+        # A tenant is looked up only where the backend can be made.
+        assert check is checks.check_tenants or checks.check_tenants() == []
+
+    assert ids([message]) == [identity]
+    assert message.is_serious() is identity.startswith("E")
+    assert text in f"{message.msg} {message.hint}"
+    assert TOKEN not in str(message)
+
+
+#: Settings that are right, and those that are another's.
+IN_ORDER: list[dict[str, Any]] = [
+    {},
+    {"ANYMAIL": None},
+    {"ROOT_URLCONF": None},
+    {**PLAINTEXT, "DEBUG": True},
+    {"LETTERMINT_TENANTS": tenants, "LETTERMINT_TENANT": "acme"},
+    # Its table may not exist yet.
+    {"LETTERMINT_TENANTS": tenants, "LETTERMINT_TENANT": "away"},
+    {"LETTERMINT_PORT": 465},
+    {"EMAIL_SUBJECT_PREFIX": "[Shop] ", "EMAIL_USE_LOCALTIME": True},
+    queueing(),
+    {"EMAIL_BACKEND": None},
+    {"EMAIL_BACKEND": 7},
+    {"EMAIL_BACKEND": ".EmailBackend"},
+    {"EMAIL_BACKEND": "..backend.EmailBackend"},
+    {"MAILERS": None},
+    {"MAILERS": {"default": None}},
+    {"MAILERS": {"default": BACKEND}},
+    {"MAILERS": {"default": {"BACKEND": None}}},
+    {"MAILERS": {"default": {"BACKEND": BACKEND, "OPTIONS": None}}},
+    {"EMAIL_BACKEND": SMTP},
+]
+
+
+@pytest.mark.parametrize("number", range(len(IN_ORDER)))
+def test_settings_that_are_right_or_anothers_are_no_message(number: int) -> None:
+    usual = {"EMAIL_BACKEND": BACKEND, "LETTERMINT_API_TOKEN": TOKEN}
+    with (
+        override_settings(**{**usual, **IN_ORDER[number]}),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
-        assert run_checks(tags=["mail"]) == []
-        with override_settings(ANYMAIL=None):
-            assert run_checks(tags=["mail"]) == []
+        assert [message for check in QUICK for message in check()] == []
 
     assert caught == []
 
 
-# -- backends ----------------------------------------------------------------------------
+@pytest.mark.parametrize("names", [[], ["Django_Lettermint.SMTP"] * 2])
+def test_our_own_distribution_is_no_other(names: list[str]) -> None:
+    assert checks.check_distributions() == distributions(*names)() == []
 
 
-@pytest.mark.parametrize(
-    ("settings", "identity", "text"),
-    [
-        (
-            {"LETTERMINT_API_TOKEN": "to ken"},
-            "E001",
-            "LETTERMINT_API_TOKEN must be a s",
-        ),
-        ({"EMAIL_BACKEND": f"{__name__}.Broken"}, "E001", "LookupError: no such row"),
-        (
-            {"LETTERMINT_TENANT": "acme"},
-            "E003",
-            "EMAIL_BACKEND has the option `tenant`",
-        ),
-        (
-            {"LETTERMINT_HOST": "127.0.0.1", "LETTERMINT_SECURITY": "plaintext"},
-            "W001",
-            "EMAIL_BACKEND sends mail and the token unencrypted",
-        ),
-        (
-            {"LETTERMINT_SEND_DEFAULTS": {"from_email": "us@example.com"}},
-            "W006",
-            "EMAIL_BACKEND has a from_email in send_defaults",
-        ),
-    ],
-)
-def test_errors_and_settings_without_effect_are_reported(
-    settings: dict[str, Any], identity: str, text: str
-) -> None:
-    usual = {"EMAIL_BACKEND": BACKEND, "LETTERMINT_API_TOKEN": TOKEN}
-    number, found = found_by(checks.check_backends, **{**usual, **settings})
-
-    assert number == identity
-    assert found.startswith(text)
-    with override_settings(**{**usual, **settings}, DEBUG=True):
-        # Plaintext is fine in development.
-        assert len(checks.check_backends()) == (identity != "W001")
-        assert checks.check_tenants() == []
+# -- backends and mailers ----------------------------------------------------------------
 
 
 def test_each_mailer_of_ours_is_checked_and_not_changed() -> None:
@@ -165,7 +287,7 @@ def test_each_mailer_of_ours_is_checked_and_not_changed() -> None:
 
     assert port.msg.startswith("MAILERS['news']['OPTIONS']['port'] must be a whole")
     assert "api_token is not set" in token.msg
-    assert secret.id == "lettermint_smtp.W005"
+    assert ids([secret]) == ["W005"]
     assert secret.msg.startswith("MAILERS['secret']['OPTIONS']['signing_secret'] has")
     assert secret.hint == "Set LETTERMINT_SIGNING_SECRET instead."
     assert mailers["default"] == mailer(api_token=TOKEN)
@@ -195,152 +317,6 @@ def test_email_backend_counts_where_django_uses_it() -> None:
     assert len(checks.check_backends()) == (0 if MAILERS_DECIDE else 1)
 
 
-@pytest.mark.parametrize(
-    "mail_settings",
-    [
-        {"EMAIL_BACKEND": None},
-        {"EMAIL_BACKEND": 7},
-        {"EMAIL_BACKEND": ".EmailBackend"},
-        {"EMAIL_BACKEND": "..backend.EmailBackend"},
-        {"MAILERS": None},
-        {"MAILERS": {"default": None}},
-        {"MAILERS": {"default": BACKEND}},
-        {"MAILERS": {"default": {"BACKEND": None}}},
-        {"MAILERS": {"default": {"BACKEND": BACKEND, "OPTIONS": None}}},
-        {"EMAIL_BACKEND": SMTP},
-    ],
-    ids=str,
-)
-def test_other_settings_are_left_to_django(mail_settings: dict[str, object]) -> None:
-    with override_settings(LETTERMINT_API_TOKEN=TOKEN, **mail_settings):
-        assert checks.check_backends() == checks.check_queues() == []
-        assert checks.check_tenants() == []
-
-
-# -- webhooks ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"LETTERMINT_WEBHOOK_DEDUPE": "no"}, "LETTERMINT_WEBHOOK_DEDUPE must be True"),
-        ({"ANYMAIL": ["LETTERMINT_SIGNING_SECRET"]}, "The settings cannot be read"),
-    ],
-)
-def test_a_wrong_setting_of_webhooks_is_an_error(
-    settings: dict[str, Any], text: str
-) -> None:
-    identity, found = found_by(checks.check_webhooks, **settings)
-
-    assert identity == "E002"
-    assert found.startswith(text)
-
-
-@pytest.mark.parametrize("secret", [None, "", [], "whsec_1"])
-def test_a_secret_is_needed_where_a_url_is_a_webhook(secret: object) -> None:
-    with override_settings(ANYMAIL={"LETTERMINT_SIGNING_SECRET": secret}):
-        for urlconf in ("tests.urls", None):
-            with override_settings(ROOT_URLCONF=urlconf):
-                assert checks.check_webhooks() == []
-        with override_settings(ROOT_URLCONF="tests.webhook_urls"):
-            found = checks.check_webhooks()
-    assert ids(found) == ([] if secret else ["lettermint_smtp.W004"])
-    places = "anymail/lettermint/tracking/ and anymail/lettermint/inbound/: all"
-    assert all(places in message.msg for message in found)
-
-
-class Urls:
-    """A URLconf in place of a module."""
-
-    def __init__(self, *urlpatterns: URLPattern | URLResolver) -> None:
-        self.urlpatterns = urlpatterns
-
-
-def view(**attributes: object) -> type[LettermintWebhookView]:
-    return type("View", (LettermintTrackingWebhookView,), attributes)
-
-
-def needs_a_request(*_: object, **__: object) -> None:
-    raise AssertionError("a check has no request")
-
-
-def hook(
-    kind: type[LettermintWebhookView] = LettermintTrackingWebhookView, **options: Any
-) -> URLPattern:
-    return path("hook/", kind.as_view(**options))
-
-
-@pytest.mark.parametrize(
-    ("urls", "expected"),
-    [
-        (Urls(hook(LettermintInboundWebhookView)), ["W004"]),
-        (Urls(path("mail/", include(([hook()], "mail"), namespace="mail"))), ["W004"]),
-        (Urls(hook(signing_secret="whsec_own"), hook()), ["W004"]),
-        (Urls(hook(signing_secret=None)), ["W004"]),
-        (Urls(hook(view(signing_secret=""))), ["W004"]),
-        (Urls(hook(signing_secret="whsec_own")), []),
-        (Urls(hook(view(signing_secret="whsec_own"))), []),
-        (Urls(hook(view(signing_secret=("whsec_1", Secret("whsec_0"))))), []),
-        (Urls(hook(view(signing_secret=property(needs_a_request)))), []),
-        (Urls(hook(view(setup=needs_a_request))), []),
-    ],
-)
-def test_a_webhook_may_have_its_own_secret(urls: Urls, expected: list[str]) -> None:
-    with override_settings(ROOT_URLCONF=urls):
-        found = checks.check_webhooks()
-    assert ids(found) == [f"lettermint_smtp.{each}" for each in expected]
-
-
-def test_an_odd_secret_of_a_view_is_an_error_that_names_the_url() -> None:
-    odd = hook(view(signing_secret=["whsec_1", ""]))
-    with override_settings(ROOT_URLCONF=Urls(odd)):
-        [message] = checks.check_webhooks()
-
-    assert message.id == "lettermint_smtp.E002"
-    assert "signing_secret" in message.msg
-    assert message.hint == "The webhook at hook/ raises this error."
-
-
-@override_settings(LETTERMINT_SIGNING_SECRET="whsec_1")
-@pytest.mark.parametrize(
-    ("urlconf", "options", "expected"),
-    [
-        ("tests.webhook_urls", {"correlation_key": "other"}, ["W007"]),
-        ("tests.webhook_urls", {"correlation_key": "id"}, []),
-        ("tests.webhook_urls", {"correlation_key": None}, []),
-        ("tests.webhook_urls", {}, []),
-        ("tests.urls", {"correlation_key": "other"}, []),
-    ],
-)
-def test_a_mailer_with_another_correlation_key_is_a_warning(
-    urlconf: str, options: dict[str, Any], expected: list[str]
-) -> None:
-    with override_settings(
-        ROOT_URLCONF=urlconf,
-        LETTERMINT_CORRELATION_KEY="id",
-        MAILERS={"default": mailer(**options)},
-    ):
-        found = checks.check_webhooks()
-    assert ids(found) == [f"lettermint_smtp.{each}" for each in expected]
-
-
-# -- names of settings -------------------------------------------------------------------
-
-
-@override_settings(
-    LETTERMINT_API_KEY=TOKEN, ANYMAIL_LETTERMINT_PROT=1, LETTERMINT_PORT=465
-)
-def test_an_unknown_setting_is_a_warning_with_a_suggestion() -> None:
-    prot, key = sorted(checks.check_names(), key=lambda message: message.msg)
-
-    assert ids([prot, key]) == ["lettermint_smtp.W002"] * 2
-    name = "ANYMAIL_LETTERMINT_PROT"
-    assert prot.msg == f"{name} is not a setting of django-lettermint-smtp."
-    assert prot.hint == "Did you mean 'LETTERMINT_PORT'?"
-    assert key.hint == "Did you mean 'LETTERMINT_API_TOKEN'?"
-    assert TOKEN not in f"{prot} {key}"
-
-
 LEFT_OVER = dict.fromkeys(
     [
         *("EMAIL_HOST", "EMAIL_PORT", "EMAIL_HOST_USER", "EMAIL_HOST_PASSWORD"),
@@ -351,22 +327,19 @@ LEFT_OVER = dict.fromkeys(
 )
 
 
-@override_settings(EMAIL_SUBJECT_PREFIX="[Shop] ", EMAIL_USE_LOCALTIME=True)
 @pytest.mark.filterwarnings("ignore:The EMAIL_")
 @pytest.mark.parametrize("path", [BACKEND, QUEUE, f"{__name__}.OwnConstructor"])
 def test_settings_of_djangos_backend_are_one_warning(path: str) -> None:
     with override_settings(**in_use(path), **LEFT_OVER):
-        (message,) = checks.check_other_settings()
+        [message] = checks.check_other_settings()
 
-    assert message.id == "lettermint_smtp.W008"
+    assert ids([message]) == ["W008"]
     assert message.msg.endswith(f": {', '.join(LEFT_OVER)}.")
     assert "LETTERMINT_API_TOKEN for EMAIL_HOST_PASSWORD" in str(message.hint)
     assert "LETTERMINT_SECURITY for EMAIL_USE_TLS" in str(message.hint)
     assert TOKEN not in str(message)
-    with override_settings(**in_use(path)):
-        assert checks.check_other_settings() == []
-        with override_settings(EMAIL_HOST="localhost"):
-            assert checks.check_other_settings()[0].msg.endswith(": EMAIL_HOST.")
+    with override_settings(**in_use(path), EMAIL_HOST="localhost"):
+        assert checks.check_other_settings()[0].msg.endswith(": EMAIL_HOST.")
 
 
 @pytest.mark.filterwarnings("ignore:The EMAIL_")
@@ -378,39 +351,6 @@ def test_another_backend_may_need_its_settings(paths: list[str]) -> None:
         assert checks.check_other_settings() == []
         with override_settings(**in_use(*paths)):
             assert checks.check_other_settings() == []
-
-
-@pytest.mark.parametrize(
-    ("names", "others"),
-    [
-        ([], []),
-        (["django-lettermint-smtp"], []),
-        (["Django_Lettermint.SMTP"] * 2, []),
-        (["django-lettermint-smtp", "django-lettermint"], ["django-lettermint"]),
-    ],
-)
-def test_another_distribution_of_the_same_package_is_a_warning(
-    names: list[str], others: list[str]
-) -> None:
-    found = checks.check_distributions(packages={"django_lettermint": names})
-
-    assert [each.msg.partition(" installs a package ")[0] for each in found] == others
-    assert ids(found) == ["lettermint_smtp.W003"] * len(others)
-
-
-# -- queues ------------------------------------------------------------------------------
-
-
-@override_settings(LETTERMINT_API_TOKEN=TOKEN)
-def test_a_queue_that_could_take_nothing_is_an_error() -> None:
-    mailers = {"default": mailer(QUEUE, using="relay"), "relay": mailer()}
-    with override_settings(
-        **{"MAILERS": mailers} if MAILERS_DECIDE else {"EMAIL_BACKEND": QUEUE}
-    ):
-        assert checks.check_queues() == []
-        number, text = found_by(checks.check_queues, LETTERMINT_QUEUE_NAME="nowhere")
-
-    assert (number, "'nowhere'" in text) == ("E001", True)
 
 
 #: Django reads TASKS once, so each of these is a process of its own.
@@ -461,45 +401,47 @@ def test_only_projects_that_queue_need_tasks_with_a_default_queue(
     assert ("lettermint_smtp.E001" in done.stderr) is (problem != "")
 
 
-# -- tenants -----------------------------------------------------------------------------
+# -- webhooks ----------------------------------------------------------------------------
 
 
-def tenants(name: str) -> Mapping[str, object]:
-    """Know "acme"; nothing is known of others while the database is away."""
-    if name == "away":
-        raise ConnectionError
-    return {"acme": {"api_token": TOKEN}, "odd": {"token": TOKEN}}[name]
+@pytest.mark.parametrize("secret", [None, "", [], "whsec_1"])
+def test_a_secret_is_needed_where_a_url_is_a_webhook(secret: object) -> None:
+    with override_settings(ANYMAIL={"LETTERMINT_SIGNING_SECRET": secret}):
+        assert checks.check_webhooks() == []
+        with override_settings(ROOT_URLCONF="tests.webhook_urls"):
+            found = checks.check_webhooks()
+    assert ids(found) == ([] if secret else ["W004"])
+    places = "anymail/lettermint/tracking/ and anymail/lettermint/inbound/: all"
+    assert all(places in message.msg for message in found)
 
 
-@override_settings(EMAIL_BACKEND=BACKEND, LETTERMINT_API_TOKEN=TOKEN)
+def needs_a_request(*_: object, **__: object) -> None:
+    raise AssertionError("a check has no request")
+
+
 @pytest.mark.parametrize(
-    ("name", "problems"),
+    ("urls", "expected"),
     [
-        ("acme", []),
-        ("away", []),
-        ("odd", ["tenants('odd')['api_token'] must be"]),
-        ("unknown", ["tenant 'unknown'"]),
+        (Urls(hook(LettermintInboundWebhookView)), ["W004"]),
+        (Urls(path("mail/", include(([hook()], "mail"), namespace="mail"))), ["W004"]),
+        (Urls(hook(signing_secret="whsec_own"), hook()), ["W004"]),
+        (Urls(hook(signing_secret=None)), ["W004"]),
+        (Urls(hook(view(signing_secret=""))), ["W004"]),
+        (Urls(hook(signing_secret="whsec_own")), []),
+        (Urls(hook(view(signing_secret=("whsec_1", Secret("whsec_0"))))), []),
+        (Urls(hook(view(signing_secret=property(needs_a_request)))), []),
+        (Urls(hook(view(setup=needs_a_request))), []),
     ],
 )
-def test_the_tenant_of_the_settings_is_looked_up_where_databases_are_checked(
-    name: str, problems: list[str]
-) -> None:
-    with override_settings(LETTERMINT_TENANTS=tenants, LETTERMINT_TENANT=name):
-        assert run_checks(tags=["mail"]) == []
-        found = checks.check_tenants()
-
-    assert ids(found) == ["lettermint_smtp.W009"] * len(problems)
-    assert all(text in each.msg for text, each in zip(problems, found, strict=True))
-    assert all("Mail sent by EMAIL_BACKEND is" in str(each.hint) for each in found)
-    assert TOKEN not in str(found)
+def test_a_webhook_may_have_its_own_secret(urls: Urls, expected: list[str]) -> None:
+    with override_settings(ROOT_URLCONF=urls):
+        assert ids(checks.check_webhooks()) == expected
 
 
 OWN = path("x/", include([path("", LettermintTrackingWebhookView.as_view())]))
 
 
-@pytest.mark.parametrize(
-    ("resolver", "expected"), [(None, ["lettermint_smtp.W004"]), (tenants, [])]
-)
+@pytest.mark.parametrize(("resolver", "expected"), [(None, ["W004"]), (tenants, [])])
 @pytest.mark.parametrize(
     "url",
     [
@@ -524,3 +466,22 @@ def test_webhooks_of_tenants_need_a_resolver(
         [message] = checks.check_webhooks()
         places = "at usual/lettermint/tracking/ and usual/lettermint/inbound/: all"
         assert places in message.msg
+
+
+@override_settings(LETTERMINT_SIGNING_SECRET="whsec_1", LETTERMINT_CORRELATION_KEY="id")
+@pytest.mark.parametrize(
+    ("urlconf", "options", "expected"),
+    [
+        ("tests.webhook_urls", {"correlation_key": "other"}, ["W007"]),
+        ("tests.webhook_urls", {"correlation_key": "id"}, []),
+        ("tests.webhook_urls", {"correlation_key": None}, []),
+        ("tests.webhook_urls", {}, []),
+        ("tests.urls", {"correlation_key": "other"}, []),
+    ],
+)
+def test_a_mailer_with_another_correlation_key_is_a_warning(
+    urlconf: str, options: dict[str, Any], expected: list[str]
+) -> None:
+    mailers = {"default": mailer(**options)}
+    with override_settings(ROOT_URLCONF=urlconf, MAILERS=mailers):
+        assert ids(checks.check_webhooks()) == expected

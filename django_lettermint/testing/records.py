@@ -32,11 +32,25 @@ class _TolerantPolicy(email.policy.EmailPolicy):
 _PARSER = email.parser.BytesParser(policy=_TolerantPolicy(refold_source="none"))
 
 
-class _Content:
-    """What can be read from `content`, the octets of a message."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What the relay received, and over which connection."""
 
-    __slots__ = ()
-    content: bytes
+    #: The relay's own id, named in its reply and in webhooks; not the RFC 5322 Message-ID.
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    mail_from: str
+    #: The accepted recipients, in the order of their RCPT commands.
+    recipients: tuple[str, ...]
+    #: Octets as sent, without dot-stuffing and without the final dot.
+    content: bytes = field(repr=False)
+    #: Number of the connection, counted from 1 over the life of the relay.
+    connection: int
+    #: "tls", "starttls" or "plaintext".
+    security: str
+    #: Version and cipher, as in "TLSv1.3 TLS_AES_256_GCM_SHA384"; empty in clear.
+    tls: str
+    #: Seconds since the epoch.
+    received_at: float = field(default_factory=time.time)
 
     @property
     def mime(self) -> EmailMessage:
@@ -60,21 +74,10 @@ class _Content:
         return cast("EmailMessage", message)
 
 
-def _new_id() -> str:
-    return str(uuid.uuid4())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedMessage(_Content):
+class ReceivedMessage(_Record):
     """A message as it was received, and what the relay read from it."""
 
-    #: The relay's own id, named in its reply and in webhooks; not the RFC 5322 Message-ID.
-    id: str = field(default_factory=_new_id)
-    mail_from: str
-    #: The accepted recipients, in the order of their RCPT commands.
-    recipients: tuple[str, ...]
-    #: Octets as sent, without dot-stuffing and without the final dot.
-    content: bytes = field(repr=False)
     route: str | None
     tag: str | None
     metadata: Mapping[str, str]
@@ -85,23 +88,17 @@ class ReceivedMessage(_Content):
     body_8bit: bool
     #: Whether the content came by BDAT.
     chunked: bool
-    #: Number of the connection, counted from 1 over the life of the relay.
-    connection: int
-    #: "tls", "starttls" or "plaintext".
-    security: str
-    #: Version and cipher, as in "TLSv1.3 TLS_AES_256_GCM_SHA384"; empty in clear.
-    tls: str
     #: The project token of the login.
     token: str = field(repr=False)
-    #: Seconds since the epoch.
-    received_at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal(_Content):
-    """A login, sender, recipient or message that the relay refused, and why."""
+class Refusal(_Record):
+    """A login, sender, recipient or message that the relay refused, and why.
 
-    id: str = field(default_factory=_new_id)
+    Sender and recipients are those known by then. `content` is empty but for "DATA".
+    """
+
     #: "AUTH", "MAIL", "RCPT" or, for a complete message, "DATA" (by BDAT as well).
     command: str
     #: The sender or recipient that was refused; empty for the other commands.
@@ -109,16 +106,6 @@ class Refusal(_Content):
     #: The reply: its code, and its text with the rule that was broken.
     code: int
     text: str
-    #: What was known of the message by then.
-    mail_from: str
-    recipients: tuple[str, ...]
-    #: The octets of a message that was refused; empty for the other commands.
-    content: bytes = field(repr=False)
-    #: As in ReceivedMessage.
-    connection: int
-    security: str
-    tls: str
-    received_at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

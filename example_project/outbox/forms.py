@@ -48,28 +48,22 @@ class ComposeForm(forms.Form):
         choices=[("", "none"), ("north", "North"), ("south", "South")],
         help_text="The project and token to send with.",
     )
-    route = forms.CharField(required=False, help_text="A route of the project.")
-    tag = forms.CharField(required=False, help_text="One label, for statistics.")
+    route = forms.CharField(
+        required=False,
+        validators=[lambda value: check(route=value)],
+        help_text="A route of the project.",
+    )
+    tag = forms.CharField(
+        required=False,
+        validators=[lambda value: check(tag=value)],
+        help_text="One label, for statistics.",
+    )
     idempotency_key = forms.CharField(
         required=False,
+        validators=[lambda value: check(idempotency_key=value)],
         help_text="Lettermint accepts a key once, and refuses another mail with it. "
         "If empty, one is generated.",
     )
-
-    def clean_route(self) -> str:
-        return self._checked("route")
-
-    def clean_tag(self) -> str:
-        return self._checked("tag")
-
-    def clean_idempotency_key(self) -> str:
-        return self._checked("idempotency_key")
-
-    def _checked(self, name: str) -> str:
-        value: str = self.cleaned_data[name]
-        if value:
-            check(**{name: value})
-        return value
 
     def message(self, metadata: dict[str, str]) -> LettermintMessage:
         """Return the mail."""
@@ -106,10 +100,8 @@ class MetadataForm(forms.Form):
     value = forms.CharField(required=False)
 
     def clean(self) -> dict[str, Any]:
-        key, value = (
-            self.cleaned_data.get("key", ""),
-            self.cleaned_data.get("value", ""),
-        )
+        key = self.cleaned_data.get("key", "")
+        value = self.cleaned_data.get("value", "")
         if key or value:
             try:
                 check(metadata={key: value})

@@ -57,7 +57,6 @@ def start(
             "django.contrib.contenttypes",
             "django.contrib.messages",
             "django.contrib.sessions",
-            "django.contrib.sites",
             "django_lettermint",
             *apps,
         ],
@@ -65,7 +64,6 @@ def start(
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.contrib.auth.middleware.AuthenticationMiddleware",
             "django.contrib.messages.middleware.MessageMiddleware",
-            *own.pop("MIDDLEWARE", []),
         ],
         TEMPLATES=[
             {
@@ -80,7 +78,6 @@ def start(
                 },
             }
         ],
-        SITE_ID=1,
         **_mail(queue, queue_options or {}),
         **own,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from tests.faults import sometimes
 from tests.faultserver import (
     Action,
+    Answer,
     On,
     accept_then,
     drop,
@@ -19,7 +21,7 @@ from tests.faultserver import (
 )
 
 if TYPE_CHECKING:
-    from tests.faults import Moment, Phase
+    from tests.faults import Phase
 
 GARBAGE = raw(b"\xff\xfe200 ?\r\n")
 HALF_A_REPLY = raw(b"250-2.0.0 que", close=True)
@@ -69,50 +71,20 @@ KINDS: Mapping[Phase, Mapping[str, Action]] = {
 OF_CONNECTIONS = ("banner", "tls", "ehlo", "auth", "rset", "idle")
 
 
-def chance(phase: Phase) -> float:
-    """Return the probability of each kind of fault, whenever this step is taken."""
-    return 0.01 if phase in OF_CONNECTIONS else 0.003
+def script(seed: int, times: Counter[str]) -> Iterator[On]:
+    """Yield the rules for a fault server, which count how often each fault occurs."""
 
+    def counted(fault: str, action: Action) -> Action:
+        def act(answer: Answer) -> Answer:
+            times[fault] += 1
+            return action(answer)
 
-class FaultLog:
-    """Counts the faults, and records which senders' messages met them."""
+        return act
 
-    def __init__(self) -> None:
-        self.times: Counter[str] = Counter()
-        self.met: defaultdict[str, set[str]] = defaultdict(set)
-        #: MAIL's argument, by the number of the message.
-        self.senders: dict[int, str] = {}
-
-
-class RandomFault(On):
-    """A rule that acts at random, and logs when it does."""
-
-    def __init__(
-        self, phase: Phase, kind: str, action: Action, log: FaultLog, seed: int
-    ) -> None:
-        super().__init__(phase, action, after_bytes=100 if phase == "body" else 0)
-        self.fault = f"{phase}: {kind}"
-        self.log = log
-        # One for each rule, since the order of threads varies.
-        self.dice = random.Random(f"{seed} {self.fault}")
-
-    def fits(self, moment: Moment) -> bool:
-        """Decide at random; the server holds its lock meanwhile."""
-        if not super().fits(moment):
-            return False
-        if moment.phase == "mail":
-            sender = moment.argument.partition("<")[2].partition(">")[0]
-            self.log.senders[moment.message] = sender
-        happens = self.dice.random() < chance(moment.phase)
-        if happens:
-            self.log.times[self.fault] += 1
-            if moment.phase not in OF_CONNECTIONS:
-                self.log.met[self.log.senders[moment.message]].add(self.fault)
-        return happens
-
-
-def script(log: FaultLog, seed: int) -> Iterator[On]:
-    """Yield the rules for a fault server."""
     for phase, kinds in KINDS.items():
-        for kind, action in kinds.items():
-            yield RandomFault(phase, kind, action, log, seed)
+        # One for each step, since the order of threads varies.
+        dice = random.Random(f"{seed} {phase}")
+        chance = len(kinds) * (0.01 if phase in OF_CONNECTIONS else 0.003)
+        actions = [counted(f"{phase}: {kind}", each) for kind, each in kinds.items()]
+        after = 100 if phase == "body" else 0
+        yield On(phase, sometimes(dice, chance, *actions), after_bytes=after)

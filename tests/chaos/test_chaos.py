@@ -15,8 +15,8 @@ from tests.chaos.run import run
 def test_no_promise_is_broken_among_random_faults(
     *, idempotency: bool, tls: str
 ) -> None:
-    done = run(400, seed=404, idempotency=idempotency, tls=tls)
+    done = run(250, seed=404, idempotency=idempotency, tls=tls)
     assert done.broken == [], done
     # Enough faults occurred, and most mails were sent.
-    assert done.faults.times.total() > 50
-    assert done.outcomes[Outcome.SENT] > 300
+    assert done.faults.total() > 30
+    assert done.outcomes[Outcome.SENT] > 200

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 #: Django puts the alias in front of the text since 6.1, which has MAILERS.
 ALIAS = "MAILERS['news']: " if django.VERSION >= (6, 1) else ""
+NO_OPTION = (
+    "ANYMAIL['LETTERMINT_{}'] is not an option. Did you mean 'LETTERMINT_API_TOKEN'?"
+)
+UNKNOWN = "the constructor keyword {} is not an option. {}"
 #: For type checkers, which know certain attributes of the settings only.
 SETTINGS: Any = settings
 
@@ -44,16 +48,6 @@ def host() -> str:
 
 def token() -> str:
     return backend_config({}).relay.endpoint.token.reveal()
-
-
-def test_a_token_is_all_that_is_needed() -> None:
-    found = relay()
-
-    assert found.endpoint.token == Secret(TOKEN)
-    assert found.endpoint.host == "smtp.lettermint.co"
-    assert (found.endpoint.port, found.endpoint.security) == (465, "tls")
-    assert (found.endpoint.pooled, found.endpoint.pool) == (True, PoolConfig())
-    assert (found.idempotency, found.batch_connections) == (True, None)
 
 
 # -- where options are found -------------------------------------------------------------
@@ -119,70 +113,46 @@ def test_webhooks_read_the_settings_and_the_secret_of_a_view() -> None:
 
 # -- what follows from them --------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    ("options", "port", "security"),
-    [
-        *(({"port": port}, port, "starttls") for port in (25, 587, 2525, 2465, 2587)),
-        ({"port": 465}, 465, "tls"),
-        ({"port": 26, "security": "tls"}, 26, "tls"),
-        ({"port": 465, "security": "starttls"}, 465, "starttls"),
-        ({"security": "tls"}, 465, "tls"),
-        ({"security": "STARTTLS"}, 587, "starttls"),
-        *(
-            ({"security": "plaintext", "host": host}, 25, "plaintext")
-            for host in ("localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1")
-        ),
-    ],
-)
-def test_port_and_security_follow_from_each_other(
-    options: dict[str, Any], port: int, security: str
-) -> None:
-    endpoint = relay(**options).endpoint
-
-    assert (endpoint.port, endpoint.security) == (port, security)
-
-
-def test_another_port_needs_the_security() -> None:
-    known = "465, 25, 587, 2525, 2465, 2587"
-
-    assert f"port is 26, which is none of {known}: set security=" in refusal(port=26)
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["smtp.lettermint.co", "localhost.evil.example", "128.0.0.1", "::2", "0.0.0.0"],
-)
-def test_plaintext_to_another_machine_is_refused(host: str) -> None:
-    problem = refusal(host=host, security="plaintext")
-
-    assert 'security must not be "plaintext"' in problem
+#: Keywords besides the token, and what is read from them.
+READ: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"host": "smtp.lettermint.co", "port": 465, "security": "tls"}),
+    ({}, {"token": Secret(TOKEN), "pooled": True, "pool": PoolConfig()}),
+    *(
+        ({"port": port}, {"port": port, "security": "starttls"})
+        for port in (25, 587, 2525, 2465, 2587)
+    ),
+    ({"port": 465}, {"port": 465, "security": "tls"}),
+    ({"port": 26, "security": "tls"}, {"port": 26, "security": "tls"}),
+    ({"port": 465, "security": "starttls"}, {"port": 465, "security": "starttls"}),
+    ({"security": "tls"}, {"port": 465, "security": "tls"}),
+    ({"security": "STARTTLS"}, {"port": 587, "security": "starttls"}),
+    *(
+        ({"security": "plaintext", "host": host}, {"port": 25, "security": "plaintext"})
+        for host in ("localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1")
+    ),
+    # Only Lettermint's hosts get idempotency keys by default.
+    ({}, {"idempotency": True}),
+    ({"host": "lettermint.co"}, {"idempotency": True}),
+    ({"host": "SMTP.Lettermint.CO"}, {"idempotency": True}),
+    ({"host": "localhost"}, {"idempotency": False}),
+    ({"host": "notlettermint.co"}, {"idempotency": False}),
+    ({"host": "lettermint.co.example"}, {"idempotency": False}),
+    ({"host": "localhost", "idempotency": True}, {"idempotency": True}),
+    ({"idempotency": False}, {"idempotency": False}),
+    ({"batch_connections": 10}, {"batch_connections": 10}),
+    ({"batch_connections": 11, "pool": False}, {"batch_connections": 11}),
+    ({"pool": {"max_size": 1}}, {"batch_connections": None}),
+]
 
 
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("lettermint.co", True),
-        ("SMTP.Lettermint.CO", True),
-        ("localhost", False),
-        ("notlettermint.co", False),
-        ("lettermint.co.example", False),
-    ],
-)
-def test_only_lettermints_hosts_get_idempotency_keys_by_default(
-    host: str, *, expected: bool
-) -> None:
-    assert relay(host=host).idempotency is expected
-    assert relay(host=host, idempotency=not expected).idempotency is not expected
+@pytest.mark.parametrize("number", range(len(READ)))
+def test_options_follow_from_each_other(number: int) -> None:
+    options, expected = READ[number]
+    found = relay(**options)
 
-
-def test_a_batch_uses_no_more_connections_than_the_pool_has() -> None:
-    problem = "batch_connections must not exceed the pool's max_size, 10"
-
-    assert problem in refusal(batch_connections=11)
-    assert relay(batch_connections=10).batch_connections == 10
-    assert relay(pool={"max_size": 1}).batch_connections is None
-    assert relay(batch_connections=11, pool=False).batch_connections == 11
+    for name, value in expected.items():
+        holder = found.endpoint if hasattr(found.endpoint, name) else found
+        assert getattr(holder, name) == value
 
 
 def test_endpoints_differ_by_what_shapes_a_connection_only() -> None:
@@ -196,9 +166,63 @@ def test_endpoints_differ_by_what_shapes_a_connection_only() -> None:
 
 # -- how errors read ---------------------------------------------------------------------
 
+RULE = (
+    " must be a whole number, from 1 to 65535, not 'x'. "
+    "Correct it, or remove it for the default, 465."
+)
+MERGED = {"alias": "news", "_ignore_unknown_kwargs": {"port"}}
+#: Settings, keywords besides the token, and the beginning of the error's text.
+ERRORS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"LETTERMINT_PORT": "x"}, {}, f"LETTERMINT_PORT{RULE}"),
+    ({"ANYMAIL_LETTERMINT_PORT": "x"}, {}, f"ANYMAIL_LETTERMINT_PORT{RULE}"),
+    ({"ANYMAIL": {"LETTERMINT_PORT": "x"}}, {}, f"ANYMAIL['LETTERMINT_PORT']{RULE}"),
+    ({}, {"port": "x"}, f"the constructor keyword port{RULE}"),
+    ({}, {"port": "x", "alias": "a"}, f"MAILERS['a']['OPTIONS']['port']{RULE}"),
+    ({"LETTERMINT_PORT": "x"}, {"alias": "news"}, f"{ALIAS}LETTERMINT_PORT{RULE}"),
+    ({}, {"port": "x", **MERGED}, f"{ALIAS}the constructor keyword port{RULE}"),
+    (
+        {},
+        {"port": 26},
+        "the constructor keyword port is 26, which is none of 465, 25, ",
+    ),
+    (
+        {},
+        {"batch_connections": 11},
+        "the constructor keyword batch_connections must not",
+    ),
+    *(
+        (
+            {},
+            {"host": host, "security": "plaintext"},
+            'the constructor keyword security must not be "plaintext" for ',
+        )
+        for host in ("localhost.evil.example", "128.0.0.1", "::2", "0.0.0.0")
+    ),
+    ({"ANYMAIL": 7}, {}, "The settings cannot be read (TypeError)."),
+    ({"ANYMAIL": "nope"}, {}, "The settings cannot be read (TypeError)."),
+    # Unknown names come with a suggestion.
+    ({}, {"prot": 1}, UNKNOWN.format("prot", "Did you mean 'port'?")),
+    ({}, {"use_tls": 1}, UNKNOWN.format("use_tls", "Did you mean 'security'?")),
+    ({}, {"token": None}, UNKNOWN.format("token", "Did you mean 'api_token'?")),
+    ({}, {"colour": 1}, UNKNOWN.format("colour", "Known are api_token, host, port, ")),
+    (
+        {},
+        {"prot": 1, "alias": "a"},
+        "MAILERS['a']['OPTIONS']['prot'] is not an option.",
+    ),
+    ({"ANYMAIL": {"LETTERMINT_API_KEY": TOKEN}}, {}, NO_OPTION.format("API_KEY")),
+    ({"ANYMAIL": {"LETTERMINT_PASSWORD": TOKEN}}, {}, NO_OPTION.format("PASSWORD")),
+]
+
+
+@pytest.mark.parametrize("number", range(len(ERRORS)))
+def test_an_error_names_the_place_the_rule_and_the_remedy(number: int) -> None:
+    settings, options, text = ERRORS[number]
+    with override_settings(**settings):
+        assert refusal(**options).startswith(text)
+
 
 def test_the_error_of_a_missing_token_names_the_places_to_set_it() -> None:
-    assert refusal(api_token=None).startswith("the constructor keyword api_token must")
     with pytest.raises(AnymailConfigurationError) as raised:
         backend_config({})
 
@@ -208,32 +232,6 @@ def test_the_error_of_a_missing_token_names_the_places_to_set_it() -> None:
         "from the Lettermint dashboard; if it comes from the environment, see that the "
         "variable is set."
     )
-
-
-@pytest.mark.parametrize(
-    ("settings", "options", "place"),
-    [
-        ({"LETTERMINT_PORT": "x"}, {}, "LETTERMINT_PORT"),
-        ({"ANYMAIL_LETTERMINT_PORT": "x"}, {}, "ANYMAIL_LETTERMINT_PORT"),
-        ({"ANYMAIL": {"LETTERMINT_PORT": "x"}}, {}, "ANYMAIL['LETTERMINT_PORT']"),
-        ({}, {"port": "x"}, "the constructor keyword port"),
-        ({}, {"port": "x", "alias": "a"}, "MAILERS['a']['OPTIONS']['port']"),
-        ({"LETTERMINT_PORT": "x"}, {"alias": "news"}, f"{ALIAS}LETTERMINT_PORT"),
-        (
-            {},
-            {"port": "x", "alias": "news", "_ignore_unknown_kwargs": {"port"}},
-            f"{ALIAS}the constructor keyword port",
-        ),
-    ],
-)
-def test_an_error_names_the_place_the_rule_and_the_remedy(
-    settings: dict[str, Any], options: dict[str, Any], place: str
-) -> None:
-    with override_settings(**settings):
-        assert refusal(**options) == (
-            f"{place} must be a whole number, from 1 to 65535, not 'x'. "
-            "Correct it, or remove it for the default, 465."
-        )
 
 
 def test_the_error_of_a_mailer_is_of_the_type_that_django_expects() -> None:
@@ -247,35 +245,10 @@ def test_the_error_of_a_mailer_is_of_the_type_that_django_expects() -> None:
     assert not isinstance(raised_by_keyword.value, AnymailInvalidMailer)
 
 
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        ({"prot": 1}, "the constructor keyword prot | Did you mean 'port'?"),
-        ({"use_tls": 1}, "the constructor keyword use_tls | Did you mean 'security'?"),
-        ({"token": None}, "keyword token | Did you mean 'api_token'?"),
-        ({"colour": 1}, "keyword colour | Known are api_token, host, port, "),
-        ({"prot": 1, "alias": "news"}, "MAILERS['news']['OPTIONS']['prot'] | Did "),
-    ],
-)
-def test_an_unknown_option_is_refused_with_a_suggestion(
-    options: dict[str, Any], problem: str
-) -> None:
-    assert problem.replace("|", "is not an option.") in refusal(**options)
-
-
 @pytest.mark.parametrize("name", ["password", "host"])
 def test_the_queue_refuses_options_of_the_backend_that_sends(name: str) -> None:
     with pytest.raises(AnymailConfigurationError, match=f"{name} is not an option"):
         queue_config({name: "lm_other"})
-
-
-@pytest.mark.parametrize("name", ["API_KEY", "PASSWORD"])
-def test_an_unknown_name_in_anymail_is_refused_with_a_suggestion(name: str) -> None:
-    with override_settings(ANYMAIL={f"LETTERMINT_{name}": TOKEN}):
-        assert refusal() == (
-            f"ANYMAIL['LETTERMINT_{name}'] is not an option. "
-            "Did you mean 'LETTERMINT_API_TOKEN'?"
-        )
 
 
 @override_settings(
@@ -594,17 +567,6 @@ def test_a_proxy_that_fails_is_an_error_without_its_values() -> None:
 
     assert isinstance(raised.value.__cause__, ConnectionError)
     assert raised.value.__cause__.__traceback__ is None
-
-
-@pytest.mark.parametrize("anymail", [7, ["LETTERMINT_API_TOKEN"], "nope"])
-def test_an_anymail_that_is_no_dict_is_an_error(anymail: object) -> None:
-    with (
-        override_settings(ANYMAIL=anymail),
-        pytest.raises(AnymailConfigurationError) as raised,
-    ):
-        token()
-
-    assert str(raised.value.__cause__) == "ANYMAIL must be a dict"
 
 
 @override_settings(ANYMAIL=None, LETTERMINT_API_TOKEN=TOKEN)

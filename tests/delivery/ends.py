@@ -33,9 +33,12 @@ def one(*to: str, idempotency: bool = True) -> Submission:
     return found
 
 
-def sent(submission: Submission, **replies: Reply) -> Decision:
+def sent(
+    submission: Submission, *, pipelined: bool = False, **replies: Reply
+) -> Decision:
     """Let it be sent; `replies` are those to RCPT, by the name of the mailbox."""
     transaction = submission.begin()
+    transaction.pipelined = pipelined
     transaction.replies = _replies(submission, replies)
     transaction.phase, transaction.reply = Phase.DONE, Reply(250, ("queued",))
     return submission.record(transaction)
@@ -48,13 +51,14 @@ def refused(
     *,
     pipelined: bool = False,
     carried: bool = False,
+    **replies: Reply,
 ) -> Decision:
     """Let it be refused; at RCPT, that is each recipient."""
     transaction = submission.begin()
     transaction.pipelined, transaction.connection_carried = pipelined, carried
+    transaction.replies = _replies(submission, replies)
     if phase is Phase.RCPT:
-        recipients = submission.envelope.recipients
-        transaction.replies = dict.fromkeys(recipients, Reply(code))
+        transaction.replies = dict.fromkeys(transaction.replies, Reply(code))
     transaction.refuse(phase, Reply(code, ("no",)))
     return submission.record(transaction)
 

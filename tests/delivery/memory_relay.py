@@ -43,7 +43,7 @@ USUAL = Choices(command=AT_COMMAND, end=AT_END)
 #: Refusals before the login is done, for now and for good, and losses that lead there.
 HANDSHAKE = Choices(
     connect=(
-        *("accept", "refuse", "421 greeting", "554 greeting", "421 EHLO", "550 EHLO"),
+        *("accept", "refused", "421 greeting", "554 greeting", "421 EHLO", "550 EHLO"),
         *("454 STARTTLS", "554 STARTTLS", "454 AUTH", "535 AUTH"),
     ),
     command=("accept", "close"),
@@ -138,19 +138,15 @@ class MemoryRelay:
 
 def refusal(choice: str) -> LettermintError:
     """Return the error of a connection that the relay refused at a step."""
-    if choice == "refuse":
-        refused = ConnectFailed("refused")
-        refused.step = "TCP"
-        return refused
-    code, _, step = choice.partition(" ")
     if choice == "535 AUTH":
         return AuthenticationFailed(choice).with_reply(535, "")
     if choice == "554 STARTTLS":
         return TLSFailed(choice)
-    error = ConnectFailed(choice).with_reply(int(code), "")
-    error.step = step
+    error = ConnectFailed(choice)
+    code, _, step = choice.partition(" ")
+    error.step = step or "TCP"
     error.phase = {"STARTTLS": Phase.TLS, "AUTH": Phase.AUTH}.get(step, Phase.CONNECT)
-    return error
+    return error.with_reply(int(code), "") if step else error
 
 
 class MemoryStream:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,16 +26,18 @@ from django_lettermint.exceptions import (
 from django_lettermint.results import Outcome
 from django_lettermint.smtp import RelayState
 from tests.faultserver import FaultServer, On, drop, gate, normal, reply, stall
-from tests.listening import listening, receiver
+from tests.listening import receiver
 from tests.programs import output
 from tests.sending import (
     SHORT,
     backend,
     cases,
     interruptible,
+    listening,
     mail,
     mails,
     result,
+    sending,
     strike_and_wait,
 )
 
@@ -49,29 +50,6 @@ if TYPE_CHECKING:
     from django_lettermint.testing import Relay
 
 SENT, NOT_SENT, UNKNOWN = Outcome.SENT, Outcome.NOT_SENT, Outcome.UNKNOWN
-
-
-def ended(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    return [
-        arguments["message"].to[0]
-        for name, arguments in heard
-        if name in {"message_sent", "message_failed"}
-    ]
-
-
-@contextmanager
-def sending(sender: EmailBackend, *lists: Iterable[EmailMessage]) -> Iterator[None]:
-    """Send lists, each in a thread of its own; all are sent at the end."""
-    threads = [
-        threading.Thread(target=sender.send_messages, args=(each,)) for each in lists
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in threads:
-            thread.join(30)
 
 
 # -- How many connections --------------------------------------------------------------
@@ -186,7 +164,7 @@ def test_a_single_batch_waits_no_longer_than_the_pools_timeout() -> None:
 
 @pytest.mark.django_db
 def test_signals_come_in_list_order_in_the_callers_thread_and_transaction() -> None:
-    threads = set()
+    messages, threads = mails(130), set()
 
     def look(**_: object) -> None:
         threads.add(threading.get_ident())
@@ -198,10 +176,10 @@ def test_signals_come_in_list_order_in_the_callers_thread_and_transaction() -> N
         receiver(pre_send, look),
         transaction.atomic(),
     ):
-        assert backend(server).send_messages(mails(130)) == 130
+        assert backend(server).send_messages(messages) == 130
         assert server.peak_connections > 1
     assert threads == {threading.get_ident()}
-    assert ended(heard) == [f"{n}@example.org" for n in range(1, 131)]
+    assert heard.ended == messages
 
 
 def test_errors_stay_with_their_messages_and_the_first_is_raised() -> None:
@@ -215,16 +193,16 @@ def test_errors_stay_with_their_messages_and_the_first_is_raised() -> None:
             backend(server).send_messages(messages)
     results = caught.value.results
     assert list(results) == [result(each) for each in messages]
-    assert [n for n, each in enumerate(results, 1) if each.outcome is not SENT] == [
-        7,
-        90,
-    ]
-    assert ended(heard) == [each.to[0] for each in messages]
+    failed = [each.to[0] for each, *_ in heard.failed]
+    assert failed == ["7@example.org", "90@example.org"]
+    assert heard.ended == messages
 
 
 def test_a_failing_iterator_loses_nothing_that_it_gave() -> None:
+    given = mails(60)
+
     def messages() -> Iterator[EmailMessage]:
-        yield from mails(60)
+        yield from given
         raise OSError("the queue is gone")
 
     with (
@@ -233,8 +211,8 @@ def test_a_failing_iterator_loses_nothing_that_it_gave() -> None:
         pytest.raises(OSError, match="queue is gone"),
     ):
         backend(server).send_messages(messages())
-    assert ended(heard) == [f"{n}@example.org" for n in range(1, 61)]
-    assert server.delivered == Counter(ended(heard))
+    assert heard.ended == given
+    assert server.delivered == {each.to[0]: 1 for each in given}
 
 
 def test_memory_does_not_grow_with_the_list(relay: Relay) -> None:
@@ -271,14 +249,12 @@ def test_an_interrupt_ends_every_message_of_a_list_with_status_and_signal(
             with pytest.raises(SystemExit):
                 sender.send_messages(given(messages))
             assert result(messages[5]).outcome is NOT_SENT
-    reported = ended(heard)
     # Of an iterator, those that were taken.
-    count = len(reported) if given is iter else 40
-    assert count >= 6
-    assert reported == [each.to[0] for each in messages[:count]]
-    outcomes = {each.to[0]: result(each).outcome for each in messages[:count]}
-    sent = {who for who, outcome in outcomes.items() if outcome is SENT}
-    unknown = {who for who, outcome in outcomes.items() if outcome is UNKNOWN}
+    taken = messages[: len(heard.ended)] if given is iter else messages
+    assert len(taken) >= 6
+    assert heard.ended == taken
+    sent = {each.to[0] for each in taken if result(each).outcome is SENT}
+    unknown = {each.to[0] for each in taken if result(each).outcome is UNKNOWN}
     assert sent <= set(server.delivered) <= sent | unknown
     assert len(unknown) <= 1  # what this thread was sending
 

@@ -135,26 +135,17 @@ def test_a_connection_carries_no_more_messages_than_it_may(
         assert [each.connection for each in server.deliveries] == [1, 1, 2, 2, 3, 3]
 
 
-def test_recipients_that_are_too_many_at_once_get_transactions_of_their_own() -> None:
-    recipients = [f"{number}@x.test" for number in range(1, 6)]
-    too_many = reply(452, "4.5.3 too many")
-    script = [
-        On("rcpt", message=1, match="[345]@", do=too_many),
-        On("rcpt", message=2, match="5@", do=too_many),
-    ]
-    with FaultServer(script, idempotency=True) as server:
-        message = mail(*recipients)
-        assert backend(server).send_messages([message]) == 1
+def test_recipients_that_are_too_many_at_once_get_a_transaction_of_their_own() -> None:
+    too_many = On("rcpt", message=1, match="[23]@", do=reply(452, "4.5.3 too many"))
+    with FaultServer([too_many]) as server:
+        config = relay(server)
+        sent = submissions([envelope("1@x.test", "2@x.test", "3@x.test")], config)
+        deliver([sent], config)
         assert [each.recipients for each in server.deliveries] == [
-            ("1@x.test", "2@x.test"),
-            ("3@x.test", "4@x.test"),
-            ("5@x.test",),
+            ("1@x.test",),
+            ("2@x.test", "3@x.test"),
         ]
-        assert server.deliveries[0].key == result(message).idempotency_key
-        assert len({each.key for each in server.deliveries}) == 3
-        statuses = {each.status for each in result(message).recipients.values()}
-        assert statuses == {"queued"}
-        assert server.connections == 1
+    assert [each.outcome for each in sent] == [SENT] * 2
 
 
 def breaking(*numbers: int) -> list[On]:
@@ -541,7 +532,8 @@ def test_an_address_that_serves_no_message_leaves_it_to_the_next_one(sick: On) -
 def test_the_error_after_a_deadline_says_what_took_so_long(
     script: list[On], kind: type[LettermintError], words: str
 ) -> None:
-    with FaultServer(script) as server:
+    # The greeting comes before TLS, for which a slow machine may need long.
+    with FaultServer(script, tls="starttls") as server:
         if script[0].phase == "mail":
             delivered(server)
         config = relay(server, deadline=SHORT, timeout=60, retries=9)

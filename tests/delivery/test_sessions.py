@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,14 +23,12 @@ from tests.sending import (
     mail,
     mails,
     result,
+    sending,
     spoken,
     status,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from django_lettermint.backend import EmailBackend
     from tests.faults import Action, Phase
 
 TOO_MANY = reply(421, "4.7.0 too many connections", close=True)
@@ -95,7 +92,7 @@ def test_a_message_refused_for_its_session_goes_out_on_a_new_connection(
         [On("dot", message=1, do=gate(release))], features=features, idempotency=True
     ) as server:
         sender = backend(server, chunking=chunking)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             assert sender.send_messages([mail()]) == 1
             release.set()
@@ -115,13 +112,13 @@ def test_a_limit_of_connections_beside_that_of_messages_fails_no_message() -> No
 
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             assert sender.send_messages([mail()]) == 1
             limit = reply(452, "4.5.3 Too many messages sent")
             server.script += [On("mail", connection=each, do=limit) for each in (1, 2)]
             server.script.append(On("banner", connection=3, do=refuse))
-            with in_a_thread(sender):
+            with sending(sender, [mail()]):
                 assert refused.wait(30)
                 release.set()
         assert server.delivered == {"bob@example.org": 3}
@@ -129,17 +126,6 @@ def test_a_limit_of_connections_beside_that_of_messages_fails_no_message() -> No
 
 
 # -- A relay that takes no further connection ------------------------------------------
-
-
-@contextmanager
-def in_a_thread(sender: EmailBackend) -> Iterator[None]:
-    """Send a message meanwhile."""
-    thread = threading.Thread(target=sender.send_messages, args=([mail()],))
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(30)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +148,13 @@ def test_a_message_waits_for_an_open_connection_if_the_relay_takes_no_other(
 
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             if lost:
                 assert sender.send_messages([mail()]) == 1
                 server.script.append(On("mail", connection=2, do=drop()))
             server.script.append(On(phase, connection=2 + lost, do=refuse))
-            with in_a_thread(sender):
+            with sending(sender, [mail()]):
                 assert refused.wait(30)
                 release.set()
         assert server.delivered == {"bob@example.org": 2 + lost}
@@ -179,7 +165,7 @@ def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() 
     release = threading.Event()
     with FaultServer([On("dot", message=1, do=gate(release))]) as server:
         sender = backend(server, retries=0)
-        with in_a_thread(sender):
+        with sending(sender, [mail()]):
             assert server.wait_for(lambda: server.messages == 1)
             server.close_door()
             with pytest.raises(ConnectFailed, match="TCP"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_the_first_try_may_be_pipelined_behind_another_and_later_ones_may_not() 
     ],
 )
 def test_a_refusal_that_speaks_of_something_else_is_tried_once_more(
-    code: int, state: dict[str, bool], first: Decision
+    code: int, state: dict[str, Any], first: Decision
 ) -> None:
     submission = one()
     assert refused(submission, Phase.MAIL, code, **state) is first
@@ -104,7 +105,7 @@ def test_repeats_end_with_their_number() -> None:
     for _ in range(policy.MAX_REPEATS):
         assert lost(submission) is Decision.REPEAT
     assert lost(submission) is Decision.UNKNOWN
-    assert submission.outcome is UNKNOWN
+    assert (submission.done, submission.outcome) == (True, UNKNOWN)
 
 
 def test_no_repeat_is_planned_beyond_the_deadline() -> None:
@@ -245,26 +246,22 @@ def test_recipients_that_are_too_many_get_a_transaction_with_a_key_of_its_own() 
     ],
     ids=str,
 )
-def test_recipients_refused_for_being_pipelined_get_one_as_well(
+def test_recipients_refused_for_being_pipelined_get_a_further_transaction(
     reply: Reply, *, pipelined: bool, gets_one: bool
 ) -> None:
     submission = one(A, B)
-    transaction = submission.begin()
-    transaction.pipelined = pipelined
-    transaction.replies = {A: OK, B: reply}
-    transaction.phase, transaction.reply = Phase.DONE, OK
-    submission.record(transaction)
+    sent(submission, pipelined=pipelined, b=reply)
     assert further(submission) == [((B,), derived_key("k", B))] * gets_one
 
 
-def test_they_get_one_though_the_first_is_unknown() -> None:
+def test_a_further_transaction_follows_an_unknown_one() -> None:
     submission = one(A, B, idempotency=False)
     lost(submission, b=TOO_MANY)
     assert submission.outcome is UNKNOWN
     assert further(submission) == [((B,), derived_key("k", B))]
 
 
-def test_they_get_one_only_after_a_repeat_was_confirmed() -> None:
+def test_a_further_transaction_waits_for_the_end_of_a_repeat() -> None:
     submission = one(A, B)
     lost(submission, b=TOO_MANY)
     assert further(submission) == []
@@ -272,12 +269,9 @@ def test_they_get_one_only_after_a_repeat_was_confirmed() -> None:
     assert further(submission) == [((B,), derived_key("k", B))]
 
 
-def test_they_get_none_if_the_content_is_refused() -> None:
+def test_no_further_transaction_follows_refused_content() -> None:
     submission = one(A, B)
-    transaction = submission.begin()
-    transaction.replies = {A: OK, B: TOO_MANY}
-    transaction.refuse(Phase.COMMIT, NO)
-    submission.record(transaction)
+    refused(submission, Phase.COMMIT, b=TOO_MANY)
     assert further(submission) == []
 
 

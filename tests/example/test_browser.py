@@ -13,7 +13,7 @@ from django_lettermint.testing import Relay
 from tests.browsing import picture, serving, use_phone
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Locator, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.external]
 
@@ -127,19 +127,6 @@ def test_a_bounce_appears_at_its_mail_with_the_recipient_and_reason(
     picture(page, screenshots, "outbox")
 
 
-def test_times_are_in_the_time_zone_of_the_browser(site: str, browser: Browser) -> None:
-    page = browser.new_page(timezone_id="Asia/Kathmandu", locale="en-GB")
-    compose(page, site, Subject="What time is it?")
-    page.wait_for_function(
-        """() => {
-            const time = document.querySelector("time");
-            const there = new Date(time.dateTime).toLocaleTimeString();
-            return time.textContent.includes(there);
-        }"""
-    )
-    page.close()
-
-
 def test_a_field_that_breaks_a_rule_shows_it_and_has_the_focus(
     relay: Relay, site: str, page: Page
 ) -> None:
@@ -211,21 +198,6 @@ def test_the_settings_check_shows_each_step_or_the_next_step_of_a_failure(
     with relay.outage():
         page.get_by_role("button", name="Check the connection").click()
         page.get_by_text("Next step:").wait_for()
-
-
-def test_a_mail_can_be_sent_by_keyboard_alone(site: str, page: Page) -> None:
-    page.goto(site)
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
-    page.keyboard.press("Enter")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "id_to"
-    page.keyboard.press("Tab")
-    page.keyboard.press("Control+A")
-    page.keyboard.type("By keyboard")
-    page.keyboard.press("Enter")
-
-    card(page, "By keyboard").get_by_text("SENT", exact=True).wait_for()
 
 
 def test_all_pages_fit_a_phone_and_name_their_controls(site: str, page: Page) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.faultserver import FaultServer
 from tests.sending import listening
-from tests.tasks.queueing import BrokenBackend, ServedQueue, settings_for
+from tests.tasks.queueing import ServedQueue, settings_for
 
 
 @pytest.fixture
@@ -19,11 +19,3 @@ def server() -> Iterator[FaultServer]:
 def queue(server: FaultServer) -> Iterator[ServedQueue]:
     with listening() as heard:
         yield ServedQueue(server, heard)
-
-
-@pytest.fixture
-def broken(server: FaultServer) -> Iterator[ServedQueue]:
-    """A queue whose broker is away."""
-    with listening() as heard:
-        yield ServedQueue(server, heard, "broken")
-    BrokenBackend.takes = 0

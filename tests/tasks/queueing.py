@@ -21,30 +21,16 @@ if TYPE_CHECKING:
 else:
     try:
         from django.tasks import TaskContext, task_backends
-        from django.tasks.backends.dummy import DummyBackend as Dummy
     except ImportError:
         from django_tasks import TaskContext, task_backends
-        from django_tasks.backends.dummy import DummyBackend as Dummy
-
-
-class BrokenBackend(Dummy):
-    """Takes the first `takes` tasks, and no more."""
-
-    takes = 0
-
-    def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
-        if len(self.results) < self.takes:
-            return super().enqueue(task, args, kwargs)
-        raise ConnectionError("the broker is away")
 
 
 class Queue:
     """The tasks of a dummy backend, and the signals that their messages end with."""
 
-    def __init__(self, heard: Heard, alias: str = "dummy") -> None:
+    def __init__(self, heard: Heard) -> None:
         self.sent, self.failed = heard.sent, heard.failed
-        self._alias = alias
-        self._backend = cast("Dummy", task_backends[alias])
+        self._backend = cast("Dummy", task_backends["dummy"])
         self._backend.clear()
 
     @property
@@ -61,7 +47,7 @@ class Queue:
 
     def send(self, *messages: EmailMessage, **options: Any) -> int:
         """Send messages by the queueing backend."""
-        sender = EmailBackend(task_backend=self._alias, **options)
+        sender = EmailBackend(task_backend="dummy", **options)
         return sender.send_messages(messages)
 
     def run(self, *, attempt: int = 1) -> str:
@@ -82,8 +68,8 @@ class Queue:
 class ServedQueue(Queue):
     """A queue, and the server that its worker sends to."""
 
-    def __init__(self, server: FaultServer, heard: Heard, alias: str = "dummy") -> None:
-        super().__init__(heard, alias)
+    def __init__(self, server: FaultServer, heard: Heard) -> None:
+        super().__init__(heard)
         self.server = server
 
 

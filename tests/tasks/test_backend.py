@@ -22,7 +22,7 @@ from django_lettermint.results import Outcome
 from tests.faultserver import TOKEN, FaultServer
 from tests.listening import receiver
 from tests.sending import mail, mails, status
-from tests.tasks.queueing import BrokenBackend, Queue, ServedQueue, settings_for
+from tests.tasks.queueing import Queue, ServedQueue, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,17 +46,24 @@ def raising(error: type[BaseException], to: str) -> Callable[..., None]:
 
 
 class Failing(tasks.EmailBackend):
-    """Raises an error at one task, which it stores before or not."""
+    """Raises an error at one of its tasks, which it may store before."""
 
-    fails_at = 1
-    stores = False
-    error: type[BaseException] = ConnectionError
+    def __init__(
+        self,
+        *,
+        at: int = 1,
+        stores: bool = False,
+        error: type[BaseException] = ConnectionError,
+        **options: Any,
+    ) -> None:
+        super().__init__(task_backend="dummy", **options)
+        self.left, self.stores, self.error = at, stores, error
 
     def enqueue(self, form: dict[str, Any]) -> None:
-        self.fails_at -= 1
-        if self.fails_at != 0 or self.stores:
+        self.left -= 1
+        if self.left or self.stores:
             super().enqueue(form)
-        if self.fails_at == 0:
+        if not self.left:
             raise self.error
 
 
@@ -68,17 +75,13 @@ def test_a_message_is_queued_as_it_is_and_sent_by_the_worker(
 ) -> None:
     message = LettermintMessage("Hello", "…", "ann@example.org", ["bob@example.org"])
     message.tag, message.metadata = "welcome", {"order": 7}
-
     with extras(route="news"):
         assert queue.send(message) == 1
-
     assert queue.server.connections == 0
     assert status(message).status == {"queued"}
     assert TOKEN not in json.dumps(queue.form)
-
     message.tag = "changed afterwards"
     assert queue.run() == "sent"
-
     [delivery] = queue.server.deliveries
     [(received, result)] = queue.sent
     assert b"X-LM-Metadata-order: 7\r\n" in delivery.content
@@ -101,18 +104,15 @@ def test_each_recipient_of_a_merge_is_a_separate_task(queue: ServedQueue) -> Non
     assert queue.send(merged("a@x.test", "b@x.test")) == 1
     assert len(queue.tasks) == 2
     assert queue.run_all() == ["sent", "sent"]
-
     assert queue.server.delivered == {"a@x.test": 1, "b@x.test": 1}
     assert [message.to for message, _ in queue.sent] == [["a@x.test"], ["b@x.test"]]
 
 
 def test_many_recipients_are_one_task_with_the_content_once(queue: ServedQueue) -> None:
     queue.send(mail(bcc=[f"{number}@example.org" for number in range(120)]))
-
     assert len(queue.form["transactions"]) == 3
     assert not any("content" in each["envelope"] for each in queue.form["transactions"])
     assert queue.run_all() == ["sent"]
-
     assert len(queue.server.deliveries) == 3
     [(_, result)] = queue.sent
     assert len(result.recipients) == 121
@@ -145,28 +145,25 @@ def test_a_message_that_cannot_be_queued_fails_at_once_and_the_others_are_queued
 def test_a_cancelled_message_is_not_queued(queue: Queue) -> None:
     with receiver(pre_send, raising(AnymailCancelSend, "bob@example.org")):
         assert queue.send(mail("bob@example.org")) == 0
-
     assert queue.tasks == []
     assert queue.failed == []
 
 
-def test_a_task_backend_that_fails_leaves_the_message_unknown(broken: Queue) -> None:
+def test_a_task_backend_that_fails_leaves_the_message_unknown(queue: Queue) -> None:
     message = mail("Bob@Example.org")
     reported: list[object] = []
-
     with (
         receiver(post_send, lambda **found: reported.append(found)),
-        pytest.raises(EnqueueFailed, match=r"'broken'.*ConnectionError") as caught,
+        pytest.raises(EnqueueFailed, match=r"'dummy'.*ConnectionError") as caught,
     ):
-        broken.send(message)
-
+        Failing().send_messages([message])
     error = caught.value
     assert isinstance(error.__cause__, ConnectionError)
     assert not error.retry_safe
     [result] = error.results
     assert result.outcome is UNKNOWN
     assert [each.status for each in result.recipients.values()] == ["unknown"]
-    assert broken.failed == [(message, result, error)]
+    assert queue.failed == [(message, result, error)]
     assert error.result is status(message).esp_response is result
     assert status(message).status == {"unknown"}
     assert status(message).message_id == result.message_id is not None
@@ -176,8 +173,7 @@ def test_a_task_backend_that_fails_leaves_the_message_unknown(broken: Queue) -> 
 def test_a_message_whose_task_was_stored_without_an_answer_is_sent_once(
     queue: ServedQueue,
 ) -> None:
-    sender = Failing(task_backend="dummy", fail_silently=True)
-    sender.stores = True
+    sender = Failing(stores=True, fail_silently=True)
     assert sender.send_messages([mail("bob@example.org")]) == 0
     queue.run()
     [(_, failed, _)] = queue.failed
@@ -190,15 +186,14 @@ def test_a_message_whose_task_was_stored_without_an_answer_is_sent_once(
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("on_commit", [False, True])
 def test_a_message_of_which_some_tasks_are_taken_ends_unknown_and_once(
-    broken: Queue, *, on_commit: bool
+    queue: Queue, *, on_commit: bool
 ) -> None:
-    BrokenBackend.takes = 1
+    sender = Failing(at=2, fail_silently=True, on_commit=on_commit)
     message = merged("a@x.test", "b@x.test", "c@x.test", cc=["carol@x.test"])
     with transaction.atomic():
-        assert broken.send(message, fail_silently=True, on_commit=on_commit) == 1
-
-    assert len(broken.tasks) == 1
-    [(failed, result, error)] = broken.failed
+        assert sender.send_messages([message]) == 1
+    assert len(queue.tasks) == 1
+    [(failed, result, error)] = queue.failed
     assert failed is message
     assert isinstance(error, EnqueueFailed)
     assert result.outcome is UNKNOWN
@@ -214,10 +209,8 @@ def test_a_message_of_which_some_tasks_are_taken_ends_unknown_and_once(
 
 def test_an_interrupt_while_queueing_ends_every_message(queue: Queue) -> None:
     messages = mails(4)
-    sender = Failing(task_backend="dummy")
-    sender.fails_at, sender.error = 2, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        sender.send_messages(messages)
+        Failing(at=2, error=KeyboardInterrupt).send_messages(messages)
     assert [(message, result.outcome) for message, result, _ in queue.failed] == [
         (messages[1], UNKNOWN),
         (messages[2], NOT_SENT),
@@ -232,7 +225,6 @@ def test_an_interrupt_while_preparing_ends_the_messages_of_a_list(queue: Queue) 
             tasks.EmailBackend().send_messages(messages)
         with pytest.raises(SystemExit):
             tasks.EmailBackend().send_messages(iter(messages))
-
     assert [message for message, *_ in queue.failed] == messages[1:]
     assert [message.to for message, _ in queue.sent] == [["1@example.org"]] * 2
 
@@ -245,7 +237,6 @@ def test_an_error_of_a_pre_send_receiver_is_raised_after_earlier_messages_are_qu
         pytest.raises(ZeroDivisionError),
     ):
         queue.send(*mails(3))
-
     assert len(queue.tasks) == 1
     assert queue.failed == []
 
@@ -267,7 +258,6 @@ def test_on_commit_queues_if_the_transaction_is_committed(
         inside = len(queue.tasks)
         assert status(message).status == {"queued"}
         transaction.set_rollback(rolled_back)
-
     assert (inside, len(queue.tasks)) == counts
 
 
@@ -278,7 +268,7 @@ def test_a_failure_after_the_commit_is_reported_and_the_rest_goes_on(
     first, second = mail("a@x.test"), mail("b@x.test")
     others: list[str] = []
     with transaction.atomic():
-        sender = Failing(task_backend="dummy", on_commit=True)
+        sender = Failing(on_commit=True)
         assert sender.send_messages([first, second]) == 2
         transaction.on_commit(lambda: others.append("ran"))
         assert queue.failed == []
@@ -319,7 +309,6 @@ def test_the_last_attempt_ends_before_the_relay_forgets_the_key(
 ) -> None:
     with settings_for(queue.server, deadline=3600):
         queue.send(mail())
-
     left = queue.form["give_up_at"] - time.time()
     assert left == pytest.approx(23 * 3600, abs=60)
 
@@ -355,7 +344,6 @@ if MAILERS_EXIST:
         queue: ServedQueue,
     ) -> None:
         mail("bob@example.org").send()
-
         assert queue.form["using"] == "relay"
         queue.run()
         assert queue.server.delivered == {"bob@example.org": 1}

@@ -34,10 +34,8 @@ def test_receivers_get_the_content_of_the_message_and_can_send_it_again(
     )
     message.attach_alternative("<p>Wie geht's?</p>", "text/html")
     message.attach("notes.txt", "not the body", "text/plain")
-
     queue.send(message)
     queue.run()
-
     [(found, _)] = queue.sent
     assert isinstance(found, LettermintMessage)
     assert found.subject == "Grüße"
@@ -58,7 +56,6 @@ def test_receivers_get_the_content_of_the_message_and_can_send_it_again(
 
 def test_a_message_without_text_or_subject_has_an_empty_body() -> None:
     found = rebuilt("Content-Type: text/html\n\n<p>Hi</p>\n", "a@x.test")
-
     assert (found.subject, found.body, found.bcc) == ("", "", ["a@x.test"])
     assert found.alternatives[0][0] == "<p>Hi</p>\n"
 
@@ -66,7 +63,6 @@ def test_a_message_without_text_or_subject_has_an_empty_body() -> None:
 @pytest.mark.parametrize("charset", ["x-klingon", "idna", "undefined", "\x00a"])
 def test_a_body_in_an_unknown_charset_is_read_as_utf8(charset: str) -> None:
     found = rebuilt(f"Content-Type: text/plain; charset={charset}\n\nhé\n")
-
     assert found.body == "hé\n"
 
 
@@ -77,7 +73,6 @@ def test_an_attached_message_is_not_taken_for_the_body() -> None:
         "---\nContent-Type: text/html\n\n<p>Hi</p>\n"
         "-----\n"
     )
-
     assert found.body == ""
     assert [html for html, _ in found.alternatives] == ["<p>Hi</p>"]
 
@@ -109,6 +104,5 @@ def test_a_subject_is_decoded_and_made_printable(written: str, subject: str) -> 
 
 def test_headers_that_we_would_not_write_do_not_stop_a_signal() -> None:
     found = rebuilt("Subject: Hi\nX-LM-Metadata-: x\n\nHi\n")
-
     assert found.subject == "Hi"
     assert found.extra_headers == {"X-LM-Metadata-": "x"}

@@ -55,9 +55,7 @@ def test_an_abandoned_task_is_ready_again(
 ) -> None:
     form = {"args": [{"version": 1}], "kwargs": {}}
     abandoned = task(status, minutes=minutes, args_kwargs=form)
-
     assert requeue(**options) == "1 tasks are ready to run again\n"
-
     abandoned.refresh_from_db()
     assert (abandoned.status, abandoned.started_at) == ("READY", None)
     assert abandoned.args_kwargs == form
@@ -65,9 +63,7 @@ def test_an_abandoned_task_is_ready_again(
 
 def test_the_next_worker_knows_that_another_one_had_begun() -> None:
     abandoned = task("RUNNING", minutes=60, worker_ids=["killed"])
-
     requeue()
-
     abandoned.refresh_from_db()
     abandoned.claim("another")
     abandoned.backend_name = "dummy"  # which has run_after, as the real one has
@@ -85,9 +81,7 @@ def test_the_next_worker_knows_that_another_one_had_begun() -> None:
 )
 def test_other_tasks_are_left_alone(other: dict[str, Any]) -> None:
     alone = task(**other)
-
     assert requeue() == "0 tasks are ready to run again\n"
-
     alone.refresh_from_db()
     assert alone.status == other["status"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,40 +18,29 @@ from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.message import extras
 from django_lettermint.results import Outcome
 from django_lettermint.testing import Relay
-from tests.sending import listening, mail, message
+from tests.sending import listening, mail
 from tests.tasks.queueing import Queue
 
 TOKEN, OWN, NEW = "lm_of_the_settings", "lm_of_acme", "lm_of_acme_anew"
 
-
-class Tenants:
-    """A resolver with one tenant."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, dict[str, object]] = {"acme": {"api_token": OWN}}
-        self.asked = 0
-
-    def __call__(self, name: str) -> Mapping[str, object]:
-        self.asked += 1
-        return self.known[name]
+Tenants = dict[str, dict[str, object]]
 
 
-def away(name: str) -> Mapping[str, object]:
+def away(name: str) -> dict[str, object]:
     raise ConnectionError
 
 
 @pytest.fixture
 def tenants() -> Tenants:
-    return Tenants()
+    return {"acme": {"api_token": OWN}}
 
 
 @pytest.fixture
 def relay(tenants: Tenants) -> Iterator[Relay]:
-    with (
-        Relay(TOKEN, other_tokens=[OWN, NEW]) as running,
-        override_settings(ANYMAIL=running.settings(tenants=tenants, retries=0)),
-    ):
-        yield running
+    with Relay(TOKEN, other_tokens=[OWN, NEW]) as running:
+        settings = running.settings(tenants=tenants.__getitem__, retries=0)
+        with override_settings(ANYMAIL=settings):
+            yield running
 
 
 @pytest.fixture
@@ -60,10 +49,9 @@ def queue(relay: Relay) -> Iterator[Queue]:
         yield Queue(heard)
 
 
-def own_mail(tenant: str | None = "acme") -> Any:
-    own = message("bob@example.org")
-    own.tenant = tenant
-    return own
+def send(queue: Queue, tenant: str | None = "acme") -> None:
+    with extras(tenant=tenant):
+        queue.send(mail())
 
 
 def tokens(relay: Relay) -> list[str]:
@@ -73,17 +61,13 @@ def tokens(relay: Relay) -> list[str]:
 def test_the_worker_looks_up_the_token_of_the_tenant(
     relay: Relay, queue: Queue, tenants: Tenants
 ) -> None:
-    with extras(tenant="acme"):
-        queue.send(mail("bob@example.org"))
-    text = json.dumps(queue.form)
+    send(queue)
+    assert OWN not in json.dumps(queue.form)
     # Releases that know no tenants read version 1 only, and so refuse it.
     assert [each["envelope"]["version"] for each in queue.form["transactions"]] == [2]
-    tenants.known["acme"] = {"api_token": NEW}
-
+    tenants["acme"] = {"api_token": NEW}
     with extras(tenant="another"):
         assert queue.run() == "sent"
-
-    assert OWN not in text
     assert tokens(relay) == [NEW]
     [(received, _)] = queue.sent
     assert received.tenant == "acme"  # type: ignore[attr-defined]
@@ -92,8 +76,7 @@ def test_the_worker_looks_up_the_token_of_the_tenant(
 def test_a_message_without_a_tenant_is_sent_under_the_token_of_the_settings(
     relay: Relay, queue: Queue
 ) -> None:
-    queue.send(mail("bob@example.org"))
-
+    send(queue, None)
     assert "tenant" not in json.dumps(queue.form)
     assert [each["envelope"]["version"] for each in queue.form["transactions"]] == [1]
     with extras(tenant="acme"):
@@ -101,33 +84,30 @@ def test_a_message_without_a_tenant_is_sent_under_the_token_of_the_settings(
     assert tokens(relay) == [TOKEN]
 
 
-def test_a_list_asks_the_resolver_once(queue: Queue, tenants: Tenants) -> None:
-    queue.send(own_mail(), own_mail())
-
-    assert (len(queue.tasks), tenants.asked) == (2, 1)
-
-
-def test_a_tenant_that_is_gone_ends_its_message(
+def test_a_list_asks_the_resolver_once(
     relay: Relay, queue: Queue, tenants: Tenants
 ) -> None:
-    queue.send(own_mail())
-    tenants.known.clear()
+    asked: list[str] = []
 
-    assert queue.run() == "not_sent"
+    def resolver(name: str) -> dict[str, object]:
+        asked.append(name)
+        return tenants[name]
 
-    [(received, result, error)] = queue.failed
-    assert result.outcome is Outcome.NOT_SENT
-    assert isinstance(error, LettermintInvalidMessage)
-    assert received.tenant == "acme"  # type: ignore[attr-defined]
-    assert relay.statistics.connections == 0
+    with (
+        override_settings(ANYMAIL=relay.settings(tenants=resolver)),
+        extras(tenant="acme"),
+    ):
+        queue.send(mail(), mail())
+    assert asked == ["acme"]
 
 
-def test_a_tenant_that_is_gone_does_not_change_what_has_ended(
-    queue: Queue, tenants: Tenants
+def test_a_tenant_that_is_gone_ends_its_message_but_changes_nothing_that_has_ended(
+    relay: Relay, queue: Queue, tenants: Tenants
 ) -> None:
-    queue.send(own_mail())
-    [transaction] = queue.form["transactions"]
-    transaction |= {
+    send(queue)
+    send(queue)
+    [ended] = queue.tasks[1].args[0]["transactions"]
+    ended |= {
         "outcome": "sent",
         "recipients": ["bob@example.org"],
         "phase": "commit",
@@ -135,9 +115,13 @@ def test_a_tenant_that_is_gone_does_not_change_what_has_ended(
         "reply": [250, "ok"],
         "failure": None,
     }
-    tenants.known.clear()
-
-    assert queue.run() == "sent"
+    tenants.clear()
+    assert queue.run_all() == ["not_sent", "sent"]
+    [(received, result, error)] = queue.failed
+    assert result.outcome is Outcome.NOT_SENT
+    assert isinstance(error, LettermintInvalidMessage)
+    assert received.tenant == "acme"  # type: ignore[attr-defined]
+    assert relay.statistics.connections == 0
 
 
 @pytest.mark.parametrize(
@@ -146,7 +130,7 @@ def test_a_tenant_that_is_gone_does_not_change_what_has_ended(
 def test_a_worker_that_cannot_look_up_the_tenant_leaves_the_task(
     relay: Relay, queue: Queue, resolver: object, problem: str
 ) -> None:
-    queue.send(own_mail())
+    send(queue)
     form = queue.form
     with (
         override_settings(ANYMAIL=relay.settings(tenants=resolver)),
@@ -154,7 +138,6 @@ def test_a_worker_that_cannot_look_up_the_tenant_leaves_the_task(
     ):
         queue.run()
     assert queue.failed == []
-
     assert worker.run(form, None)["outcome"] == "sent"
 
 
@@ -164,12 +147,11 @@ def test_a_worker_that_cannot_look_up_the_tenant_leaves_the_task(
 def test_a_form_with_an_odd_tenant_or_with_two_is_refused(
     names: list[object], relay: Relay, queue: Queue
 ) -> None:
-    queue.send(own_mail())
+    send(queue)
     [own] = queue.form["transactions"]
     queue.form["transactions"] = [
         {**own, "envelope": {**own["envelope"], "tenant": name}} for name in names
     ]
-
     with pytest.raises((ValueError, AnymailConfigurationError)):
         queue.run()
     assert relay.statistics.connections == 0
@@ -178,10 +160,9 @@ def test_a_form_with_an_odd_tenant_or_with_two_is_refused(
 def test_a_message_that_is_put_back_keeps_its_tenant(
     relay: Relay, queue: Queue
 ) -> None:
-    queue.send(own_mail())
+    send(queue)
     with relay.outage():
         assert queue.run() == "put back"
-
     assert queue.run() == "sent"
     assert tokens(relay) == [OWN]
 
@@ -189,9 +170,8 @@ def test_a_message_that_is_put_back_keeps_its_tenant(
 def test_the_time_in_the_queue_ends_before_the_tenants_deadline(
     queue: Queue, tenants: Tenants
 ) -> None:
-    tenants.known["acme"]["deadline"] = IDEMPOTENCY_KEY_TTL - 60
-    queue.send(own_mail())
-
+    tenants["acme"]["deadline"] = IDEMPOTENCY_KEY_TTL - 60
+    send(queue)
     assert queue.form["give_up_at"] - timezone.now().timestamp() < 61
 
 
@@ -199,13 +179,12 @@ def test_the_time_in_the_queue_ends_before_the_tenants_deadline(
 def test_a_failed_message_keeps_its_tenant_or_none_when_it_is_sent_again(
     tenant: str | None, token: str, relay: Relay, queue: Queue, tenants: Tenants
 ) -> None:
-    with override_settings(ANYMAIL=relay.settings(tenants=tenants, tenant="acme")):
+    options: Any = {"tenants": tenants.__getitem__, "tenant": "acme"}
+    with override_settings(ANYMAIL=relay.settings(**options)):
         relay.refuse("bob@example.org")
-        queue.send(own_mail(tenant))
+        send(queue, tenant)
         assert queue.run() == "not_sent"
         relay.accept("bob@example.org")
         [(failed, *_)] = queue.failed
-
         EmailBackend().send_messages([failed])
-
     assert tokens(relay) == [token]

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import django
 import pytest
-from anymail.exceptions import AnymailCancelSend
-from anymail.signals import pre_send
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
@@ -110,10 +108,8 @@ def test_what_it_reads_is_what_arrives_at_a_relay(
     )
 
 
-def test_the_status_and_the_signals_are_those_of_a_sent_message(
-    outbox: list[Any],
-) -> None:
-    order = message(cc=["Bob <bob@example.com>"])
+def test_the_status_and_signals_are_those_of_a_sent_message(outbox: list[Any]) -> None:
+    order = message()
     found: list[int] = []
     with (
         receiver(message_sent, lambda **_: found.append(len(outbox))),
@@ -126,26 +122,11 @@ def test_the_status_and_the_signals_are_those_of_a_sent_message(
     status = order.anymail_status
     assert outbox[0].anymail_status is status
     assert status.status == {"queued"}
-    assert list(status.recipients) == ["ada@example.com", "bob@example.com"]
     result = status.esp_response
-    assert (result.outcome, result.phase, result.code) == (
-        Outcome.SENT,
-        Phase.DONE,
-        250,
-    )
+    assert (result.outcome, result.phase) == (Outcome.SENT, Phase.DONE)
+    assert result.code == 250
     [received] = outbox[0].received
     assert received.metadata["django_message_id"] == status.message_id
-
-
-def test_pre_send_may_change_and_cancel_messages(outbox: list[Any]) -> None:
-    def change(message: Any, **kwargs: Any) -> None:
-        if message.cc:
-            raise AnymailCancelSend
-        message.tag = "filtered"
-
-    with receiver(pre_send, change):
-        assert send(message(cc=["bob@example.com"]), message()) == 1
-    assert [copy.received[0].tag for copy in outbox] == ["filtered"]
 
 
 # What is not

@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -23,7 +22,7 @@ from django_lettermint.message import LettermintMessage
 from django_lettermint.testing import command as relay_command
 from tests.testing.receiving import SECRET, receiving
 from tests.testing.relay_client import WRONG, client, send
-from tests.testing.relay_process import Served, relay_process, serve
+from tests.testing.relay_command import Served, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,11 +42,11 @@ def mailing(content: bytes) -> Any:
 # What it prints
 
 
-def test_it_prints_settings_and_each_mail_and_ends_by_a_signal() -> None:
-    with relay_process() as relay:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_prints_settings_and_each_mail_and_ends_by_a_signal(number: int) -> None:
+    def act(relay: Served) -> None:
         style = "MAILERS" if django.VERSION >= (6, 1) else "EMAIL_BACKEND"
         assert style in relay.settings
-        port = relay.port(PLAIN)
         with override_settings(**relay.settings):
             LettermintMessage(
                 "Your order",
@@ -59,19 +58,18 @@ def test_it_prints_settings_and_each_mail_and_ends_by_a_signal() -> None:
                 tag="order shipped",
                 metadata={"order_id": 4711},
             ).send()
-        shown = relay.read_until("metadata:")
         with urllib.request.urlopen(relay.inbox, timeout=10) as page:
             assert "Your order" in page.read().decode()
-        with client(relay, PLAIN):
-            relay.end(signal.SIGTERM)
-    assert "Your order\n" in shown
-    assert "from:     shop@example.com\n" in shown
-    assert "to:       ada@example.com, bob@example.com\n" in shown
-    assert "route:    outgoing\n" in shown
-    assert "tag:      order shipped\n" in shown
-    assert "order_id=4711" in shown
+
+    relay = serve(act=act, number=number)
+    assert "Your order\n" in relay.output
+    assert "from:     shop@example.com\n" in relay.output
+    assert "to:       ada@example.com, bob@example.com\n" in relay.output
+    assert "route:    outgoing\n" in relay.output
+    assert "tag:      order shipped\n" in relay.output
+    assert "order_id=4711" in relay.output
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=10)
+        socket.create_connection(("127.0.0.1", relay.port(PLAIN)), timeout=10)
 
 
 def test_what_is_refused_is_printed_with_the_reply_but_no_token() -> None:
@@ -97,9 +95,7 @@ def test_what_is_refused_is_printed_with_the_reply_but_no_token() -> None:
     assert "subject:  Hi\n" in message
 
 
-def test_nothing_in_a_mail_can_control_the_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_mail_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     subject = b"Subject: \x1b[2J=?utf-8?q?=C2=9B=0Agr=C3=BC=C3=9Fe?=\r\n\r\n"
     relay = serve("--no-inbox", act=mailing(subject))
@@ -191,21 +187,6 @@ def test_a_site_that_does_not_answer_its_webhooks_is_named() -> None:
     assert "no answer ([Errno" in serve(*options, act=mail, until="no answer (").output
 
 
-def test_a_thread_that_serves_leaves_signals_alone() -> None:
-    both = (signal.SIGINT, signal.SIGTERM)
-    handlers = list(map(signal.getsignal, both))
-
-    class Enough(Exception):
-        pass
-
-    def act(relay: Served) -> None:
-        assert list(map(signal.getsignal, both)) == handlers
-        raise Enough
-
-    with ThreadPoolExecutor(1) as thread, pytest.raises(Enough):
-        thread.submit(serve, act=act).result()
-
-
 # What it refuses to do
 
 
@@ -251,36 +232,30 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option(
     assert text.endswith(f"choose another port with {option}.\n")
 
 
-@pytest.mark.parametrize("option", ["--ca-folder", "--save"])
-def test_a_folder_that_is_a_file_is_an_error_that_names_the_option(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "content"),
+    [
+        (("--no-inbox", "--save"), "a file"),
+        (("--tls", "--ca-folder"), "a file"),
+        (("--tls", "--ca-folder"), "broken certificates"),
+    ],
+)
+def test_a_folder_that_is_no_use_is_an_error_that_names_the_option(
+    options: tuple[str, str],
+    content: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    code, text = failure(
-        capsys,
-        "--port",
-        "0",
-        "--no-inbox",
-        "--tls",
-        "--ca-folder",
-        str(tmp_path),
-        option,
-        str(path),
-    )
+    folder = tmp_path / "folder"
+    if content == "a file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        for name in ("ca.pem", "server.pem"):
+            (folder / name).write_text("broken")
+    code, text = failure(capsys, "--port", "0", *options, str(folder))
     assert code == 1
-    assert str(path) in text
-    assert option in text
-
-
-def test_certificates_that_are_no_use_are_an_error_that_names_the_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("ca.pem", "server.pem"):
-        (tmp_path / name).write_text("broken")
-    code, text = failure(capsys, "--port", "0", "--tls", "--ca-folder", str(tmp_path))
-    assert code == 1
-    assert "another folder with --ca-folder" in text
+    assert options[1] in text
 
 
 def test_webhooks_need_a_secret(
@@ -290,16 +265,3 @@ def test_webhooks_need_a_secret(
     code, text = failure(capsys, "--port", "0", "--webhook", "http://127.0.0.1:8000/")
     assert code == 1
     assert "--webhook needs a secret: set LETTERMINT_SIGNING_SECRET" in text
-
-
-def test_without_the_extra_it_names_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "trustme", None)
-    for name in ("relay", "certificates"):
-        monkeypatch.delitem(
-            sys.modules, f"django_lettermint.testing.{name}", raising=False
-        )
-    code, text = failure(capsys, "--port", "0")
-    assert code == 1
-    assert "pip install 'django-lettermint-smtp[testing]'" in text

@@ -62,19 +62,9 @@ def test_a_row_has_what_lettermint_reads_in_the_mail() -> None:
     )
 
 
-def test_a_mail_without_a_subject_can_be_opened() -> None:
-    record = received(b"\r\nx\r\n")
-    link = rf'href="/mail/{record.id}/">.*<bdi>\(no subject\)</bdi></a>'
-    assert re.search(link, list_of(record))
-
-
 def test_the_preview_of_html_is_its_text() -> None:
-    markup = (
-        "<title>T</title><style>p {color: red}</style><p>One &amp; <b>two</b></p>"
-        "<script>let a</script><style>i {</style>three"
-    )
-    record = received(message(text="", html=markup))
-    assert "<bdi>One &amp; two three</bdi>" in list_of(record)
+    record = received(message(text="", html="<p>One &amp; <b>two</b></p>"))
+    assert "<bdi>One &amp; two</bdi>" in list_of(record)
 
 
 def test_a_long_list_is_limited_but_its_search_is_not() -> None:
@@ -101,9 +91,7 @@ def test_a_long_list_is_limited_but_its_search_is_not() -> None:
         ("key-1", True),
     ],
 )
-def test_a_search_looks_for_all_words_in_all_that_a_mail_says(
-    query: str, *, found: bool
-) -> None:
+def test_a_search_looks_for_words_in_a_whole_mail(query: str, *, found: bool) -> None:
     assert Mail(received(message(headers=EXTRAS))).matches(query) is found
 
 
@@ -193,7 +181,6 @@ def test_a_long_source_is_cut_and_says_so() -> None:
         ("", "", "<p>html", "HTML"),
         ("", "", "", "Headers"),
         ("text", "plain", "<p>html", "Text"),
-        ("html", "plain", "", "Text"),
     ],
 )
 def test_a_page_begins_with_the_best_view_that_there_is(
@@ -222,7 +209,7 @@ def test_remote_content_is_offered_until_it_is_shown() -> None:
         ("AUTH", "", b"", "A login was refused"),
         ("MAIL", "spam@example.com", b"", "A sender was refused"),
         ("RCPT", "nobody@example.com", b"", "A recipient was refused"),
-        ("DATA", "", b"Subject: Wrong\r\nX-LM-Tag: a@b\r\n\r\n", "Wrong"),
+        ("DATA", "", b"X-LM-Tag: a@b\r\n\r\n", "(no subject)"),
     ],
 )
 def test_a_refusal_is_shown_with_its_reply_and_what_came(

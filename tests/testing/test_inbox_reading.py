@@ -61,12 +61,14 @@ def test_the_frame_of_a_mail_may_do_nothing_but_open_tabs(
     ("markup", "remote"),
     [
         ('<img src="https://x.example/a.png">', True),
+        ("<img src=http://x.example/a.png>", True),
         ('<img srcset = "//x.example/a.png 2x">', True),
         ('<td background="https://x.example/a.png">', True),
         ("<p style=\"background: url('https://x.example/a.png')\">", True),
         ("<style>@import 'x.css';</style>", True),
         ('<link rel="stylesheet" href="https://x.example/a.css">', True),
         ('<video poster="https://x.example/a.png">', True),
+        ('<object data="https://x.example/a">', True),
         ('<a href="https://x.example/">link</a>', False),
         ("<p>https://x.example/a.png</p>", False),
         ("", False),
@@ -92,9 +94,7 @@ def test_links_to_resources_are_harmless_until_asked() -> None:
         ("<p><!doctype html>", '<base target="_blank"><p><!doctype html>'),
     ],
 )
-def test_links_open_new_tabs_in_the_mode_that_the_mail_asks_for(
-    markup: str, shown: str
-) -> None:
+def test_links_open_new_tabs_in_the_mode_of_the_mail(markup: str, shown: str) -> None:
     assert document(message(html=markup)) == shown
 
 
@@ -111,15 +111,6 @@ def test_images_that_a_mail_brings_along_are_shown() -> None:
     )
 
 
-def test_html_is_shown_in_any_charset() -> None:
-    mail = (
-        b"Subject: x\r\nContent-Type: text/html; charset=iso-8859-15\r\n"
-        b"Content-Transfer-Encoding: quoted-printable\r\n\r\n"
-        b'<meta charset=3D"iso-8859-15">=A4 100\r\n'
-    )
-    assert "\N{EURO SIGN} 100" in document(mail)
-
-
 @pytest.mark.parametrize(
     ("html", "text", "url"),
     [
@@ -128,9 +119,7 @@ def test_html_is_shown_in_any_charset() -> None:
         ("", "No link.", "example.com/"),
     ],
 )
-def test_a_click_is_on_the_first_link_of_the_mail(
-    html: str, text: str, url: str
-) -> None:
+def test_a_click_is_on_the_first_link_of_a_mail(html: str, text: str, url: str) -> None:
     event = new_event(received(message(text=text, html=html)), "clicked", ADA)
     assert str(event.data["destination_url"]).partition("://")[2] == url
 
@@ -168,15 +157,14 @@ def test_an_attached_message_keeps_its_octets() -> None:
     ("kind", "safe"),
     [
         ("text/csv", True),
+        ("application/pdf", True),
         ("image/jpeg", True),
         ("text/html", False),
         ("image/svg+xml", False),
         ("application/x-msdownload", False),
     ],
 )
-def test_a_type_that_a_browser_might_run_is_served_as_octets(
-    kind: str, *, safe: bool
-) -> None:
+def test_a_type_that_a_browser_runs_is_octets(kind: str, *, safe: bool) -> None:
     mail = message()
     mail.add_attachment(b"<script>", *kind.split("/"), filename="a")
     part = attached(mail)
@@ -185,37 +173,26 @@ def test_a_type_that_a_browser_might_run_is_served_as_octets(
 
 
 @pytest.mark.parametrize(
-    ("name", "safe"),
+    ("kind", "name", "safe"),
     [
-        ("../../etc/passwd", "passwd"),
-        ("C:\\Windows\\win.ini", "win.ini"),
-        (".bashrc", "bashrc"),
-        ("a\r\nSet-Cookie: b", "a__Set-Cookie: b"),
-        ("exe\N{RIGHT-TO-LEFT OVERRIDE}fdp.exe", "exe_fdp.exe"),
-        ("..", "attachment.bin"),
-        ("x" * 300 + ".pdf", "x" * 90 + ".pdf"),
-        ("x." + "y" * 300, "x." + "y" * 9),
+        ("text/plain", "../../etc/passwd", "passwd"),
+        ("text/plain", "C:\\Windows\\win.ini", "win.ini"),
+        ("text/plain", ".bashrc", "bashrc"),
+        ("text/plain", "a\r\nSet-Cookie: b", "a__Set-Cookie: b"),
+        ("text/plain", "exe\N{RIGHT-TO-LEFT OVERRIDE}fdp.exe", "exe_fdp.exe"),
+        ("text/plain", "x" * 300 + ".pdf", "x" * 90 + ".pdf"),
+        ("text/plain", "x." + "y" * 300, "x." + "y" * 9),
+        ("text/plain", "..", "attachment.txt"),
+        ("application/zip", "", "attachment.bin"),
     ],
 )
-def test_the_name_of_a_download_is_safe(name: str, safe: str) -> None:
-    coded = "".join(f"%{octet:02X}" for octet in name.encode()).encode()
-    part = attached(
-        b"Content-Type: application/x\r\n"
-        b"Content-Disposition: attachment;\r\n filename*=utf-8''" + coded + b"\r\n\r\nx"
+def test_the_name_of_a_download_is_safe(kind: str, name: str, safe: str) -> None:
+    coded = "".join(f"%{octet:02X}" for octet in name.encode())
+    head = (
+        f"Content-Type: {kind}\r\nContent-Disposition: attachment;\r\n"
+        f" filename*=utf-8''{coded}\r\n\r\nx"
     )
-    assert part.safe_name == safe
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("text/plain", "attachment.txt"),
-        ("application/zip", "attachment.bin"),
-    ],
-)
-def test_an_attachment_without_a_name_gets_one(kind: str, name: str) -> None:
-    head = f"Content-Type: {kind}\r\nContent-Disposition: attachment\r\n\r\n"
-    assert attached(head.encode()).safe_name == name
+    assert attached(head.encode()).safe_name == safe
 
 
 # Odd messages
@@ -236,6 +213,8 @@ def leaves(content: bytes) -> list[tuple[str, bytes]]:
         (b"Subject: x\n\nbody", [(TEXT, b"body")]),
         (MIXED + b"no delimiter", [("multipart/mixed", b"no delimiter")]),
         (MIXED + b"--b\r\n\r\nnever closed", [(TEXT, b"never closed")]),
+        (MIXED + b"--b--", [("multipart/mixed", b"--b--")]),
+        (b"Content-Type: multipart/mixed\r\n\r\n--", [("multipart/mixed", b"--")]),
         (MIXED + b"x\r\n--b \r\n\r\n1\r\n--b--\r\nepilogue", [(TEXT, b"1")]),
         (MIXED + b"--b\n\n1\n--b\n\n2\n--b--\n", [(TEXT, b"1"), (TEXT, b"2")]),
         (MIXED + b"--bb\r\n\r\n1", [("multipart/mixed", b"--bb\r\n\r\n1")]),
@@ -261,12 +240,11 @@ def test_parts_within_parts_are_read_up_to_a_depth_of_20(depth: int, kind: str) 
     assert found == kind
 
 
-@pytest.mark.parametrize(
-    "charset", ["none-such", "rot13", "undefined", "a\0b", "utf-8"]
-)
+@pytest.mark.parametrize("charset", ["none-such", "rot13", "a\0b", "utf-8", "cp1252"])
 def test_a_charset_that_python_does_not_know_is_read_as_utf_8(charset: str) -> None:
-    content = f'Content-Type: text/plain; charset="{charset}"\r\n\r\nGrüße'.encode()
-    text = read_parts(received(content)).text
+    octets = "Grüße".encode("cp1252" if charset == "cp1252" else "utf-8")
+    head = f'Content-Type: text/plain; charset="{charset}"\r\n\r\n'.encode()
+    text = read_parts(received(head + octets)).text
     assert text
     assert text.text == "Grüße"
 
@@ -293,3 +271,9 @@ def test_the_words_of_hostile_html_are_found_in_linear_time() -> None:
     assert visible_text("<" * 100_000).strip() == ""
     assert visible_text("<style" * 20_000 + ">x").strip() == ""
     assert visible_text("a<b>b</b><!-- c > d -->e").split() == ["a", "b", "d", "-->e"]
+
+
+def test_scripts_and_styles_are_not_among_the_words_of_html() -> None:
+    markup = "<title>T</title><style>p {</style><p>One &amp; <b>two</b></p>"
+    words = visible_text(f"{markup}<script>a<b>c</script>three").split()
+    assert words == ["One", "&", "two", "three"]

@@ -58,6 +58,7 @@ def test_lettermints_own_names_win_over_the_others(order: int) -> None:
         # Words that cannot be decoded stand as they are.
         ("=?no-such-charset?q?a?=", "=?no-such-charset?q?a?="),
         ("=?utf-8?b?a?=", "=?utf-8?b?a?="),
+        ("=?ascii?q?=FF?=", "=?ascii?q?=FF?="),
         ("a =?x?= b", "a =?x?= b"),
     ],
 )
@@ -77,6 +78,7 @@ def test_only_the_header_section_counts() -> None:
     [
         ["X-LM-Tag: a.b"],
         ["X-LM-Tag: a  b"],
+        ["X-LM-Tag: a\u00a0b"],
         ["X-LM-Tag:"],
         ["X-Tag: " + "a" * 256],
         ["X-LM-Tag: a", "x-lm-tag: b"],

@@ -103,6 +103,7 @@ def test_a_login_needs_the_right_answers(
     [
         (b"", b"WHAT", "500 5.5.2"),
         (b"", b"NOOP " + b"x" * 20_000, "500 5.5.2"),
+        (b"", b"VRFY somebody", "252 2.1.5"),
         (b"", b"QUIT now", "501 5.5.4"),
         (b"", b"AUTH PLAIN", "503 5.5.1"),
         (b"", b"MAIL FROM:a@example.com", "501 5.5.4"),
@@ -132,9 +133,7 @@ def test_a_command_that_is_malformed_or_out_of_place_changes_nothing(
     assert raw.codes(b"RSET\r\n" + GROUP, 4) == ["250", "250", "250", "354"]
 
 
-def test_addresses_that_are_quoted_or_no_ascii_are_read(
-    relay: Relay, raw: RawClient
-) -> None:
+def test_quoted_and_non_ascii_addresses_are_read(relay: Relay, raw: RawClient) -> None:
     mail = "MAIL FROM:<å@example.com> SMTPUTF8 BODY=8BITMIME\r\n".encode()
     recipient = 'RCPT TO:<"ö b\\">"@example.com>\r\n'.encode()
     assert raw.codes(mail + recipient + bdat(MESSAGE), 3) == ["250"] * 3
@@ -156,9 +155,7 @@ def test_commands_behind_quit_are_not_answered(raw: RawClient) -> None:
     assert raw.codes(b"NOOP\r\nQUIT\r\nNOOP\r\n", 3) == ["250", "221", ""]
 
 
-def test_a_group_is_one_round_trip_with_the_content_before_it(
-    relay: Relay, raw: RawClient
-) -> None:
+def test_a_group_and_content_are_one_round_trip(relay: Relay, raw: RawClient) -> None:
     before = relay.statistics.round_trips
     raw.codes(GROUP, 3)
     assert raw.codes(MESSAGE + END + GROUP, 4) == ["250", "250", "250", "354"]
@@ -187,9 +184,7 @@ def test_a_group_is_one_round_trip_with_the_content_before_it(
         b"bare\n.\nlf\r.\r\n",
     ],
 )
-def test_content_is_taken_octet_by_octet(
-    relay: Relay, raw: RawClient, content: bytes
-) -> None:
+def test_each_octet_is_taken(relay: Relay, raw: RawClient, content: bytes) -> None:
     stuffed = b"." + content if content.startswith(b".") else content
     raw.codes(GROUP, 3)
     assert raw.codes(stuffed.replace(b"\r\n.", b"\r\n..") + END, 1) == ["250"]
@@ -234,18 +229,14 @@ def test_a_message_that_is_too_large_is_refused_after_its_end(
     assert narrow.codes(MAIL + RCPT + bdat(b"\r\n" * 50), 3) == ["250"] * 3
 
 
-def test_chunks_count_together_and_after_a_refusal_rset_is_needed(
-    narrow: RawClient,
-) -> None:
+def test_chunks_count_together_and_a_refusal_needs_rset(narrow: RawClient) -> None:
     too_much = MAIL + RCPT + bdat(b"\r\n" * 30, last=False) * 2 + bdat(b"") + MAIL
     assert narrow.codes(too_much, 6) == ["250", "250", "250", "552", "503", "250"]
     assert narrow.codes(b"RSET\r\n" + GROUP, 4) == ["250", "250", "250", "354"]
 
 
 @pytest.mark.parametrize(("octets", "code"), [(998, "250"), (999, "500")])
-def test_the_longest_line_has_998_octets(
-    raw: RawClient, octets: int, code: str
-) -> None:
+def test_the_longest_line_is_998_octets(raw: RawClient, octets: int, code: str) -> None:
     content = bdat(b"x" * octets + b"\r\n")
     assert raw.codes(MAIL + RCPT + content, 3) == ["250", "250", code]
 
@@ -270,9 +261,7 @@ def test_a_refused_message_uses_up_no_key(relay: Relay, raw: RawClient) -> None:
     assert len(relay.messages) == 1
 
 
-def test_a_message_in_progress_has_its_key_until_the_relay_stops(
-    relay: Relay, raw: RawClient
-) -> None:
+def test_a_message_in_progress_keeps_its_key(relay: Relay, raw: RawClient) -> None:
     relay.reply_delay = 30
     assert relay.reply_delay == 30
     raw.socket.sendall(keyed())
@@ -296,9 +285,7 @@ def test_a_final_reply_can_be_lost(relay: Relay, raw: RawClient) -> None:
     assert len(relay.messages) == relay.statistics.replays == 1
 
 
-def test_a_message_is_taken_although_its_client_leaves_before_the_reply(
-    relay: Relay,
-) -> None:
+def test_a_message_is_taken_although_its_client_leaves(relay: Relay) -> None:
     relay.reply_delay = 0.5
     with RawClient(relay) as raw:
         raw.socket.sendall(MAIL + RCPT + bdat(MESSAGE))

@@ -57,9 +57,7 @@ def test_a_failing_receiver_gets_the_event_again(
     assert len(receiver.events) == 2
 
 
-def test_a_copy_that_arrives_while_the_receivers_run_is_answered_503(
-    receiver: Receiver,
-) -> None:
+def test_a_copy_that_arrives_meanwhile_is_answered_503(receiver: Receiver) -> None:
     copies: list[Any] = []
     receiver.action = lambda: copies.append(post(SENT))
 

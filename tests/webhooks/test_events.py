@@ -45,9 +45,7 @@ def tracked(
 
 
 @pytest.mark.parametrize(("event_type", "mapped", "reason"), DOCUMENTED)
-def test_each_event_is_mapped_as_documented(
-    event_type: str, mapped: str, reason: str
-) -> None:
+def test_each_event_is_as_documented(event_type: str, mapped: str, reason: str) -> None:
     # Without a reason: the one of a suppression would replace the table's.
     event = tracked(event_type, reason=None)
 
@@ -71,47 +69,26 @@ def test_an_event_has_our_id_and_no_trace_of_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("event_type", "changes", "expected"),
+    ("event_type", "changes", "field", "expected"),
     [
-        (
-            "message.hard_bounced",
-            {},
-            {"recipient": RECIPIENT, "mta_response": "User unknown"},
-        ),
-        ("message.failed", {}, {"description": "Internal processing error"}),
-        (
-            "message.failed",
-            {"reason": None, "reason_code": "enforced_tls_failed"},
-            {"description": "enforced_tls_failed"},
-        ),
-        (
-            "message.clicked",
-            {},
-            {
-                "click_url": "https://acme.example/start?a=1",
-                "user_agent": "Mozilla/5.0",
-            },
-        ),
-        (
-            "message.teleported",
-            {"recipient": RECIPIENT},
-            {"event_type": "unknown", "recipient": RECIPIENT},
-        ),
-        ("message.suppressed", {"reason": "hard_bounce"}, {"reject_reason": "bounced"}),
-        ("message.suppressed", {"reason": "spam_complaint"}, {"reject_reason": "spam"}),
-        (
-            "message.suppressed",
-            {"reason": "unsubscribe"},
-            {"reject_reason": "unsubscribed"},
-        ),
-        ("message.suppressed", {"reason": "manual"}, {"reject_reason": "blocked"}),
-        ("message.suppressed", {"reason": ["spam"]}, {"reject_reason": "blocked"}),
+        ("hard_bounced", {}, "recipient", RECIPIENT),
+        ("hard_bounced", {}, "mta_response", "User unknown"),
+        ("failed", {}, "description", "Internal processing error"),
+        ("failed", {"reason": None, "reason_code": "tls"}, "description", "tls"),
+        ("clicked", {}, "click_url", "https://acme.example/start?a=1"),
+        ("clicked", {}, "user_agent", "Mozilla/5.0"),
+        ("teleported", {}, "event_type", "unknown"),
+        ("suppressed", {"reason": "hard_bounce"}, "reject_reason", "bounced"),
+        ("suppressed", {"reason": "spam_complaint"}, "reject_reason", "spam"),
+        ("suppressed", {"reason": "unsubscribe"}, "reject_reason", "unsubscribed"),
+        ("suppressed", {"reason": "manual"}, "reject_reason", "blocked"),
+        ("suppressed", {"reason": ["spam"]}, "reject_reason", "blocked"),
     ],
 )
 def test_an_event_has_what_its_data_tell(
-    event_type: str, changes: dict[str, Any], expected: dict[str, object]
+    event_type: str, changes: dict[str, Any], field: str, expected: str
 ) -> None:
-    assert vars(tracked(event_type, **changes)).items() >= expected.items()
+    assert getattr(tracked(f"message.{event_type}", **changes), field) == expected
 
 
 @pytest.mark.parametrize(
@@ -181,9 +158,7 @@ def test_empty_data_may_come_as_a_list() -> None:
         ("timestamp", ["2026-02-30T00:00:00Z", "0001-01-01T00:00:00+23:00"]),
     ],
 )
-def test_an_odd_or_missing_field_of_an_envelope_is_named(
-    field: str, values: list[object]
-) -> None:
+def test_an_odd_or_missing_field_is_named(field: str, values: list[object]) -> None:
     content = payload("message.sent")
     without = {name: value for name, value in content.items() if name != field}
     for odd in (without, *(content | {field: value} for value in [None, *values])):

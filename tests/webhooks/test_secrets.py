@@ -80,9 +80,7 @@ def test_a_view_may_hold_its_secret_in_any_place(place: Place, own: object) -> N
         ),
     ],
 )
-def test_a_view_whose_secret_is_empty_accepts_nothing(
-    place: Place, own: object
-) -> None:
+def test_a_view_with_an_empty_secret_accepts_nothing(place: Place, own: object) -> None:
     for secret in (SECRET, ""):
         assert place(own)(request(secret)).status_code == 403
 

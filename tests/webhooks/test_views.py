@@ -71,7 +71,7 @@ def test_only_post_is_allowed(method: str, receiver: Receiver) -> None:
 
 
 @pytest.mark.django_db
-def test_a_site_that_requires_login_lets_webhooks_in(
+def test_a_site_behind_login_lets_webhooks_in(
     settings: Any, receiver: Receiver
 ) -> None:
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django.contrib.sessions"]
@@ -93,9 +93,7 @@ def test_a_site_that_requires_login_lets_webhooks_in(
 @pytest.mark.parametrize(
     "event_type", ["message.inbound", "message.delivered", "webhook.test"]
 )
-def test_each_event_reaches_its_signal_once(
-    event_type: str, receiver: Receiver
-) -> None:
+def test_an_event_reaches_its_signal_once(event_type: str, receiver: Receiver) -> None:
     url = INBOUND if event_type == "message.inbound" else TRACKING
 
     assert post(payload(event_type), url=url).status_code == 200
@@ -118,7 +116,7 @@ def test_an_event_carries_the_id_of_the_sent_message(
 
 
 @pytest.mark.parametrize("event_type", ["webhook.test", "message.teleported"])
-def test_the_inbound_url_accepts_events_that_hold_no_mail(
+def test_events_without_a_mail_are_accepted(
     event_type: str, receiver: Receiver
 ) -> None:
     assert post(payload(event_type), url=INBOUND).status_code == 200
@@ -160,7 +158,7 @@ def test_the_raw_bytes_are_what_is_signed_and_what_counts(receiver: Receiver) ->
 
 
 @pytest.mark.parametrize("secret", [SECRET, "whsec_previous"])
-def test_each_of_several_secrets_is_accepted(
+def test_each_secret_is_accepted(
     secret: str, settings: Any, receiver: Receiver
 ) -> None:
     configure(settings, signing_secret=[SECRET, "whsec_previous"])
@@ -186,9 +184,7 @@ def test_an_empty_secret_never_counts(
     assert receiver.events == []
 
 
-def test_basic_auth_is_checked_as_well_if_configured(
-    settings: Any, receiver: Receiver
-) -> None:
+def test_basic_auth_is_checked_as_well(settings: Any, receiver: Receiver) -> None:
     settings.ANYMAIL |= {"WEBHOOK_SECRET": "user:pass"}
 
     assert post(SENT).status_code == 400
@@ -199,20 +195,12 @@ def test_basic_auth_is_checked_as_well_if_configured(
 # Refused requests
 
 
-def with_headers(**changes: str | None) -> HttpResponse:
-    """Send an event with other signature headers; None leaves one out."""
+def with_header(name: str, value: str) -> HttpResponse:
     headers = signed(BODY)
-    known = {
-        "time": headers["X-Lettermint-Delivery"],
-        "digest": headers["X-Lettermint-Signature"].rpartition("=")[2],
-    }
-    for name, value in changes.items():
-        del headers[f"X-Lettermint-{name}"]
-        if value is not None:
-            # As Django decodes the UTF-8 octets of a header.
-            octets = value.format(**known).encode()
-            headers[f"X-Lettermint-{name}"] = octets.decode("latin-1")
-    return send(BODY, headers)
+    value = value.format(time=headers["X-Lettermint-Delivery"])
+    # As Django decodes the UTF-8 octets of a header.
+    octets = value.encode()
+    return send(BODY, headers | {f"X-Lettermint-{name}": octets.decode("latin-1")})
 
 
 def nested(depth: int, start: str, end: str) -> bytes:
@@ -238,12 +226,12 @@ BROKEN: dict[str, Any] = {"wsgi.input": BrokenPipe()}
     ("refused", "reason"),
     [
         (partial(post, SENT, "whsec_other"), "signature_mismatch"),
-        (partial(with_headers, Signature="t={time},v1=zz"), "signature_"),
-        (partial(with_headers, Signature="t={time},v1=é{digest}"), "signature_"),
-        (partial(with_headers, Signature="t={time}"), "signature_"),
-        (partial(with_headers, Signature=None), "signature_header_missing"),
-        (partial(with_headers, Delivery=None), "delivery_header_missing"),
-        (partial(with_headers, Delivery="९"), "delivery_"),
+        (partial(with_header, "Signature", "t={time},v1=zz"), "signature_"),
+        (partial(with_header, "Signature", "t={time},v1=é"), "signature_"),
+        (partial(with_header, "Signature", "t={time}"), "signature_"),
+        (partial(with_header, "Delivery", "1700000000"), "delivery_"),
+        (partial(with_header, "Delivery", "९"), "delivery_"),
+        (partial(send, BODY, {}), "signature_header_missing"),
         (partial(post, SENT, age=310), "timestamp_out_of_tolerance"),
         (partial(post, SENT, age=-310), "timestamp_out_of_tolerance"),
         (partial(post, b""), "body_invalid"),
@@ -314,9 +302,7 @@ def test_a_url_can_have_a_limit(excess: int) -> None:
     assert view(request()).status_code == (413 if excess else 200)
 
 
-def test_a_mail_larger_than_djangos_limit_is_received(
-    settings: Any, receiver: Receiver
-) -> None:
+def test_a_mail_above_djangos_limit_arrives(settings: Any, receiver: Receiver) -> None:
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
     content = payload("message.inbound", body={"text": "x" * 2_000_000, "html": None})
 
@@ -328,7 +314,7 @@ def test_a_mail_larger_than_djangos_limit_is_received(
 # Set-up
 
 
-def test_a_missing_sdk_is_reported_when_the_url_is_made(
+def test_a_missing_sdk_is_reported_with_the_url(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "lettermint.webhook", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from django_lettermint import pool
 from django_lettermint.backend import EmailBackend
 from django_lettermint.exceptions import (
     AuthenticationFailed,
@@ -21,10 +23,9 @@ from django_lettermint.exceptions import (
 )
 from django_lettermint.results import Outcome
 from tests.sending import mail, mails, result
-from tests.zoo.counting import check, each_once, outcomes
 from tests.zoo.exim import Exim
 from tests.zoo.haraka import Haraka
-from tests.zoo.postfix import Postfix
+from tests.zoo.postfix import RECIPIENT_LIMIT, SIZE_LIMIT, Postfix
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
@@ -45,6 +46,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+#: Copies that a recipient may have.
+COPIES = {Outcome.SENT: {1}, Outcome.NOT_SENT: {0}, Outcome.UNKNOWN: {0, 1}}
+
+
+def each_once(messages: Sequence[EmailMessage]) -> Counter[str]:
+    """Return what `taken()` is if each message arrived once for each recipient."""
+    return Counter(who for message in messages for who in message.to)
+
+
+def outcomes(messages: Sequence[EmailMessage]) -> Counter[str]:
+    """Count the messages by their outcome."""
+    return Counter(result(message).outcome.name for message in messages)
+
+
+def check(server: Server, messages: Sequence[EmailMessage]) -> None:
+    """Compare the outcome of each message with what the server has of it."""
+    taken = server.taken()
+    for message in messages:
+        [who] = message.to
+        assert taken[who] in COPIES[result(message).outcome], (who, result(message))
+
+
 @pytest.fixture(scope="module", params=SERVERS)
 def running(request: pytest.FixtureRequest) -> Iterator[Server]:
     with request.param() as server:
@@ -62,24 +85,18 @@ def security(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_single_mails_arrive(server: Server, security: str) -> None:
-    backend = EmailBackend(**server.options(security))
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+def test_single_mails_arrive(server: Server, security: str, mechanism: str) -> None:
+    options = server.options(security, auth_mechanism=mechanism)
+    backend = EmailBackend(**options)
     batch = mails(3)
     assert [backend.send_messages([message]) for message in batch] == [1, 1, 1]
     assert server.taken() == each_once(batch)
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
-def test_both_mechanisms_log_in(server: Server, security: str, mechanism: str) -> None:
-    options = server.options(security, auth_mechanism=mechanism)
-    assert EmailBackend(**options).send_messages([mail()]) == 1
-    assert server.taken() == {"bob@example.org": 1}
-
-
-def test_a_wrong_token_sends_nothing(server: Server, security: str) -> None:
-    options = server.options(security, api_token="lm_wrong")
+def test_a_wrong_token_sends_nothing(server: Server) -> None:
     with pytest.raises(AuthenticationFailed, match="535"):
-        EmailBackend(**options).send_messages([mail()])
+        EmailBackend(**server.options(api_token="lm_wrong")).send_messages([mail()])
     assert server.taken() == {}
 
 
@@ -254,13 +271,58 @@ def test_idle_connections_closed_by_a_restart_are_replaced(
         assert server.taken() == each_once(batch)
 
 
-def test_a_single_mail_waits_for_a_server_that_is_starting(security: str) -> None:
-    # Exim starts at once, so that the pause below is the time that the mail waits.
-    with Exim() as server, ThreadPoolExecutor(1) as threads:
-        server.stop()
-        backend = EmailBackend(**server.options(security))
-        sending = threads.submit(backend.send_messages, [mail()])
-        time.sleep(0.8)
-        server.start()
-        assert sending.result() == 1
-        assert server.taken() == {"bob@example.org": 1}
+# -- what Postfix read -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", Postfix.services)
+def test_a_mail_arrives_as_it_was_written(service: str) -> None:
+    message = mail("bob@example.org", subject="Grüße", cc=["carol@example.org"])
+    message.body = "Bücher, 本,\n.\n..\n.hidden dots\nand a long line: " + "x" * 2000
+    message.attach("data.bin", bytes(range(256)) * 1000, "application/octet-stream")
+    with Postfix() as server:
+        backend = EmailBackend(**server.options(service))
+        assert backend.send_messages([message]) == 1
+        bob, carol = sorted(server.delivered(), key=lambda each: each.recipient)
+
+    assert (bob.recipient, carol.recipient) == ("bob@example.org", "carol@example.org")
+    assert bob.queue_id == carol.queue_id
+    assert bob.mime["Subject"] == "Grüße"
+    text, attachment = bob.mime.iter_parts()
+    assert text.get_content().rstrip("\n") == message.body
+    assert attachment.get_content() == bytes(range(256)) * 1000
+    assert result(message).outcome is Outcome.SENT
+    assert bob.queue_id in result(message).text
+
+
+@pytest.mark.parametrize(
+    ("service", "chunking", "verb"),
+    [("tls", False, "data"), ("tls", True, "bdat"), ("bare", False, "data")],
+)
+def test_a_batch_takes_one_connection(
+    service: str, verb: str, *, chunking: bool
+) -> None:
+    batch = mails(100)
+    with Postfix() as server:
+        options = server.options(service, chunking=chunking, batch_connections=1)
+        assert EmailBackend(**options).send_messages(batch) == 100
+        pool.close_pools()
+        assert server.taken() == each_once(batch)
+        # Logged when the connection ends.
+        counts = rf" mail=100 rcpt=100 {verb}=100 quit=1 "
+        server.wait_for(lambda: server.logged(counts) == 1)
+
+
+def test_what_a_server_cannot_take_is_refused_and_the_rest_arrives() -> None:
+    large, foreign = mail(), mail("jürgen@example.org")
+    large.body = "x\n" * SIZE_LIMIT
+    many = mail(*(f"{number}@example.org" for number in range(RECIPIENT_LIMIT + 10)))
+    batch = [large, foreign, many]
+    with Postfix() as server:
+        # Nothing is announced here: neither SIZE nor SMTPUTF8, nor its limit.
+        options = server.options("bare", fail_silently=True, batch_connections=1)
+        assert EmailBackend(**options).send_messages(batch) == 1
+        assert server.taken() == each_once([many])
+        assert server.logged(server.accepted) == 2
+
+    assert "message file too big" in result(large).text
+    assert [result(each).outcome.name for each in batch] == ["NOT_SENT"] * 2 + ["SENT"]
