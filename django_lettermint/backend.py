@@ -394,8 +394,11 @@ def _refused(
 ) -> OutgoingMessage:
     """Return a message that ends with an error before it is sent."""
     if not isinstance(error, AnymailError):
+        what = type(error).__name__
+        with suppress(Exception):  # its text may be code of the message, too
+            what = f"{error} ({what})"
         failure = LettermintInvalidMessage(
-            f"the message cannot be prepared: {error} ({type(error).__name__}); "
+            f"the message cannot be prepared: {what}; "
             "check its addresses, headers, body and attachments"
         )
         failure.__cause__, error = error, failure

@@ -110,6 +110,7 @@ class FaultServer:
         tls: str | None = "implicit",
         features: Iterable[str] = FEATURES,
         auth: Iterable[str] = ("PLAIN", "LOGIN"),
+        user: str = "lettermint",
         cert: str = "good",
         idempotency: bool = False,
         rcvbuf: int | None = None,
@@ -138,6 +139,7 @@ class FaultServer:
             hostname="fault.test",
             features=tuple(features),
             mechanisms=mechanisms,
+            username=user,
             requires_auth=bool(mechanisms),
             tokens=(TOKEN,),
             # Announced, but for the client to keep to.

@@ -70,6 +70,17 @@ class Text(str):
         raise OperationalError("no template today")
 
 
+class Silent(OperationalError):
+    """An error that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise OperationalError("no text")
+
+
+def raise_silent() -> None:
+    raise Silent
+
+
 def changed(**attributes: Any) -> Any:
     """Return a message whose attributes were set after it was made."""
     mail = message()
@@ -113,6 +124,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
         lambda: changed(recipients=partial(str, Text())),
         "no template",
     ),
+    "an error raises": (lambda: changed(recipients=raise_silent), "prepared: Silent;"),
     "a copy raises": (rendered_once, "no database any more"),
     "nothing": (lambda: None, "give an EmailMessage"),
     "a mapping": (lambda: {"to": ["a@b.example"]}, "give an EmailMessage"),

@@ -172,7 +172,7 @@ def extract_extras(
         value = _decoded(name, _header_value(name, given, CONTROL))
         group = aliases if is_alias else official
         other_name, other_value = group.setdefault(canonical, (name, value))
-        if other_value != value:
+        if other_name != name and other_value != value:
             rule = f"{short_repr(other_name)} is already {short_repr(other_value)}; give one"
             raise invalid_header(name, value, rule)
     return _layer(aliases | official), others

@@ -57,6 +57,8 @@ class Mailbox:
         """Return name and address as callers write them, the name not encoded."""
         if not self.name:
             return self.address
+        if extras.CONTROL.search(self.name):  # Python ends lines there
+            return f"{' '.join(extras.encode(self.name))} <{self.address}>"
         # Readers decode encoded words outside of quotes only.
         plain = extras.ATOMS.fullmatch(self.name) and "=?" not in self.name
         return f"{self.name if plain else _quoted(self.name)} <{self.address}>"
@@ -82,7 +84,10 @@ def parse_one(field: str, value: object, idna: IdnaEncode) -> Mailbox:
     try:
         if not isinstance(value, str | Address | Promise):
             raise ValueError("give it as text")
-        text = value[:] if isinstance(value, str) else str(value)
+        if isinstance(value, Address):
+            text = f"{_quoted(value.display_name)} <{value.addr_spec}>"
+        else:
+            text = value[:] if isinstance(value, str) else str(value)
         if _PLAIN.fullmatch(text) and len(text) <= MAX_LENGTH:
             return Mailbox(given=text, address=text)
         name, local_part, domain = _parsed(text)

@@ -55,12 +55,15 @@ _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
 #: Names for readers, by Python's. The table of `email` depends on Python's version.
 _MAIL_NAMES = {
     **{f"iso8859-{number}": f"iso-8859-{number}" for number in range(1, 17)},
+    **{f"cp125{number}": f"windows-125{number}" for number in range(9)},
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
     "euc_jp": "euc-jp",
     "euc_kr": "euc-kr",
     "utf-8": "utf-8",
 }
+#: The codec of a name that Python 3.15 reads otherwise than older versions.
+_CODECS = {"ks_c_5601-1987": "cp949"}
 #: ISO-8859-8 with the direction of Hebrew (RFC 1556), which Python knows from 3.15 on.
 _DIRECTED = re.compile("(?:cs)?iso[-_]?8859[-_]?8[-_]?[ie]", re.IGNORECASE)
 
@@ -87,20 +90,18 @@ def charset_encoding(given: charset.Charset) -> TextEncoding:
     name = given.get_output_charset() or "utf-8"
     wanted = {charset.QP: "quoted-printable", charset.BASE64: "base64"}
     codec = given.output_codec or name
-    return _encoding(name, codec, wanted.get(given.body_encoding, ""))
+    return _encoding("encoding", name, codec, wanted.get(given.body_encoding, ""))
 
 
 @functools.lru_cache(maxsize=64)
-def text_encoding(name: str) -> TextEncoding:
+def text_encoding(name: str, field: str = "encoding") -> TextEncoding:
     """Read the name of a charset; raise LettermintInvalidMessage if there is none."""
-    if _DIRECTED.fullmatch(name):
-        return _encoding(name.lower(), "iso-8859-8")
-    found = _encoding(name.lower(), name)
-    known = codecs.lookup(name).name
-    return TextEncoding(_MAIL_NAMES.get(known, found.charset), *found[1:])
+    codec = "iso-8859-8" if _DIRECTED.fullmatch(name) else name
+    return _encoding(field, name.lower(), codec)
 
 
-def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
+def _encoding(field: str, name: str, codec: str, wanted: str = "") -> TextEncoding:
+    codec = _CODECS.get(codec.lower(), codec)
     try:
         if not (_CHARSET.fullmatch(name) and _CHARSET.fullmatch(codec)):
             raise LookupError(name)
@@ -108,8 +109,19 @@ def _encoding(name: str, codec: str, wanted: str = "") -> TextEncoding:
         wide = "\r\n".encode(codec)[-2:] != b"\r\n"
     except (LookupError, ValueError) as error:
         rule = "Python has no such charset"
-        raise invalid_value("encoding", codec, rule) from error
-    return TextEncoding(name, codec, "base64" if wide else wanted)
+        raise invalid_value(field, codec, rule) from error
+    return TextEncoding(_mail_name(name), codec, "base64" if wide else wanted)
+
+
+def _mail_name(name: str) -> str:
+    """Return the name of a charset for readers; one that Python has not is kept."""
+    if _DIRECTED.fullmatch(name):
+        return name
+    try:
+        known = codecs.lookup(_CODECS.get(name, name)).name
+    except LookupError:
+        return name
+    return _MAIL_NAMES.get(known, name)
 
 
 @functools.lru_cache(maxsize=256)
@@ -129,12 +141,20 @@ def content_type(field: str, value: str) -> ContentType:
 
 def text(field: str, content: str, kind: ContentType, encoding: TextEncoding) -> Part:
     """Write text; raise LettermintInvalidMessage naming the field if it does not fit."""
-    name, codec, wanted = text_encoding(kind.charset) if kind.charset else encoding
+    if kind.charset:
+        encoding = text_encoding(kind.charset, f"charset of {field}")
+    name, codec, wanted = encoding
     try:
         if wanted == "base64":
-            body = base64(re.sub("\r\n|\r|\n", "\r\n", content).encode(codec))
+            content = re.sub("\r\n|\r|\n", "\r\n", content)
+        written = content.encode(codec)
+        # Python writes a yen sign in Shift JIS as a backslash.
+        if name != "utf-8" and written.decode(codec) != content:
+            raise ValueError("characters would be read as others")
+        if wanted == "base64":
+            body = base64(written)
         else:
-            body, wanted = transfer_encoded(content.encode(codec), quoted=bool(wanted))
+            body, wanted = transfer_encoded(written, quoted=bool(wanted))
     except ValueError as error:
         raise LettermintInvalidMessage(
             f"{field}: it cannot be written in {name} ({error}); use UTF-8, and text "
@@ -210,9 +230,14 @@ def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     """
     if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
-    lines = content.split(b"\r\n")
-    has_lone = not content.count(b"\r") == content.count(b"\n") == len(lines) - 1
-    return not has_lone and max(map(len, lines)) <= MAX_LINE
+    ends = content.count(b"\r\n")
+    if not content.count(b"\r") == content.count(b"\n") == ends:
+        return False
+    # Without a list of the lines, which would take more memory than the content.
+    start, longest = 0, MAX_LINE + len(b"\r\n")
+    while start + MAX_LINE < len(content) and start >= 0:
+        start = content.rfind(b"\n", start, start + longest) + 1 or -1
+    return start >= 0
 
 
 def crlf(content: bytes) -> bytes:

@@ -91,7 +91,9 @@ def _checked(
     for name, text in headers.items():
         fields.write(name, text, idna)  # Django may encode what must not be
         key = name.title() if name.title() in _LOOKED_UP else name
-        message.extra_headers[key] = fields.domains_encoded(name, text, idna)
+        message.extra_headers[key] = fields.as_kept(name, text, idna)
+    subject = extras.single_line("subject", message.subject or "")
+    message.subject = fields.as_kept("Subject", subject, idna)
     if alternatives := getattr(message, "alternatives", ()):
         checked = [EmailAlternative(*_alternative(each)) for each in alternatives]
         message.alternatives = checked  # type: ignore[attr-defined]
@@ -107,6 +109,10 @@ def header(
 ) -> bytes:
     """Write the header, but for the fields of the body; `headers` win over `lists`."""
     own = {name.lower(): (name, value) for name, value in headers.items()}
+    if len(own) < len(headers):
+        twice = min(headers.keys() - {name for name, _ in own.values()})
+        rule = "it is also given in another letter case; give one"
+        raise invalid_value(f"header {short_repr(twice)}", headers[twice], rule)
     written = [fields.free_text("Subject", subject)]
     for name, mailboxes in lists.items():
         if given := own.pop(name.lower(), None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from django_lettermint import extras
@@ -29,7 +29,7 @@ FREE_TEXT = frozenset({"subject", "comments", "keywords"})
 #: Fields that programs read, in which RFC 2047 section 5 allows no encoded words.
 _STRUCTURED = re.compile(
     r"list-.*|arc-.*|bimi-.*|(?:.*-)?(?:signature|message-id)|references|in-reply-to"
-    r"|archived-at|authentication-results|autocrypt|auto-submitted|feedback-id"
+    r"|content-id|archived-at|authentication-results|autocrypt|auto-submitted|feedback-id"
     r"|received(?:-spf)?|return-path|precedence|importance|(?:x-)?priority"
 )
 #: Text that all readers show unchanged: words with one blank between them.
@@ -41,13 +41,21 @@ _RAW_QUOTABLE = re.compile(f"{_RAW}(?: {_RAW})*")
 _FILE_NAME = re.compile(r"[\w!#$&()+,.=@^`{}~-]+(?: [\w!#$&()+,.=@^`{}~-]+)*", re.ASCII)
 
 
-def domains_encoded(name: str, text: str, idna: IdnaEncode) -> str:
-    """Return a header's text, the domains of its addresses in ASCII."""
-    # An own message() would encode them by IDNA 2003, which leads elsewhere.
-    if text.isascii() or name.lower() not in ADDRESS_FIELDS:
-        return text
-    mailboxes = parse_list(f"header {extras.short_repr(name)}", text, idna)
-    return ", ".join(each.text for each in mailboxes)
+def as_kept(name: str, text: str, idna: IdnaEncode) -> str:
+    """Return a header's text in a form that Django's and Python's classes keep.
+
+    They encode domains by IDNA 2003, which leads elsewhere, end lines at control
+    characters, and decode what looks like an encoded word.
+    """
+    is_free = name.lower() in FREE_TEXT or not text.isascii()
+    if name.lower() in ADDRESS_FIELDS:
+        if text.isascii() and not extras.CONTROL.search(text):
+            return text
+        mailboxes = parse_list(f"header {extras.short_repr(name)}", text, idna)
+        return ", ".join(each.text for each in mailboxes)
+    if extras.CONTROL.search(text) or ("=?" in text and is_free):
+        return " ".join(extras.encode(text))
+    return text
 
 
 def write(name: str, text: str, idna: IdnaEncode) -> bytes:
@@ -121,10 +129,16 @@ def _phrase(name: str, mailbox: Mailbox) -> list[str]:
 
 
 def with_parameter(name: str, value: str, key: str, text: str) -> bytes:
-    """Write a MIME field, its parameter encoded if need be (RFC 2231); "" for none."""
+    """Write a MIME field with a parameter; "" for none."""
+    return parameters(name, value, {key: text} if text else {})
+
+
+def parameters(name: str, value: str, given: Mapping[str, str]) -> bytes:
+    """Write a MIME field, its parameters encoded if need be (RFC 2231)."""
     pieces = [f" {value}"]
-    if text:
-        pieces = [f" {value};", *(f" {each}" for each in _sections(key, text))]
+    for key, text in given.items():
+        pieces[-1] += ";"
+        pieces += [f" {each}" for each in _sections(key, text)]
     return extras.fold(name, pieces, WIDTH)
 
 

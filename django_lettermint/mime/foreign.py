@@ -13,7 +13,8 @@ from email.header import Header, decode_header, make_header
 from email.headerregistry import BaseHeader
 from email.message import Message
 from email.parser import BytesHeaderParser, BytesParser
-from email.policy import Compat32, EmailPolicy
+from email.policy import Compat32, EmailPolicy, compat32
+from email.utils import collapse_rfc2231_value
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,15 @@ _ENCODING, _TYPE = b"content-transfer-encoding", b"content-type"
 _ENCODINGS = {"quoted-printable", "base64", "x-uuencode", "uuencode", "uue", "x-uue"}
 #: Multiparts over whose octets others have computed something (RFC 1847).
 _SEALED = {"multipart/signed", "multipart/encrypted"}
+_STATUS = "message/delivery-status"
+#: Fields with parameters, such as the name of a file (RFC 2231).
+_WITH_PARAMETERS = {"content-type", "content-disposition"}
 #: A line end that no blank follows: it would begin another header.
 _HEADER_END = re.compile(r"\r\n(?![ \t])|\r(?![\n \t])|(?<!\r)\n(?![ \t])")
 #: One field of a header with the lines that continue it.
 _FIELD = re.compile(rb"([!-9;-~]+):[^\n]*\n(?:[ \t][^\n]*\n)*")
+#: Octets of a parsed field that are not ASCII.
+_RAW = re.compile("[\udc80-\udcff]")
 #: Django 5.2 encodes a local part that is not ASCII like this.
 _ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
 
@@ -48,21 +54,36 @@ class _AsSet(Compat32):
 
     def fold_binary(self, name: str, value: Any) -> bytes:
         has_octets = isinstance(value, str) and not isinstance(value, BaseHeader)
+        has_parameters = name.lower() in _WITH_PARAMETERS
         if has_octets and not re.search(r"[^\0-\x7f\udc80-\udcff]", value):
             written = re.sub("\r\n|\r|\n", "\r\n", f"{name}: {value}\n")
+            long = max(map(len, written.split("\r\n"))) > MAX_LINE
+            if not (long and has_parameters and value.isascii()):
+                return written.encode("ascii", "surrogateescape")
         elif hasattr(value, "params"):
             modern = EmailPolicy(linesep="\r\n", max_line_length=MAX_LINE)
-            written = value.fold(policy=modern)
-        else:
-            # Python would make encoded words of up to a whole line, or lose characters.
-            try:
-                text = _text(value)
-            except UnicodeDecodeError:
-                return super().fold_binary(name, value)  # as octets of no known charset
-            if text.isascii() and name.lower() in fields.ADDRESS_FIELDS:
-                return extras.verbatim(name, text, fields.WIDTH)
-            return fields.write(name, text, self.idna)
-        return written.encode("ascii", "surrogateescape")
+            folded: str = value.fold(policy=modern)
+            return folded.encode("ascii", "surrogateescape")
+        # Python would make encoded words of up to a whole line, or lose characters.
+        try:
+            text = _text(value)
+        except UnicodeDecodeError:
+            return super().fold_binary(name, value)  # as octets of no known charset
+        if has_parameters and (made := _parameters(name, text)).isascii():
+            return made
+        if text.isascii() and name.lower() in fields.ADDRESS_FIELDS:
+            return extras.verbatim(name, text, fields.WIDTH)
+        return fields.write(name, text, self.idna)
+
+
+def _parameters(name: str, text: str) -> bytes:
+    """Write a field with parameters, in which encoded words are not allowed."""
+    parsed = Message()
+    parsed[name] = text
+    pairs: Any = parsed.get_params(header=name)
+    (value, _), *given = pairs
+    texts = {key: collapse_rfc2231_value(each) for key, each in given}
+    return fields.parameters(name, value, texts)
 
 
 def render(message: EmailMessage, idna: IdnaEncode) -> Part:
@@ -74,13 +95,33 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
     # `del` rebinds the copy's list of fields, and leaves the original's.
     body = copy.copy(built)
     _check_headers(built)
-    for name, value in built.items():
+    given = _given(message)
+    for name, raw in built.raw_items():
         if not name.lower().startswith("content-"):
             del body[name]
             if name.lower() not in {"bcc", "resent-bcc", "mime-version"}:
+                # Other policies replace octets that are not UTF-8.
+                policy = compat32 if _RAW.search(str(raw)) else built.policy
+                value = policy.header_fetch_parse(name, raw)
+                text = given.get(name.lower(), "")
+                # Python changes some names, and cuts off some Message-IDs.
+                if text and str(policy.header_store_parse(name, text)[1]) == value:
+                    value = text
                 head.append(_field(name, value, idna))
     made = bodies.as_message(part(body, idna))
     return Part(b"".join([*head, made.head]), made.body)
+
+
+def _given(message: EmailMessage) -> dict[str, str]:
+    """Return the headers that a message's class was given, by lower-case name."""
+    lists = {
+        "from": [message.from_email],
+        "to": message.to,
+        "cc": message.cc,
+        "reply-to": message.reply_to,
+    }
+    given = {name: ", ".join(map(str, each)) for name, each in lists.items()}
+    return given | {key.lower(): text for key, text in message.extra_headers.items()}
 
 
 def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
@@ -95,7 +136,9 @@ def _field(name: str, value: Any, idna: IdnaEncode) -> bytes:
     except UnicodeDecodeError as error:
         rule = "its octets are not UTF-8; give it as text"
         raise invalid_header(name, str(value), rule) from error
-    if lower in fields.ADDRESS_FIELDS:
+    if lower in fields.ADDRESS_FIELDS or lower == "list-id":
+        if set(text).isdisjoint("@<"):  # Django 5.2 encodes fields it does not know
+            text = extras.decode(text)
         text = _ENCODED_LOCAL_PART.sub(lambda found: extras.decode(found[0]), text)
     elif lower in fields.FREE_TEXT and not isinstance(value, BaseHeader):
         # Python decodes no words beside text that is not ASCII.
@@ -153,6 +196,7 @@ def _with_octets(mime: Message) -> Message:
         if any(re.search("\r(?!\n)", str(each.get_payload())) for each in mime.walk()):
             raise _sealed(mime, seven_bit=False)
         return mime
+    mime = _parsed_status(mime)
     main, made = mime.get_content_maintype(), copy.copy(mime)
     payload: Any = mime.get_payload()
     if isinstance(payload, list) and main in {"multipart", "message"}:
@@ -180,6 +224,19 @@ def _is_plain_text(mime: Message, octets: bytes) -> bool:
     # In other charsets, a NUL is a sign of UTF-16 or alike.
     known = mime.get_content_charset() in {"us-ascii", "utf-8"}
     return mime.get_content_maintype() == "text" and (known or b"\0" not in octets)
+
+
+def _parsed_status(mime: Message) -> Message:
+    """Return a delivery status as parsers make it: generators take no text."""
+    payload = mime.get_payload()
+    if mime.get_content_type() != _STATUS or isinstance(payload, list):
+        return mime
+    head = f"Content-Type: {_STATUS}\n\n".encode()
+    parsed = BytesParser().parsebytes(head + _octets(mime, payload))
+    made = copy.copy(mime)
+    made.set_payload(parsed.get_payload())
+    del made["Content-Transfer-Encoding"]  # it is never encoded
+    return made
 
 
 def _octets(mime: Message, payload: Any) -> bytes:

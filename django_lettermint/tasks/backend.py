@@ -77,7 +77,7 @@ class EmailBackend(BaseEmailBackend):
         call = looked_up.set({})  # each tenant is looked up once in a call
         try:
             for message in messages:
-                outgoing = self._prepare(message)
+                outgoing = self.prepare(message)
                 begun += 1
                 count += self._queue(outgoing)
                 results.append(outgoing.result)
@@ -102,8 +102,11 @@ class EmailBackend(BaseEmailBackend):
         """Add the JSON form of a message to the queue; override it for another queue."""
         self._task.enqueue(form)
 
-    def _prepare(self, message: EmailMessage) -> OutgoingMessage:
-        """Render the message, and refuse it if a task cannot hold it."""
+    def prepare(self, message: EmailMessage) -> OutgoingMessage:
+        """Render a message, and refuse it if a task cannot hold it.
+
+        A subclass may change the message, and then call this.
+        """
         outgoing = self._sender.prepare(message)
         size = max((each.envelope.size for each in outgoing.submissions), default=0)
         if size > self._config.max_bytes:

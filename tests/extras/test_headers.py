@@ -171,6 +171,11 @@ def test_other_headers_stay_in_order() -> None:
     ]
 
 
+def test_a_value_need_not_equal_itself() -> None:
+    layer, _ = extract_extras({"X-LM-Metadata-k": float("nan")})
+    assert resolve(layer).metadata == {"k": "nan"}
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

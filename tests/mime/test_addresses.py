@@ -48,6 +48,8 @@ def refusal(value: Any) -> str:
             "a@xn--mgba3gch31f060k.example",
         ),
         (Address("Ann", "a", "b.example"), "Ann", "a@b.example"),
+        (Address("", "a", "b.example"), "", "a@b.example"),
+        (Address(" =?utf-8?q?a?=", "a", "b.example"), " =?utf-8?q?a?=", "a@b.example"),
         (gettext_lazy("Ann <a@b.example>"), "Ann", "a@b.example"),
         ("=?utf-8?q?J=C3=B6rg?= Lee <a@b.example>", "Jörg Lee", "a@b.example"),
         ('"=?utf-8?q?a?=" <a@b.example>', "=?utf-8?q?a?=", "a@b.example"),

@@ -91,8 +91,11 @@ def test_quoted_printable_lines_are_short_and_end_in_no_blank(
         ("latin_1", "iso-8859-1"),
         ("latin9", "iso-8859-15"),
         ("iso-8859-8", "iso-8859-8"),
-        ("cp1252", "cp1252"),
+        ("cp1252", "windows-1252"),
+        ("ks_c_5601-1987", "ks_c_5601-1987"),
         (Charset("shift_jis"), "iso-2022-jp"),
+        (Charset("latin1"), "iso-8859-1"),
+        (Charset("cp1252"), "windows-1252"),
     ],
 )
 def test_charsets_have_the_names_that_readers_know(given: Any, named: str) -> None:
@@ -169,9 +172,19 @@ def test_what_is_no_charset_is_refused(name: str) -> None:
     assert refusal(with_file("a.csv", "x", f"text/csv; charset={name!r}"))
 
 
+def test_an_unknown_charset_of_a_file_is_refused_by_its_place() -> None:
+    text = refusal(with_file("a.csv", "x", "text/csv; charset=none"))
+    assert text.startswith("charset of attachment 'a.csv': 'none' cannot be sent")
+
+
 @pytest.mark.parametrize(
     ("text", "keywords"),
-    [("odd \ud900\n", {}), ("☃", {"encoding": "iso-8859-15"})],
+    [
+        ("odd \ud900\n", {}),
+        ("☃", {"encoding": "iso-8859-15"}),
+        # Python would write a backslash.
+        *(("¥", {"encoding": name}) for name in ("shift_jis", "euc-jp")),
+    ],
 )
 def test_text_that_does_not_fit_its_charset_is_refused_by_its_place(
     text: str, keywords: dict[str, Any]

@@ -87,6 +87,7 @@ DATE_RULE, ID_RULE = "give a datetime", "write <left@right>"
                 *("List-Unsubscribe", "list-help", "References", "In-Reply-To"),
                 *("Archived-At", "DKIM-Signature", "ARC-Seal", "Autocrypt"),
                 *("X-Priority", "Auto-Submitted", "Original-Message-ID"),
+                "Content-ID",
             ]
         ),
         ("References", "a\x0bb", "percent-encode links"),
@@ -245,3 +246,10 @@ def test_headers_in_any_letter_case_replace_those_of_the_message() -> None:
     assert {name: fields(message, name) for name in headers} == {
         name: [value] for name, value in headers.items()
     }
+
+
+def test_a_header_in_two_letter_cases_is_refused() -> None:
+    headers = {"List-Post": "<a:b>", "X-A": "1", "list-post": "<c:d>"}
+    text = refusal(mail(headers=headers))
+    assert text.startswith("header 'List-Post': '<a:b>' cannot be sent: ")
+    assert "another letter case" in text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email
 from base64 import b64encode
 from email import policy
+from email.encoders import encode_base64
 from email.header import Header, decode_header
 from email.message import EmailMessage as MimeMessage
 from email.message import Message, MIMEPart
@@ -149,6 +150,18 @@ def test_raw_octets_in_an_encoded_part_stay(encoding: str) -> None:
     assert "\r\n\r\ncafé =C3=A9\r\n".encode() in content
 
 
+@pytest.mark.parametrize("encode", [None, encode_base64])
+def test_a_delivery_status_given_as_text_is_sent(encode: Any) -> None:
+    part = MIMEBase("message", "delivery-status")
+    part.set_payload("Reporting-MTA: dns; mail.example\n\nno colon\n")
+    if encode:
+        encode(part)
+    content = written(with_entry(part))
+    check(content)
+    assert b"\r\n\r\nReporting-MTA: dns; mail.example\r\n\r\n" in content
+    assert b"\r\nno colon\r\n" in content
+
+
 def test_parts_of_parts_are_written_each_as_it_needs() -> None:
     part = MIMEMultipart("related")
     part.preamble = "This is a message in several parts."
@@ -218,6 +231,30 @@ def test_fields_of_octets_stay_as_they_are() -> None:
     assert b"X-Folded: one\r\n two\r\n\tthree\r\n" in content
 
 
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ('attachment; size="5"; filename="größe; 7.pdf"', "größe; 7.pdf"),
+        ("attachment;\r\n filename=größe.pdf", "größe.pdf"),
+        ("attachment; filename*=utf-8''" + "%C3%A9" * 300, "é" * 300),
+        ("attachment; filename=" + "x" * 1100, "x" * 1100),
+    ],
+)
+def test_a_file_name_in_a_field_of_a_part_is_read_as_given(
+    value: str, name: str
+) -> None:
+    content = written(with_entry(with_field("Content-Disposition", value)))
+    check(content)
+    assert attached(content).get_content_disposition() == "attachment"
+    assert found_in(content)[1] == name
+
+
+def test_a_disposition_that_is_none_is_encoded() -> None:
+    content = written(with_entry(with_field("Content-Disposition", "größe")))
+    check(content)
+    assert decoded(str(attached(content)["Content-Disposition"])) == "größe"
+
+
 def test_a_header_that_python_made_is_written_by_the_same_rules() -> None:
     inner = MimeMessage()
     inner["Subject"] = "é" * 200
@@ -237,9 +274,10 @@ def test_a_header_that_python_made_is_written_by_the_same_rules() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["x" * 1100, "a\0b", "a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1"]
+    "value", ["a\0b", "a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1"]
 )
 def test_a_field_of_a_part_that_cannot_be_written_is_refused(value: str) -> None:
+    assert "'X-Long': " in refusal(with_entry(with_field("X-Long", "x" * 1100)))
     part = with_field("X-A", "a")
     part.add_header("Content-Disposition", "attachment", filename=value)
     assert "'Content-Disposition': " in refusal(with_entry(part))
@@ -362,6 +400,42 @@ def test_a_class_with_an_own_message_writes_the_same_mail(kind: Any) -> None:
     assert found_in(made.content)[:2] == (OCTET_STREAM, "page.mht")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Errors-To", '"Réception, Nord" <bounce@größe.example>, Ö <ö@b.example>'),
+        ("List-Id", '"Läden, Nord" <shops.lists.example>'),
+        ("Message-ID", "<ticket#12;step:3@shop.example>"),
+        ("References", "<a@b.example> =?utf-8?q?a?="),
+        ("Comments", "=?utf-8?q?a?="),
+        ("X-Note", "=?utf-8?q?a?= é"),
+        ("X-Note", "a\x0bb\x85c\u2028d"),
+        ("To", '"a\x0bb\x85c" <a@b.example>'),
+        ("Cc", "Team: a@b.example;"),
+    ],
+)
+def test_a_class_that_calls_djangos_message_sends_its_headers_as_others_do(
+    name: str, value: str
+) -> None:
+    own_class, stock = (
+        kind("Hello", "Text", "a@b.example", ["c@d.example"], headers={name: value})
+        for kind in (Old, EmailMessage)
+    )
+    assert unfolded(own_class, name) == unfolded(stock, name)
+
+
+@pytest.mark.parametrize(
+    "text", ["=?utf-8?q?a?= b", "a\x0bb", "a\x85b", "a\u2028é", "a  \t b"]
+)
+def test_a_class_that_calls_djangos_message_keeps_subject_and_names(text: str) -> None:
+    address = f'"{text}" <a@b.example>'
+    own_class, stock = (
+        kind(text, "Text", address, [address]) for kind in (Old, EmailMessage)
+    )
+    for name in ("Subject", "From", "To"):
+        assert unfolded(own_class, name) == unfolded(stock, name)
+
+
 def returning(make: Callable[[], object]) -> EmailMessage:
     message = EmailMessage("Subject", "Hi", "shop@example.com", ["ann@example.com"])
     message.message = make  # type: ignore[method-assign, assignment] # as users do
@@ -395,6 +469,14 @@ def test_what_an_own_message_has_encoded_is_written_anew(
 ) -> None:
     made = with_field(name, value)
     assert unfolded(returning(lambda: made), name) == line
+
+
+@pytest.mark.parametrize("how", [policy.compat32, policy.default])
+def test_raw_octets_of_no_known_charset_in_an_own_message_are_refused(how: Any) -> None:
+    made = email.message_from_bytes(b"Subject: gr\xf6\xdfe\n\nHi\n", policy=how)
+    text = refusal(returning(lambda: made))
+    assert text.startswith("header 'Subject': ")
+    assert "UTF-8" in text
 
 
 def test_what_an_own_message_signs_is_not_touched() -> None:
