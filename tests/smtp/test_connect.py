@@ -26,7 +26,6 @@ from tests.faultserver import (
     raw,
     reply,
     stall,
-    trickle,
 )
 from tests.sending import SHORT, cases, interruptible, relay, session
 from tests.smtp.helpers import connect_with, failure, in_clear_only, soon
@@ -223,7 +222,6 @@ LATE = "raise the option `timeout`"
         ("banner", raw(b"220 x", close=True), 0, "closed"),
         ("banner", endless(b"220-x\r\n"), 0, "100 lines"),
         ("banner", endless(b"x"), 0, "greeting on"),
-        ("banner", trickle(b"x" * 99, 0.05), 0, LATE),
         ("ehlo", hang(), 0, "EHLO on"),
         ("ehlo", drop(), 0, "EHLO on"),
         ("ehlo", reply(451), 451, "EHLO on"),
@@ -232,7 +230,7 @@ LATE = "raise the option `timeout`"
         ("ehlo", reply(504, "no FQDN"), 504, "set the option `local_hostname`"),
     ],
     ids=[
-        *("closed", "busy", "250", "late", "http", "cut", "lines", "octets", "slow"),
+        *("closed", "busy", "250", "late", "http", "cut", "lines", "octets"),
         *("ehlo-late", "ehlo-lost", "ehlo-451", "ehlo-502", "ehlo-name"),
     ],
 )

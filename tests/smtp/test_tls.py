@@ -157,6 +157,7 @@ EVIL = b"250-evil\r\n250 AUTH LOGIN\r\n"
     [
         ("ehlo", reply(250, "relay\nAUTH PLAIN"), TLSFailed, 0, "is not offered"),
         ("ehlo", reply(500), TLSFailed, 0, "is not offered (EHLO was refused: 500"),
+        ("ehlo", reply(502), TLSFailed, 0, "is not offered (EHLO was refused: 502"),
         ("starttls", reply(250), TLSFailed, 0, "was refused (250"),
         ("starttls", reply(500), TLSFailed, 0, "was refused (500"),
         ("starttls", reply(400), ConnectFailed, 400, "was refused: 400"),
@@ -166,7 +167,18 @@ EVIL = b"250-evil\r\n250 AUTH LOGIN\r\n"
         ("starttls", raw(READY + BUSY), ConnectFailed, 421, "was refused: 421"),
         ("starttls", raw(READY + b"junk\r\n"), ConnectFailed, 0, "not an SMTP reply"),
     ],
-    ids=["none", "ehlo-500", "250", "500", "400", "454", "plaintext", "busy", "junk"],
+    ids=[
+        "none",
+        "ehlo-500",
+        "ehlo-502",
+        "250",
+        "500",
+        "400",
+        "454",
+        "plaintext",
+        "busy",
+        "junk",
+    ],
 )
 def test_without_starttls_there_is_no_login(
     step: Any, do: Action, kind: type[ConnectFailed | TLSFailed], code: int, shown: str
