@@ -480,7 +480,7 @@ def _port_and_security(reader: SettingsReader, host: str) -> tuple[int, str]:
     if security == "plaintext" and not is_loopback(host):
         raise reader.error(
             "security",
-            f'must not be "plaintext" for {host!r}: mail and token would travel in '
+            f'must not be "plaintext" for {host!r}: mail and token would be sent in '
             'clear. Use "tls" or "starttls"; plaintext is for a loopback host.',
         )
     return port, security
