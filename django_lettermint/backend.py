@@ -304,7 +304,7 @@ class EmailBackend(AnymailBaseBackend):
             raise interruption
 
     def prepare(self, message: EmailMessage) -> OutgoingMessage:
-        """Render a message: all that can fail because of it, before any network.
+        """Render a message, which finds all errors in it before the network is used.
 
         A subclass may change the message, and then call this.
         """
