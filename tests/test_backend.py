@@ -182,7 +182,7 @@ def test_the_first_error_is_raised_with_all_results(relay: Relay) -> None:
     ]
 
 
-# -- Receivers of pre_send, and interrupts --------------------------------------------------------------------------
+# -- Receivers of pre_send, and interrupts ---------------------------------------------
 
 
 def test_what_a_pre_send_receiver_raises_comes_out_after_earlier_ends(
@@ -213,7 +213,7 @@ def test_an_interrupt_while_preparing_ends_each_message_that_was_taken(
                 raise KeyboardInterrupt
             return super().prepare(message)
 
-    mails = [message(), message("bob@example.com"), message()]
+    mails: list[Any] = [message(), message("bob@example.com"), message(), "no message"]
     with listening() as heard, pytest.raises(KeyboardInterrupt):
         Interrupted(**relay.options()).send_messages(given(mails))
     assert names(heard) == ["message_failed"] * ended
