@@ -261,7 +261,7 @@ IN_ORDER: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", IN_ORDER, ids=str)
-def test_settings_that_are_right_or_anothers_are_no_message(
+def test_right_settings_and_those_of_others_are_not_reported(
     settings: dict[str, Any],
 ) -> None:
     usual = {"EMAIL_BACKEND": BACKEND, "LETTERMINT_API_TOKEN": TOKEN}
@@ -276,7 +276,7 @@ def test_settings_that_are_right_or_anothers_are_no_message(
 
 
 @pytest.mark.parametrize("names", [[], ["Django_Lettermint.SMTP"] * 2])
-def test_our_own_distribution_is_no_other(names: list[str]) -> None:
+def test_our_own_distribution_is_not_reported(names: list[str]) -> None:
     assert checks.check_distributions() == distributions(*names)() == []
 
 

@@ -435,7 +435,7 @@ say(sender.send_messages(messages))
 """
 
 
-def test_a_long_list_goes_wide_in_green_threads(relay: Relay) -> None:
+def test_a_long_list_takes_several_connections_in_green_threads(relay: Relay) -> None:
     gevent = "from gevent import monkey; monkey.patch_all()\n"
     assert output(LONG_LIST, relay.options(), before=gevent) == ["60"]
     assert relay.statistics.messages == 60

@@ -249,7 +249,7 @@ def test_a_file_name_in_a_field_of_a_part_is_read_as_given(
     assert found_in(content)[1] == name
 
 
-def test_a_disposition_that_is_none_is_encoded() -> None:
+def test_an_invalid_disposition_is_encoded() -> None:
     content = written(with_entry(with_field("Content-Disposition", "größe")))
     check(content)
     assert decoded(str(attached(content)["Content-Disposition"])) == "größe"

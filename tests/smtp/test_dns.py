@@ -85,7 +85,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("name", [*FULL, *OTHERS])
-def test_a_full_name_is_used_once_looked_up_and_else_an_address_literal(
+def test_a_full_name_is_looked_up_once_and_else_an_address_literal_is_used(
     name: str,
 ) -> None:
     names = [name]
