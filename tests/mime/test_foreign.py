@@ -474,6 +474,13 @@ def test_what_an_own_message_has_encoded_is_written_anew(
     assert unfolded(returning(lambda: made), name) == line
 
 
+@pytest.mark.parametrize("name", ["To", "X-Note"])
+def test_a_header_that_an_own_message_changes_is_written_as_changed(name: str) -> None:
+    message = returning(lambda: with_field(name, "changed@b.example"))
+    message.extra_headers = {"X-Note": "as it was given"}
+    assert unfolded(message, name) == "changed@b.example"
+
+
 @pytest.mark.parametrize("how", [policy.compat32, policy.default])
 def test_raw_octets_of_no_known_charset_in_an_own_message_are_refused(how: Any) -> None:
     made = email.message_from_bytes(b"Subject: gr\xf6\xdfe\n\nHi\n", policy=how)
