@@ -465,6 +465,11 @@ WORD = "=?utf-8?q?gr=C3=B6=C3=9Fe?="
         ("Subject", copied_field("größe".encode()), "=?utf-8?b?Z3LDtsOfZQ==?="),
         ("X-One", copied_field("größe".encode()), "=?utf-8?b?Z3LDtsOfZQ==?="),
         ("Reply-To", "=?utf-8?b?bsO4?=@b.example", "nø@b.example"),
+        (
+            "Reply-To",
+            "=?utf-8?q?Lee=2C_Ann?= <a@b.example>",
+            '"Lee, Ann" <a@b.example>',
+        ),
     ],
 )
 def test_what_an_own_message_has_encoded_is_written_anew(
