@@ -33,12 +33,6 @@ def lines(text: str) -> list[str]:
     return found[:-1] if found[-1] == "" and len(found) > 1 else found
 
 
-def assert_wire_safe(content: bytes) -> None:
-    assert content.endswith(b"\r\n")
-    assert not re.search(rb"\r(?!\n)|(?<!\r)\n|\0", content)
-    assert max(map(len, content.split(b"\r\n"))) <= 998
-
-
 def leaves(content: bytes) -> list[bytes]:
     """Return the decoded bodies that a parser of the standard library finds."""
     whole = email.message_from_bytes(content)

@@ -23,8 +23,9 @@ from django_lettermint.envelope import Envelope
 from django_lettermint.message import LettermintMessage, freeze
 from django_lettermint.results import Outcome, Phase
 from tests.faultserver import FaultServer, On, drop, reply
-from tests.hostile import HOSTILE, assert_wire_safe, leaves, lines, text_lines
+from tests.hostile import HOSTILE, leaves, lines, text_lines
 from tests.listening import listening, names, receiver
+from tests.mime.conformance import check_lines
 from tests.sending import message
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def test_bodies_are_stuffed_so_that_another_parser_finds_them(
     assert sent == len(bodies)
     assert between_data_and_dot(recording) == delivered
     for content, body in zip(delivered, bodies, strict=True):
-        assert_wire_safe(content)
+        check_lines(content)
         assert text_lines(leaves(content)[0]) == lines(body)
 
 

@@ -212,9 +212,17 @@ REPORTED: list[tuple[Callable[[], list[CheckMessage]], dict[str, Any], str, str]
 ]
 
 
-@pytest.mark.parametrize("number", range(len(REPORTED)))
-def test_what_would_fail_or_have_no_effect_is_reported(number: int) -> None:
-    check, settings, identity, text = REPORTED[number]
+@pytest.mark.parametrize(
+    ("check", "settings", "identity", "text"),
+    REPORTED,
+    ids=[f"{identity} {text}" for _, _, identity, text in REPORTED],
+)
+def test_what_would_fail_or_have_no_effect_is_reported(
+    check: Callable[[], list[CheckMessage]],
+    settings: dict[str, Any],
+    identity: str,
+    text: str,
+) -> None:
     usual = {"EMAIL_BACKEND": BACKEND, "LETTERMINT_API_TOKEN": TOKEN}
     with override_settings(**{**usual, **settings}):
         [message] = check()
@@ -252,11 +260,13 @@ IN_ORDER: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(IN_ORDER)))
-def test_settings_that_are_right_or_anothers_are_no_message(number: int) -> None:
+@pytest.mark.parametrize("settings", IN_ORDER, ids=str)
+def test_right_settings_and_those_of_others_are_not_reported(
+    settings: dict[str, Any],
+) -> None:
     usual = {"EMAIL_BACKEND": BACKEND, "LETTERMINT_API_TOKEN": TOKEN}
     with (
-        override_settings(**{**usual, **IN_ORDER[number]}),
+        override_settings(**{**usual, **settings}),
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
@@ -266,7 +276,7 @@ def test_settings_that_are_right_or_anothers_are_no_message(number: int) -> None
 
 
 @pytest.mark.parametrize("names", [[], ["Django_Lettermint.SMTP"] * 2])
-def test_our_own_distribution_is_no_other(names: list[str]) -> None:
+def test_our_own_distribution_is_not_reported(names: list[str]) -> None:
     assert checks.check_distributions() == distributions(*names)() == []
 
 

@@ -81,7 +81,7 @@ def test_a_copy_keeps_its_whole_configuration(
     "duplicate",
     [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],
 )
-def test_the_attributes_that_were_set_travel(duplicate: Callable[[Any], Any]) -> None:
+def test_attributes_that_were_set_are_copied(duplicate: Callable[[Any], Any]) -> None:
     backend = Restricted()
     backend.timeout, backend.sent = 2, 3
     backend.domains.append("example.org")

@@ -123,6 +123,7 @@ def test_without_idempotency_only_a_callers_key_is_written() -> None:
         ({"to": ["Ann@example.com", ANN]}, ("Ann@example.com", ANN)),
         ({"to": iter([ANN])}, (ANN,)),
         ({"to": None, "cc": [BOB]}, (BOB,)),
+        ({"to": [], "bcc": [EVE]}, (EVE,)),
     ],
 )
 def test_each_address_is_sent_to_once(

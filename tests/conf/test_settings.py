@@ -145,9 +145,10 @@ READ: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(READ)))
-def test_options_follow_from_each_other(number: int) -> None:
-    options, expected = READ[number]
+@pytest.mark.parametrize(("options", "expected"), READ, ids=str)
+def test_options_follow_from_each_other(
+    options: dict[str, Any], expected: dict[str, Any]
+) -> None:
     found = relay(**options)
 
     for name, value in expected.items():
@@ -215,9 +216,10 @@ ERRORS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(ERRORS)))
-def test_an_error_names_the_place_the_rule_and_the_remedy(number: int) -> None:
-    settings, options, text = ERRORS[number]
+@pytest.mark.parametrize(("settings", "options", "text"), ERRORS, ids=str)
+def test_an_error_names_the_place_the_rule_and_the_remedy(
+    settings: dict[str, Any], options: dict[str, Any], text: str
+) -> None:
     with override_settings(**settings):
         assert refusal(**options).startswith(text)
 

@@ -103,9 +103,10 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(REFUSED)))
-def test_other_options_than_those_of_a_tenant_are_refused_by_name(number: int) -> None:
-    options, text = REFUSED[number]
+@pytest.mark.parametrize(("options", "text"), REFUSED, ids=str)
+def test_other_options_than_those_of_a_tenant_are_refused_by_name(
+    options: Any, text: str
+) -> None:
     error = refused(usual({"acme": options}.__getitem__))
 
     assert str(error).startswith(f"tenant 'acme': {text}")

@@ -18,6 +18,7 @@ from django_lettermint.backend import EmailBackend
 from django_lettermint.conf import backend_config
 from django_lettermint.delivery import BatchSender, list_connections
 from django_lettermint.exceptions import (
+    AuthenticationFailed,
     ConnectFailed,
     PoolTimeout,
     RecipientsRefused,
@@ -90,6 +91,7 @@ def test_a_long_list_takes_up_to_half_of_the_pool(
 @pytest.mark.parametrize(
     ("options", "connections"),
     [
+        ({}, 1),
         ({"enable-threads": b"false"}, 1),
         ({"enable-threads": b"true"}, 5),
         ({"enable-threads": True}, 5),
@@ -112,6 +114,13 @@ def test_a_list_opens_as_many_connections_as_it_may() -> None:
         assert set(server.delivered.values()) == {1}
         assert server.peak_connections == 5
         assert server.violations == []
+
+
+def test_a_wrong_token_costs_a_long_list_one_login() -> None:
+    with FaultServer([On("auth", do=stall(0.1, reply(535)))]) as server:
+        with pytest.raises(AuthenticationFailed):
+            backend(server, batch_connections=3).send_messages(mails(60))
+        assert server.connections == 1
 
 
 def test_in_a_full_pool_another_sender_waits_for_one_batch_at_most() -> None:
@@ -435,7 +444,7 @@ say(sender.send_messages(messages))
 """
 
 
-def test_a_long_list_goes_wide_in_green_threads(relay: Relay) -> None:
+def test_a_long_list_takes_several_connections_in_green_threads(relay: Relay) -> None:
     gevent = "from gevent import monkey; monkey.patch_all()\n"
     assert output(LONG_LIST, relay.options(), before=gevent) == ["60"]
     assert relay.statistics.messages == 60

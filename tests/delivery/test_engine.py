@@ -606,6 +606,17 @@ def test_an_interrupt_leaves_each_message_with_what_is_certain_and_one_signal(
     assert "interrupted" in str(heard.failed[0][2])
 
 
+def test_an_interrupt_ends_the_messages_of_other_configurations_as_well() -> None:
+    with FaultServer() as server, interruptible() as strike:
+        server.script.append(On("mail", do=strike_and_wait(strike)))
+        config, other = relay(server), relay(server, local_hostname="b.example")
+        sent = [*messages(1, config), *messages(1, other)]
+        delivery = Delivery(config, pool.get_pool(config.endpoint))
+        with pytest.raises(KeyboardInterrupt):
+            delivery.deliver_all(sent)
+    assert outcomes(sent) == [NOT_SENT] * 2
+
+
 def test_an_interrupt_while_a_repeat_waits_leaves_its_message_unknown() -> None:
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt

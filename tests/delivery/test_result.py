@@ -295,7 +295,7 @@ def test_a_reply_about_the_sender_marks_no_recipient_as_invalid() -> None:
     assert statuses(part) == ["rejected"]
 
 
-def test_a_server_that_says_goodbye_has_queued_nothing() -> None:
+def test_a_server_that_closes_the_session_has_queued_nothing() -> None:
     part = one()
     failed(part, Phase.MAIL, ServerClosing(Reply(221, ("Bye",))))
     assert statuses(part) == ["failed"]

@@ -231,9 +231,10 @@ def test_a_failure_ends_the_command_whatever_fail_silently_says(number: int) -> 
     assert str(error).startswith(ran.err.partition("\n")[0])
 
 
-def test_the_outcome_of_an_unconfirmed_mail_is_unknown() -> None:
-    with fault(On("dot", drop())):
+def test_an_unconfirmed_mail_is_unknown_and_not_sent_again() -> None:
+    with fault(On("dot", drop())) as server:
         ran = run("--json")
+        assert server.connections == 1
 
     assert [message["outcome"] for message in ran.document["messages"]] == ["unknown"]
 

@@ -83,7 +83,8 @@ def test_a_mime_object_with_mail_that_cannot_travel_becomes_a_file(
     assert (kind, found_name) == (OCTET_STREAM, name)
     assert isinstance(found, bytes)
     assert found.split() == octets.split()
-    assert attached(content).get_content_disposition() == "attachment"
+    [disposition] = attached(content).get_all("Content-Disposition", [])
+    assert str(disposition).startswith("attachment")
 
 
 SCAN, LATIN, UTF_8 = (
@@ -249,7 +250,7 @@ def test_a_file_name_in_a_field_of_a_part_is_read_as_given(
     assert found_in(content)[1] == name
 
 
-def test_a_disposition_that_is_none_is_encoded() -> None:
+def test_an_invalid_disposition_is_encoded() -> None:
     content = written(with_entry(with_field("Content-Disposition", "größe")))
     check(content)
     assert decoded(str(attached(content)["Content-Disposition"])) == "größe"
@@ -465,6 +466,11 @@ WORD = "=?utf-8?q?gr=C3=B6=C3=9Fe?="
         ("Subject", copied_field("größe".encode()), "=?utf-8?b?Z3LDtsOfZQ==?="),
         ("X-One", copied_field("größe".encode()), "=?utf-8?b?Z3LDtsOfZQ==?="),
         ("Reply-To", "=?utf-8?b?bsO4?=@b.example", "nø@b.example"),
+        (
+            "Reply-To",
+            "=?utf-8?q?Lee=2C_Ann?= <a@b.example>",
+            '"Lee, Ann" <a@b.example>',
+        ),
     ],
 )
 def test_what_an_own_message_has_encoded_is_written_anew(
@@ -472,6 +478,13 @@ def test_what_an_own_message_has_encoded_is_written_anew(
 ) -> None:
     made = with_field(name, value)
     assert unfolded(returning(lambda: made), name) == line
+
+
+@pytest.mark.parametrize("name", ["To", "X-Note"])
+def test_a_header_that_an_own_message_changes_is_written_as_changed(name: str) -> None:
+    message = returning(lambda: with_field(name, "changed@b.example"))
+    message.extra_headers = {"X-Note": "as it was given"}
+    assert unfolded(message, name) == "changed@b.example"
 
 
 @pytest.mark.parametrize("how", [policy.compat32, policy.default])

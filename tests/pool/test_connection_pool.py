@@ -266,6 +266,7 @@ def test_a_connection_that_the_relay_does_not_serve_lowers_the_limit(
 
 def test_no_further_connection_is_opened_on_request_if_any_is_open() -> None:
     pool = FakePool(max_size=4)
+    requests(pool, 1)  # one is being opened, none is open
     assert not pool.limit_to_open()
     assert pool.slots.capacity() == 4
 

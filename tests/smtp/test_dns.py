@@ -36,7 +36,7 @@ def test_an_ip_address_needs_no_look_up(host: str) -> None:
     assert found[1] == socket.SOCK_STREAM
 
 
-def test_a_name_is_looked_up_or_an_error() -> None:
+def test_a_name_is_looked_up_and_an_unknown_one_is_an_error() -> None:
     found = resolve("localhost", 25, soon())
     assert {info[4][0] for info in found} <= {"127.0.0.1", "::1"}
     with pytest.raises(OSError, match=r"(?i)name"):
@@ -85,7 +85,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("name", [*FULL, *OTHERS])
-def test_a_full_name_is_used_once_looked_up_and_else_an_address_literal(
+def test_a_full_name_is_looked_up_once_and_else_an_address_literal_is_used(
     name: str,
 ) -> None:
     names = [name]

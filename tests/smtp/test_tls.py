@@ -121,7 +121,7 @@ NO_TLS = "465 is implicit TLS|was followed by plaintext"
         *("fin", "rst", "hang", "junk", "alert", "cut off", "no reply", "endless"),
     ],
 )
-def test_where_tls_should_begin_nothing_but_a_refusal_is_believed_in_clear(
+def test_only_a_refusal_counts_in_clear_where_tls_should_begin(
     do: Action, kind: type[ConnectFailed | TLSFailed], code: int, shown: str, tls: str
 ) -> None:
     script = [On("tls", do=do)]

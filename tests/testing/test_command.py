@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -70,6 +71,15 @@ def test_it_prints_settings_and_each_mail_and_ends_by_a_signal(number: int) -> N
     assert "order_id=4711" in relay.output
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", relay.port(PLAIN)), timeout=10)
+
+
+def test_a_thread_can_serve_although_it_may_set_no_signal_handlers() -> None:
+    def leave(relay: Served) -> None:
+        raise LookupError
+
+    with ThreadPoolExecutor(1) as executor:
+        serving = executor.submit(serve, act=leave)
+    assert isinstance(serving.exception(), LookupError)
 
 
 def test_what_is_refused_is_printed_with_the_reply_but_no_token() -> None:

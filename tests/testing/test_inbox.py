@@ -237,11 +237,13 @@ def test_no_answer_opens_anything_to_other_sites(reader: Reader) -> None:
             assert "http" not in policy
 
 
-def test_two_names_or_another_local_address_get_nothing(reader: Reader) -> None:
+def test_a_request_for_two_hosts_is_refused(reader: Reader) -> None:
     with socket.create_connection(("127.0.0.1", reader.port), timeout=20) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.0 403 ")
-    # The port is free at another address.
+
+
+def test_the_inbox_has_its_port_at_one_local_address_only(reader: Reader) -> None:
     socket.create_server(("127.0.0.2", reader.port)).close()
 
 
