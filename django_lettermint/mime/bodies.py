@@ -52,14 +52,20 @@ class Part(NamedTuple):
 
 #: Python ignores blanks and quotes in names, and from 3.15 on warns about some.
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
+_IBM = "037 273 424 437 500 775 850 852 855 857 860 861 862 863 864 865 866 869 1026"
 #: Names for readers, by Python's. The table of `email` depends on Python's version.
 _MAIL_NAMES = {
+    **{f"cp{number}": f"ibm{number}" for number in _IBM.split()},
     **{f"iso8859-{number}": f"iso-8859-{number}" for number in range(1, 17)},
     **{f"cp125{number}": f"windows-125{number}" for number in range(9)},
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
     "euc_jp": "euc-jp",
     "euc_kr": "euc-kr",
+    "hz": "hz-gb-2312",
+    "mac-roman": "macintosh",
+    "utf-16-be": "utf-16be",
+    "utf-16-le": "utf-16le",
     "utf-8": "utf-8",
 }
 #: The codec of a name that Python 3.15 reads otherwise than older versions.
