@@ -237,14 +237,19 @@ def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     """
     if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
-    ends = content.count(b"\r\n")
-    if not content.count(b"\r") == content.count(b"\n") == ends:
+    if not _has_crlf_only(content):
         return False
     # Without a list of the lines, which would take more memory than the content.
     start, longest = 0, MAX_LINE + len(b"\r\n")
     while start + MAX_LINE < len(content) and start >= 0:
         start = content.rfind(b"\n", start, start + longest) + 1 or -1
     return start >= 0
+
+
+def _has_crlf_only(content: bytes) -> bool:
+    """Return whether content has no lone CR or LF."""
+    pairs = content.count(b"\r\n")
+    return content.count(b"\r") == content.count(b"\n") == pairs
 
 
 def crlf(content: bytes) -> bytes:
@@ -260,5 +265,6 @@ def crlf(content: bytes) -> bytes:
 
 def with_crlf(content: bytes) -> bytes:
     """Make every line end a CRLF, and end with one."""
-    content = crlf(content)
+    if not _has_crlf_only(content):  # copies may be large
+        content = crlf(content)
     return content if content.endswith(b"\r\n") else content + b"\r\n"

@@ -213,8 +213,8 @@ def _alternative(each: object) -> tuple[str | bytes, str]:
     if not isinstance(each, tuple | list) or len(each) != 2:
         raise invalid_value("alternative", each, "give (content, MIME type)")
     value = _type("alternative", each[1])
-    content = _content("alternative", each[0], value)
-    if value.lower().startswith("text/") and isinstance(_text(content, value), bytes):
+    content = _text(_content("alternative", each[0], value), value)
+    if value.lower().startswith("text/") and isinstance(content, bytes):
         raise invalid_value("alternative", content, "give it as text, or as UTF-8")
     return content, value
 

@@ -379,7 +379,7 @@ def test_a_class_with_an_own_message_writes_the_same_mail(kind: Any) -> None:
         ["nø@b.example"],
         cc=["c@d.example"],
     )
-    message.alternatives = [["<p>Hello</p>\n", "text/html"]]
+    message.alternatives = [[b"<p>Hello</p>\n", "text/html"]]
     message.attach("page.mht", b"0" * 1200, "multipart/x-mht")
     message.extra_headers = {
         "reply-to": "Ann <ann@straße.example>",
