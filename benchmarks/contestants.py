@@ -121,7 +121,7 @@ def drive(cell: Cell, senders: Sequence[SendAll], seconds: float) -> Sent:
 
 
 class _Django(SMTPBackend):
-    """Django's own, with one TLS context for good, which it has not got by itself."""
+    """Django's backend, with one TLS context for all connections, unlike as shipped."""
 
     ca_file = ""
 
@@ -245,7 +245,7 @@ class Nodemailer:
 
 @contextmanager
 def contestants(node_modules: Path) -> Iterator[dict[str, Contestant]]:
-    """Give all that take part: nodemailer if it is installed."""
+    """Return the contestants, nodemailer only if it is installed."""
     found: dict[str, Contestant] = {
         DJANGO: run_django,
         HELD: run_django_held,

@@ -39,7 +39,7 @@ Results = Mapping[Cell, Mapping[str, Row]]
 
 @dataclass(frozen=True)
 class Goal:
-    """How many times another one's rate is to be reached, or of its CPU to be spared."""
+    """The ratio to reach: of rates, or of the CPU time of another contestant to ours."""
 
     cell: Cell
     whom: str

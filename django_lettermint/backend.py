@@ -304,7 +304,7 @@ class EmailBackend(AnymailBaseBackend):
             raise interruption
 
     def prepare(self, message: EmailMessage) -> OutgoingMessage:
-        """Render a message: all that can fail because of it, before any network.
+        """Render a message, which finds all errors in it before the network is used.
 
         A subclass may change the message, and then call this.
         """
@@ -395,7 +395,7 @@ def _refused(
     """Return a message that ends with an error before it is sent."""
     if not isinstance(error, AnymailError):
         what = type(error).__name__
-        with suppress(Exception):  # its text may be code of the message, too
+        with suppress(Exception):  # its __str__() may be code of the message, too
             what = f"{error} ({what})"
         failure = LettermintInvalidMessage(
             f"the message cannot be prepared: {what}; "

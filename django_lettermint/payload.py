@@ -160,7 +160,7 @@ class Payload:
         )
 
     def _copies(self) -> Iterator[_Copy]:
-        # With merge_data, even if it is ignored, recipients do not see each other either.
+        # With merge_data, even if it is ignored, no recipient sees the others.
         if not self.to or self.attributes.keys().isdisjoint(BasePayload.batch_attrs):
             yield _Copy(self.to, self.headers, resolve(*self.layers))
             return

@@ -3,7 +3,7 @@
     python example_project/demo.py
     LETTERMINT_API_TOKEN=… LETTERMINT_FROM_EMAIL=you@your-domain python example_project/demo.py
 
-The exit code is 1 if anything is not as expected.
+The exit code is 1 if a mail does not end with the signal that is expected.
 """
 
 from __future__ import annotations

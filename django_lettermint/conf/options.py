@@ -329,7 +329,7 @@ OPTIONS = _table(
         "correlation_key",
         "django_message_id",
         optional(field_name),
-        "The metadata key of the message id, by which webhooks know it; `None`: off.",
+        "The metadata key under which webhooks return the message id; `None`: off.",
     ),
     Option(
         "send_defaults",

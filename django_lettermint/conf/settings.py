@@ -171,9 +171,9 @@ def _configure(
 
 
 def _kept_for(key: tuple[object, ...], values: Hidden) -> object:
-    """Return the configuration that the very same values made before, if there is one.
+    """Return the configuration made of the very same values before, or None.
 
-    Equal values may differ, as 1 and True do.
+    Equal values are not enough: 1 equals True.
     """
     before, config = _kept.get(key, (_NOTHING, None))
     same = map(is_, before.value, values.value)
@@ -480,7 +480,7 @@ def _port_and_security(reader: SettingsReader, host: str) -> tuple[int, str]:
     if security == "plaintext" and not is_loopback(host):
         raise reader.error(
             "security",
-            f'must not be "plaintext" for {host!r}: mail and token would travel in '
+            f'must not be "plaintext" for {host!r}: mail and token would be sent in '
             'clear. Use "tls" or "starttls"; plaintext is for a loopback host.',
         )
     return port, security

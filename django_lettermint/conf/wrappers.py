@@ -1,4 +1,4 @@
-"""Values in wrappers: ours, which keep tokens secret, and Django's, which are lazy."""
+"""Wrappers of values: ours keep tokens secret, Django's are lazy."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Delivery:
         self._force_new = False
 
     def deliver_all(self, messages: Sequence[list[Submission]]) -> None:
-        """Deliver messages, those of another configuration by a delivery like this."""
+        """Deliver messages, each over connections of its own configuration."""
         usual: list[list[Submission]] = []
         others: dict[RelayConfig, list[list[Submission]]] = {}
         for each in messages:
@@ -147,7 +147,7 @@ class Delivery:
         )
 
     def _wait_for_due(self) -> list[Submission]:
-        """Wait until submissions are due, and return them; none are left at the end."""
+        """Wait until submissions are due, and return them; none if all are done."""
         todo = [each for each in chain.from_iterable(self._messages) if not each.done]
         if not todo:
             return []
@@ -265,7 +265,7 @@ class Delivery:
         may_retry = False
         if lost and not used and transaction.outcome is Outcome.NOT_SENT:
             session.relay.note_loss()
-            # The threads of a list wait for each other at once.
+            # A list with several connections waits for another one without a retry.
             if not (others_open and self._ignore_pool_timeout):
                 patience = self._patience
                 if not isinstance(lost, ServerClosing):
@@ -278,7 +278,7 @@ class Delivery:
         if session.closed:
             self._prepare_after_loss(submission, transaction, decision, used=used)
             return decision
-        # The session is intact, on a new connection perhaps: earlier failures are over.
+        # The relay serves this session: earlier failures no longer count.
         self._failures = self._given_up = 0
         self._unreachable = None
         if not used:

@@ -26,8 +26,8 @@ PATIENCE = 2.0
 LIST_PATIENCE = 10.0
 #: Retries that are made however long each one takes.
 QUICK_RETRIES = 2
-#: Tries on a fresh connection after refusals for the session. The first one decides,
-#: unless the relay accepts no further connection, so that it is made on an open one.
+#: Tries on a fresh connection after a refusal that is about the session. The first one
+#: decides, unless the relay accepts no further connection and an open one is used.
 MAX_FRESH_TRIES = 3
 #: Repeats of one unconfirmed message.
 MAX_REPEATS = 10
@@ -71,7 +71,7 @@ class Failure:
     used: bool = False
     #: The content of another message has passed over the connection before.
     carried: bool = False
-    #: It was to be tried on a fresh connection after refusals of this kind, often enough.
+    #: MAX_FRESH_TRIES were planned after refusals of this kind.
     tried_fresh: bool = False
     #: The pool has other connections that could carry the message. It has not waited
     #: for them yet.

@@ -62,7 +62,7 @@ class Submission:
     reused: bool = False
     #: The relay refused it while it was pipelined behind another message.
     refused_pipelined: bool = False
-    #: How often it was to be tried on a fresh connection after a used one had refused it.
+    #: Tries planned on a fresh connection, each after a refusal on a used one.
     fresh_tries: int = 0
     #: It waited for another connection after a new one had failed.
     waited_for_others: bool = False

@@ -1,9 +1,9 @@
-"""What a message tells Lettermint beside the mail itself.
+"""Route, tag, metadata and idempotency key: rules, precedence and header lines.
 
-A layer is one source of it (message attributes, raw headers, an `extras()` block, send
+A layer is one source of them (message attributes, raw headers, an `extras()` block, send
 defaults): a mapping with any of the keys route, tag, metadata and idempotency_key. A key
-that is present with the value None hides what lower layers say. A layer may also name the
-tenant (raw headers: `signed_tenant`), which chooses the login and is no header.
+with the value None hides the values of lower layers. A layer may also name the tenant
+(raw headers: `signed_tenant`), which chooses the login and is not sent.
 
 Headers are written byte for byte. Django's own rendering cannot do that: it cuts a long
 tag into encoded words (6.x) or folds after the colon (5.2), and it checks header values
@@ -103,7 +103,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class _Only(dict[str, object]):
-    """Metadata laid over a None: it still hides the layers below."""
+    """Metadata merged over None, which still hides the layers below."""
 
 
 def merge(*layers: Layer) -> dict[str, object]:
@@ -150,7 +150,7 @@ def tenant_name(value: object) -> str:
 def extract_extras(
     headers: Mapping[str, object],
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Divide raw headers into the layer of extras that they hold and the others."""
+    """Split raw headers into a layer of extras and the other headers."""
     if not isinstance(headers, Mapping):
         raise invalid_value(
             "extra_headers", headers, "use a mapping of names to values"
@@ -184,7 +184,7 @@ def is_lettermint_header(name: str) -> bool:
 
 
 def fields(extras: Extras) -> dict[str, str]:
-    """Make the headers, each value one line of ASCII whatever its length."""
+    """Return the headers, each value one line of ASCII of any length."""
     values = {ROUTE: extras.route, TAG: extras.tag}
     for key, value in extras.metadata.items():
         values[METADATA_PREFIX + key] = value
@@ -259,7 +259,7 @@ def _header_value(name: str, value: object, refused: re.Pattern[str]) -> object:
 
 
 def _canonical(name: str) -> tuple[str, bool]:
-    """Return our spelling of a header ("" for others') and whether it is an alias."""
+    """Return the canonical name, "" for other headers, and whether it is an alias."""
     lower = name.lower()
     if lower == _ALIAS_TAG:
         return TAG, True

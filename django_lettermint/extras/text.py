@@ -1,4 +1,4 @@
-"""The text of any header: its checks, the errors that show it, and its lines."""
+"""Text of any header: how it is checked, shown in errors, and written in lines."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ _REPR.maxstring = _REPR.maxother = 80
 
 
 def invalid_value(field: str, value: object, rule: str) -> LettermintInvalidMessage:
-    """Make the error for a value that breaks a rule."""
+    """Return the error for a value that breaks a rule."""
     return invalid_message(
         f"{field}: {short_repr(value)} cannot be sent: {rule}.", value
     )
 
 
 def invalid_header(name: str, value: object, rule: str) -> LettermintInvalidMessage:
-    """Make the error for the value of a header that breaks a rule."""
+    """Return the error for the value of a header that breaks a rule."""
     return invalid_value(f"header {short_repr(name)}", value, rule)
 
 
@@ -130,7 +130,7 @@ def verbatim(name: str, text: str, width: int = MAX_LINE) -> bytes:
 
 
 def pieces(text: str) -> list[str]:
-    """Divide a field's value where a line may end: each piece begins with its blanks."""
+    """Split a field's value where a line may end: each piece begins with its blanks."""
     found = re.findall(r"[ \t]*[^ \t]+|[ \t]+", text)
     if len(found) > 1 and not found[-1].strip(" \t"):
         # No line may have nothing but blanks.
@@ -139,10 +139,10 @@ def pieces(text: str) -> list[str]:
 
 
 def fold(name: str, value: Iterable[str], width: int) -> bytes:
-    """Write a field, CRLF included: lines end before pieces, unfolding gives all back.
+    """Write a field, CRLF included, folded before pieces; unfolding restores the value.
 
-    No line ends behind the colon, and none that needs not. Raises
-    LettermintInvalidMessage for a line over 998 octets (RFC 5322 section 2.1.1).
+    A line ends only where it would be too wide, and never directly after the colon.
+    Raises LettermintInvalidMessage for a line over 998 octets (RFC 5322 section 2.1.1).
     """
     first, *others = value
     lines, line = [], [f"{name}:{first}"]

@@ -103,7 +103,7 @@ _RESOLVER = (
 
 
 def look_up(domain: str, patience: float = PATIENCE) -> Domain:
-    """Look for all records at once, for so many seconds."""
+    """Look for all records at once; `patience` is in seconds."""
     until = time.monotonic() + patience
     with ThreadPoolExecutor(len(_RECORDS) + 1, "lettermint-dns") as threads:
         exists = threads.submit(_exists, domain, until)

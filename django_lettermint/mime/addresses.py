@@ -165,7 +165,7 @@ def _parsed(text: str) -> tuple[str, str, str]:
         raise ValueError(f"{_QUOTES}; {_FORM}")
     name = " ".join(filter(None, [_unquoted(phrase), phrase and _decoded(comment)]))
     name = name or re.sub(r"\\(.)", r"\1", _decoded(comment[1:-1]))
-    if extras.LINE_BREAK.search(name):  # out of an encoded word
+    if extras.LINE_BREAK.search(name):  # from an encoded word
         raise ValueError(_NO_BREAKS)
     return name, *_split(spec)
 

@@ -53,7 +53,7 @@ class Part(NamedTuple):
 #: Python ignores blanks and quotes in names, and from 3.15 on warns about some.
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
 _IBM = "037 273 424 437 500 775 850 852 855 857 860 861 862 863 864 865 866 869 1026"
-#: Names for readers, by Python's. The table of `email` depends on Python's version.
+#: Charset names of mail, by Python's. The table of `email` depends on Python's version.
 _MAIL_NAMES = {
     **{f"cp{number}": f"ibm{number}" for number in _IBM.split()},
     **{f"iso8859-{number}": f"iso-8859-{number}" for number in range(1, 17)},
@@ -68,7 +68,7 @@ _MAIL_NAMES = {
     "utf-16-le": "utf-16le",
     "utf-8": "utf-8",
 }
-#: The codec of a name that Python 3.15 reads otherwise than older versions.
+#: Codecs of names for which Python 3.15 has another codec than older versions.
 _CODECS = {"ks_c_5601-1987": "cp949"}
 #: ISO-8859-8 with the direction of Hebrew (RFC 1556), which Python knows from 3.15 on.
 _DIRECTED = re.compile("(?:cs)?iso[-_]?8859[-_]?8[-_]?[ie]", re.IGNORECASE)
@@ -120,7 +120,7 @@ def _encoding(field: str, name: str, codec: str, wanted: str = "") -> TextEncodi
 
 
 def _mail_name(name: str) -> str:
-    """Return the name of a charset for readers; one that Python has not is kept."""
+    """Return the name of a charset in mail; keep one that Python does not know."""
     if _DIRECTED.fullmatch(name):
         return name
     try:

@@ -221,13 +221,13 @@ def _with_octets(mime: Message) -> Message:
 
 def _is_plain_text(mime: Message, octets: bytes) -> bool:
     """Return whether a leaf is text whose line ends are those of ASCII."""
-    # In other charsets, a NUL is a sign of UTF-16 or alike.
+    # In other charsets, a NUL is a sign of UTF-16 or the like.
     known = mime.get_content_charset() in {"us-ascii", "utf-8"}
     return mime.get_content_maintype() == "text" and (known or b"\0" not in octets)
 
 
 def _parsed_status(mime: Message) -> Message:
-    """Return a delivery status as parsers make it: generators take no text."""
+    """Return a delivery status as the parser makes it: the generator accepts no text."""
     payload = mime.get_payload()
     if mime.get_content_type() != _STATUS or isinstance(payload, list):
         return mime
@@ -309,7 +309,7 @@ def _sealed(parsed: Message, *, seven_bit: bool) -> LettermintInvalidMessage:
 
 
 def _as_file(head: bytes, name: str | None, octets: bytes) -> Part:
-    """Write attached mail that cannot be sent as it is as a file of the same name."""
+    """Write attached mail as a file of the same name, where it cannot be sent as mail."""
     made = bodies.octets(bodies.OCTET_STREAM, octets)
     kept = _without(head, _ENCODING, _TYPE)
     if b"content-disposition:" not in kept.lower():

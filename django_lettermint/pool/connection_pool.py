@@ -348,7 +348,7 @@ class ConnectionPool(Generic[C]):
         return CloseReason.STALE
 
     def _close_idle(self, since: float) -> None:
-        """Close connections that have been idle since that moment or longer."""
+        """Close connections that have been idle since that time or longer."""
         stale: list[PoolRequest[C]] = []
         try:
             self.take_expired(stale, since, CloseReason.STALE)

@@ -72,7 +72,7 @@ class ComposeForm(forms.Form):
         if data["html"]:
             message.attach_alternative(data["html"], "text/html")
         if file := data["attachment"]:
-            message.attach(file.name, file.read(), file.content_type)
+            message.attach(file.name, file.read())  # its name tells the type
         return message
 
     def refuse(self, error: Exception) -> None:

@@ -49,11 +49,11 @@ def manage(database: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
-def run(database: Path, *arguments: str) -> str:
+def run(database: Path, *arguments: str, code: int = 0) -> str:
     """Run a command to its end, and return what it wrote to stderr."""
     with manage(database, *arguments) as process:
         errors = process.communicate()[1].decode()
-    assert process.returncode == 0, errors
+    assert process.returncode == code, errors
     return errors
 
 
@@ -101,3 +101,8 @@ def test_a_wrong_address_does_not_stop_the_others(database: Path) -> None:
     assert progress.endswith("] 5/5\n")
     assert sum('"newsletter/summer/' in task for task in queued(database)) == 4
     assert "refused" not in run(database, "send_newsletter", "summer")
+
+
+def test_an_empty_chunk_is_refused(database: Path) -> None:
+    errors = run(database, "send_newsletter", "spring", "--chunk=0", code=1)
+    assert errors == "CommandError: --chunk must be 1 or more\n"

@@ -1,4 +1,4 @@
-"""Twenty messages have the same octets on every version of Python and Django.
+"""Two dozen messages have the same octets on every version of Python and Django.
 
 But for dates, ids and boundaries. `GOLDEN_WRITE=1` writes the files anew.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core import mail
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.utils.text import slugify
 
@@ -39,6 +39,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Queue chunks until every subscriber has the issue."""
+        if options["chunk"] < 1:
+            raise CommandError("--chunk must be 1 or more")
         make_subscribers(options["subscribers"])
         issue, total = options["issue"], Subscriber.objects.count()
         self.show(done := Letter.objects.filter(issue=issue).count(), total)
