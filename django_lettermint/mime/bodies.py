@@ -265,6 +265,6 @@ def crlf(content: bytes) -> bytes:
 
 def with_crlf(content: bytes) -> bytes:
     """Make every line end a CRLF, and end with one."""
-    if not _has_crlf_only(content):  # copies may be large
-        content = crlf(content)
+    # Copies may be large.
+    content = content if _has_crlf_only(content) else crlf(content)
     return content if content.endswith(b"\r\n") else content + b"\r\n"
