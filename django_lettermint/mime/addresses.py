@@ -36,6 +36,9 @@ _ENTRY = re.compile(rf"(?:{_QUOTED.pattern[1:-1]}|{_COMMENT}|{_OPEN}|[^,])+")
 # No angle brackets in quotes: some servers end the address there.
 _LOCAL_PART = re.compile(r'"((?:[^"\\<>]|\\[^<>])+)"|([^"(),:;<>@\[\\\] ]+)')
 
+#: What Django and Python change in names: they end lines, strip blanks and decode words.
+_CHANGED = re.compile(rf"{extras.CONTROL.pattern}|=\?|^ | $")
+
 _NO_BREAKS = "it has a line break, NUL or lone surrogate"
 _FORM = "write one address as user@domain or Name <user@domain>"
 _QUOTES = "put the name in double quotes"
@@ -57,10 +60,9 @@ class Mailbox:
         """Return name and address as callers write them, the name not encoded."""
         if not self.name:
             return self.address
-        if extras.CONTROL.search(self.name):  # Python ends lines there
+        if _CHANGED.search(self.name):
             return f"{' '.join(extras.encode(self.name))} <{self.address}>"
-        # Readers decode encoded words outside of quotes only.
-        plain = extras.ATOMS.fullmatch(self.name) and "=?" not in self.name
+        plain = extras.ATOMS.fullmatch(self.name)
         return f"{self.name if plain else _quoted(self.name)} <{self.address}>"
 
     @property
@@ -115,6 +117,18 @@ def parse_list(field: str, text: str, idna: IdnaEncode) -> list[Mailbox]:
             raise
         problem = f"{error}; {_QUOTES} if it has commas"
         raise LettermintInvalidMessage(problem) from error
+
+
+def kept(field: str, mailboxes: Iterable[Mailbox]) -> list[str]:
+    """Return addresses in a form that Django's and Python's classes keep."""
+    texts = [mailbox.text for mailbox in mailboxes]
+    together = ", ".join(texts)
+    if '"@' in together and not together.isascii():
+        rule = (
+            "beside text outside of ASCII, Django quotes what is in quotes before an @"
+        )
+        raise extras.invalid_value(field, together, rule)
+    return texts
 
 
 def is_group(text: str) -> bool:

@@ -52,14 +52,20 @@ class Part(NamedTuple):
 
 #: Python ignores blanks and quotes in names, and from 3.15 on warns about some.
 _CHARSET = re.compile(r"[\w.:()+-]+", re.ASCII)
+_IBM = "037 273 424 437 500 775 850 852 855 857 860 861 862 863 864 865 866 869 1026"
 #: Charset names of mail, by Python's. The table of `email` depends on Python's version.
 _MAIL_NAMES = {
+    **{f"cp{number}": f"ibm{number}" for number in _IBM.split()},
     **{f"iso8859-{number}": f"iso-8859-{number}" for number in range(1, 17)},
     **{f"cp125{number}": f"windows-125{number}" for number in range(9)},
     "ascii": "us-ascii",
     "cp949": "ks_c_5601-1987",
     "euc_jp": "euc-jp",
     "euc_kr": "euc-kr",
+    "hz": "hz-gb-2312",
+    "mac-roman": "macintosh",
+    "utf-16-be": "utf-16be",
+    "utf-16-le": "utf-16le",
     "utf-8": "utf-8",
 }
 #: Codecs of names for which Python 3.15 has another codec than older versions.
@@ -231,14 +237,19 @@ def is_sendable(content: bytes, *, seven_bit: bool = False) -> bool:
     """
     if (seven_bit and not content.isascii()) or b"\0" in content:
         return False
-    ends = content.count(b"\r\n")
-    if not content.count(b"\r") == content.count(b"\n") == ends:
+    if not _has_crlf_only(content):
         return False
     # Without a list of the lines, which would take more memory than the content.
     start, longest = 0, MAX_LINE + len(b"\r\n")
     while start + MAX_LINE < len(content) and start >= 0:
         start = content.rfind(b"\n", start, start + longest) + 1 or -1
     return start >= 0
+
+
+def _has_crlf_only(content: bytes) -> bool:
+    """Return whether content has no lone CR or LF."""
+    pairs = content.count(b"\r\n")
+    return content.count(b"\r") == content.count(b"\n") == pairs
 
 
 def crlf(content: bytes) -> bytes:
@@ -254,5 +265,6 @@ def crlf(content: bytes) -> bytes:
 
 def with_crlf(content: bytes) -> bytes:
     """Make every line end a CRLF, and end with one."""
-    content = crlf(content)
+    # Copies may be large.
+    content = content if _has_crlf_only(content) else crlf(content)
     return content if content.endswith(b"\r\n") else content + b"\r\n"

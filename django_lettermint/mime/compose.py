@@ -31,11 +31,12 @@ from django_lettermint.exceptions import LettermintInvalidMessage
 from django_lettermint.extras import invalid_value, short_repr
 
 from . import bodies, fields, foreign
-from .addresses import IdnaEncode, Mailbox, parse, parse_one
+from .addresses import IdnaEncode, Mailbox, kept, parse, parse_one
 from .bodies import OCTET_STREAM, Part, TextEncoding
 
 #: Headers that Django looks up under exactly these names.
 _LOOKED_UP = {"From", "To", "Cc", "Reply-To"}
+_BY_DJANGO = " where a class with its own message() calls Django's"
 #: The methods that build a message, in any version of Django.
 _BUILDERS = {"message"} | {
     name
@@ -85,8 +86,19 @@ def render(message: EmailMessage, idna: IdnaEncode) -> Part:
 def _checked(
     message: EmailMessage, headers: Mapping[str, str], idna: IdnaEncode
 ) -> EmailMessage:
-    """Return a copy for the class's own `message()`, checked as Django does not."""
+    """Return a copy for the class's own `message()`, checked as Django does not.
+
+    What Django changes in any version is written so that it stays, or refused.
+    """
     message = copy.copy(message)
+    if not isinstance(message.encoding, Charset) and _encoding(message)[2]:
+        rule = f"its line ends would not be kept{_BY_DJANGO}; use UTF-8"
+        raise invalid_value("encoding", message.encoding, rule)
+    sender = parse_one("from_email", message.from_email, idna)
+    [message.from_email] = kept("from_email", [sender])
+    for name in ("to", "cc", "reply_to"):
+        mailboxes = parse(name, getattr(message, name), idna)
+        setattr(message, name, kept(name, mailboxes))
     message.extra_headers = {}
     for name, text in headers.items():
         fields.write(name, text, idna)  # Django may encode what must not be
@@ -98,6 +110,10 @@ def _checked(
         checked = [EmailAlternative(*_alternative(each)) for each in alternatives]
         message.alternatives = checked  # type: ignore[attr-defined]
     message.attachments = [_attachment(each) for each in message.attachments]
+    for each in message.attachments:
+        if isinstance(each, EmailAttachment) and "=?" in (each.filename or ""):
+            rule = f"what looks like an encoded word would be decoded{_BY_DJANGO}"
+            raise invalid_value("attachment's name", each.filename, rule)
     return message
 
 
@@ -154,17 +170,13 @@ def body(message: EmailMessage, content: Mapping[str, Any], idna: IdnaEncode) ->
 
     `content` has its body, alternatives and attachments; the message has the rest.
     """
-    given: object = message.encoding or settings.DEFAULT_CHARSET
-    if isinstance(given, Charset):
-        encoding = bodies.charset_encoding(given)
-    else:
-        encoding = bodies.text_encoding(str(given))
+    encoding = _encoding(message)
     text, alternatives = content.get("body") or "", content.get("alternatives") or ()
     attachments = content.get("attachments") or ()
     parts: list[Part] = []
     if text or not (alternatives or attachments):
         if type(text) is not str:  # lazy objects claim to be one
-            text = _content("body", text)
+            text = _content("body", text, "text/plain")
         if isinstance(text, bytes):
             text = text.decode(encoding.codec, "surrogateescape")
         kind = bodies.content_type("content_subtype", f"text/{message.content_subtype}")
@@ -177,6 +189,13 @@ def body(message: EmailMessage, content: Mapping[str, Any], idna: IdnaEncode) ->
         parts += [_attached(each, encoding, idna) for each in attachments]
         parts = [_multipart(message, "mixed", parts)]
     return bodies.as_message(parts[0])
+
+
+def _encoding(message: EmailMessage) -> TextEncoding:
+    given: object = message.encoding or settings.DEFAULT_CHARSET
+    if isinstance(given, Charset):
+        return bodies.charset_encoding(given)
+    return bodies.text_encoding(str(given))
 
 
 def _multipart(message: EmailMessage, name: str, parts: Iterable[Part]) -> Part:
@@ -193,8 +212,9 @@ def _alternative(each: object) -> tuple[str | bytes, str]:
     """Return content and MIME type of an alternative body, checked."""
     if not isinstance(each, tuple | list) or len(each) != 2:
         raise invalid_value("alternative", each, "give (content, MIME type)")
-    content, value = _content("alternative", each[0]), _type("alternative", each[1])
-    if value.lower().startswith("text/") and isinstance(_text(content, value), bytes):
+    value = _type("alternative", each[1])
+    content = _text(_content("alternative", each[0], value), value)
+    if value.lower().startswith("text/") and isinstance(content, bytes):
         raise invalid_value("alternative", content, "give it as text, or as UTF-8")
     return content, value
 
@@ -214,7 +234,7 @@ def _attachment(each: object) -> Message | EmailAttachment:
         value = "message/rfc822" if is_mail else guessed or OCTET_STREAM
     value = _type("attachment", value)
     if not is_mail or not value.lower().startswith("message/"):
-        content = _content(_label(name), content)
+        content = _content(_label(name), content, value)
     return EmailAttachment(name, content, value)
 
 
@@ -240,20 +260,16 @@ def _attached(each: object, encoding: TextEncoding, idna: IdnaEncode) -> Part:
 def _leaf(field: str, content: str | bytes, value: str, encoding: TextEncoding) -> Part:
     """Write text as text, mail as mail, and anything else as octets."""
     kind, content = bodies.content_type(field, value), _text(content, value)
-    if kind.main == "text" and isinstance(content, str):
+    if isinstance(content, str):
         return bodies.text(field, content, kind, encoding)
-    try:
-        octets = content.encode() if isinstance(content, str) else content
-    except ValueError as error:
-        raise invalid_value(field, content, "it has lone surrogates") from error
     if kind.main == "message":
         # It may be signed, and is never encoded (RFC 2046 5.2.1): only line ends change.
-        mail = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        mail = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         if bodies.is_sendable(mail):
             bits = "7bit" if mail.isascii() else "8bit"
             return Part(bodies.head(kind.value, bits), mail)
     is_file = kind.main in {"message", "text"}
-    return bodies.octets(OCTET_STREAM if is_file else kind.value, octets)
+    return bodies.octets(OCTET_STREAM if is_file else kind.value, content)
 
 
 def _label(name: str | None) -> str:
@@ -266,9 +282,16 @@ def _type(field: str, value: object) -> str:
     return OCTET_STREAM if kind.main == "multipart" else str(value)
 
 
-def _content(field: str, content: object) -> str | bytes:
+def _content(field: str, content: object, value: str) -> str | bytes:
+    """Return content, checked; text of a type that is not text as UTF-8."""
     if isinstance(content, str | Promise):
-        return str(extras.plain_str(content))
+        text = str(extras.plain_str(content))
+        if value.lower().startswith("text/"):
+            return text
+        try:
+            return text.encode()
+        except ValueError as error:
+            raise invalid_value(field, content, "it has lone surrogates") from error
     if isinstance(content, bytes | bytearray | memoryview):
         return bytes(content)
     rule = "give text or bytes; of a file, pass its .read()"

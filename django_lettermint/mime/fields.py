@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from django_lettermint import extras
 
-from .addresses import IdnaEncode, Mailbox, is_group, parse_list, parse_one
+from .addresses import IdnaEncode, Mailbox, is_group, kept, parse_list, parse_one
 
 #: Characters of a line, where there is a blank to fold it at (RFC 5322 section 2.1.1).
 WIDTH = 78
@@ -52,7 +52,7 @@ def as_kept(name: str, text: str, idna: IdnaEncode) -> str:
         if text.isascii() and not extras.CONTROL.search(text):
             return text
         mailboxes = parse_list(f"header {extras.short_repr(name)}", text, idna)
-        return ", ".join(each.text for each in mailboxes)
+        return ", ".join(kept(f"header {extras.short_repr(name)}", mailboxes))
     if extras.CONTROL.search(text) or ("=?" in text and is_free):
         return " ".join(extras.encode(text))
     return text

@@ -44,7 +44,7 @@ _FIELD = re.compile(rb"([!-9;-~]+):[^\n]*\n(?:[ \t][^\n]*\n)*")
 #: Octets of a parsed field that are not ASCII.
 _RAW = re.compile("[\udc80-\udcff]")
 #: Django 5.2 encodes a local part that is not ASCII like this.
-_ENCODED_LOCAL_PART = re.compile(r"=\?utf-8\?[bq]\?[^?]*\?=(?=@)")
+_ENCODED_LOCAL_PART = re.compile(r"=\?[^? ]+\?[bq]\?[^? ]*\?=(?=@)")
 
 
 class _AsSet(Compat32):

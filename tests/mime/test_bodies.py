@@ -104,6 +104,10 @@ def test_base64_lines_have_76_characters(size: int) -> None:
         (Charset("shift_jis"), "iso-2022-jp"),
         (Charset("latin1"), "iso-8859-1"),
         (Charset("cp1252"), "windows-1252"),
+        (Charset("cp037"), "ibm037"),
+        (Charset("hz"), "hz-gb-2312"),
+        (Charset("mac-roman"), "macintosh"),
+        (Charset("utf-16-le"), "utf-16le"),
     ],
 )
 def test_charsets_have_the_names_that_readers_know(given: Any, named: str) -> None:

@@ -380,7 +380,7 @@ def test_a_class_with_an_own_message_writes_the_same_mail(kind: Any) -> None:
         ["nø@b.example"],
         cc=["c@d.example"],
     )
-    message.alternatives = [["<p>Hello</p>\n", "text/html"]]
+    message.alternatives = [[b"<p>Hello</p>\n", "text/html"]]
     message.attach("page.mht", b"0" * 1200, "multipart/x-mht")
     message.extra_headers = {
         "reply-to": "Ann <ann@straße.example>",
@@ -427,15 +427,65 @@ def test_a_class_that_calls_djangos_message_sends_its_headers_as_others_do(
 
 
 @pytest.mark.parametrize(
-    "text", ["=?utf-8?q?a?= b", "a\x0bb", "a\x85b", "a\u2028é", "a  \t b"]
+    "text",
+    [
+        "=?utf-8?q?a?= b",
+        "=?utf-8?q?a?=",
+        " a ",
+        "a\x0bb",
+        "a\x85b",
+        "a\u2028é",
+        "a  \t b",
+    ],
 )
 def test_a_class_that_calls_djangos_message_keeps_subject_and_names(text: str) -> None:
-    address = f'"{text}" <a@b.example>'
+    address, raw = f'"{text}" <a@b.example>', f'"{text}" <nø@b.example>'
     own_class, stock = (
-        kind(text, "Text", address, [address]) for kind in (Old, EmailMessage)
+        kind(text, "Text", address, [address], cc=[raw, "nø@c.example"])
+        for kind in (Old, EmailMessage)
     )
-    for name in ("Subject", "From", "To"):
+    for name in ("Subject", "From", "To", "Cc"):
         assert unfolded(own_class, name) == unfolded(stock, name)
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
+def test_a_class_that_calls_djangos_message_writes_addresses_in_any_charset(
+    charset: str,
+) -> None:
+    own_class, stock = (
+        kind("Hello", "Text", "Zoë <a@b.example>", ["Zoë <nø@b.example>"])
+        for kind in (Old, EmailMessage)
+    )
+    own_class.encoding = charset
+    assert unfolded(own_class, "To") == unfolded(stock, "To")
+
+
+def test_a_class_that_calls_djangos_message_writes_other_text_in_utf_8() -> None:
+    message = Old("Hello", "Text", "a@b.example", ["c@d.example"])
+    message.attach("data.json", '{"name": "Zoë ☃"}', "application/json")
+    found = found_in(written(message))
+    assert found == ("application/json", "data.json", '{"name": "Zoë ☃"}'.encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("attachment's name", {"attachments": [("=?utf-8?q?a?=.pdf", b"1", None)]}),
+        ("encoding", {"encoding": "utf-16"}),
+        ("from_email", {"from_email": 'Zoë <"a b"@c.example>'}),
+        ("to", {"to": ['"a b"@c.example', "nø@c.example"]}),
+        ("header 'Errors-To'", {"extra_headers": {"Errors-To": '"ø b"@c.example'}}),
+    ],
+)
+def test_what_djangos_message_would_change_is_refused_of_a_class_that_may_call_it(
+    field: str, change: dict[str, Any]
+) -> None:
+    message = Old("Hello", "Text", "a@b.example", ["c@d.example"])
+    vars(message).update(change)
+    assert refusal(message).startswith(f"{field}: ")
+    stock = EmailMessage("Hello", "Text", "a@b.example", ["c@d.example"])
+    vars(stock).update(change)
+    check_lines(written(stock))
 
 
 def returning(make: Callable[[], object]) -> EmailMessage:
