@@ -90,13 +90,13 @@ class Delivery:
         """Deliver messages, those of another configuration by a delivery like this."""
         usual: list[list[Submission]] = []
         others: dict[RelayConfig, list[list[Submission]]] = {}
-        for each in messages:
-            config = each[0].config if each else self.config
-            if config is self.config or config == self.config:
-                usual.append(each)
-            else:
-                others.setdefault(config, []).append(each)
         try:
+            for each in messages:
+                config = each[0].config if each else self.config
+                if config is self.config or config == self.config:
+                    usual.append(each)
+                else:
+                    others.setdefault(config, []).append(each)
             self.deliver(usual)
             for config, group in others.items():
                 with open_pool(config) as connections:
