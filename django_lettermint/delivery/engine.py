@@ -361,6 +361,8 @@ class Delivery:
 
     def _give_up(self, lost: Exception) -> None:
         """Fail the other messages as well, unless the message broke the connections."""
+        # Waiting for another connection did not help: the relay limits none.
+        self._connections.lift_limit()
         self._failures = 0
         self._given_up += 1
         if isinstance(lost, ServerClosing):
