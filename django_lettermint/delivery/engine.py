@@ -90,13 +90,13 @@ class Delivery:
         """Deliver messages, each over connections of its own configuration."""
         usual: list[list[Submission]] = []
         others: dict[RelayConfig, list[list[Submission]]] = {}
-        for each in messages:
-            config = each[0].config if each else self.config
-            if config is self.config or config == self.config:
-                usual.append(each)
-            else:
-                others.setdefault(config, []).append(each)
         try:
+            for each in messages:
+                config = each[0].config if each else self.config
+                if config is self.config or config == self.config:
+                    usual.append(each)
+                else:
+                    others.setdefault(config, []).append(each)
             self.deliver(usual)
             for config, group in others.items():
                 with open_pool(config) as connections:
@@ -361,6 +361,8 @@ class Delivery:
 
     def _give_up(self, lost: Exception) -> None:
         """Fail the other messages as well, unless the message broke the connections."""
+        # Waiting for another connection did not help: the relay limits none.
+        self._connections.lift_limit()
         self._failures = 0
         self._given_up += 1
         if isinstance(lost, ServerClosing):

@@ -324,6 +324,11 @@ class Slots(Generic[C]):
             self.relay_limit_until = self.clock() + RELAY_LIMIT_SECONDS
         return bool(count)
 
+    def lift_limit(self) -> None:
+        """Open as many connections as the options allow again."""
+        self.relay_limit = None
+        self._serve()
+
     def release(self, request: PoolRequest[C]) -> bool:
         """End a request and keep its connection idle.
 
@@ -355,8 +360,7 @@ class Slots(Generic[C]):
         self.stats["opened"] += 1
         if self.relay_limit is not None and self.size > self.relay_limit:
             # The relay accepted one more than the limit that was assumed.
-            self.relay_limit = None
-            self._serve()
+            self.lift_limit()
 
     def note_closed(self, request: PoolRequest[C]) -> bool:
         """Empty the slot of a connection that was closed; return False if it was empty."""

@@ -221,6 +221,10 @@ class ConnectionPool(Generic[C]):
         """
         return self._locked(lambda slots: slots.limit_to_open())
 
+    def lift_limit(self) -> None:
+        """Forget that the relay seemed to limit connections."""
+        self._locked(lambda slots: slots.lift_limit())
+
     def absorb(self, other: PoolStats) -> None:
         """Add the counters of another pool to this one's."""
         self._locked(lambda slots: add_stats(slots.stats, other))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from django_lettermint import pool
 from django_lettermint.exceptions import (
     ConnectFailed,
     ConnectionLost,
@@ -171,6 +172,24 @@ def test_a_message_does_not_wait_for_an_open_connection_if_the_port_is_closed() 
             with pytest.raises(ConnectFailed, match="TCP"):
                 sender.send_messages([mail()])
             release.set()
+
+
+def test_a_message_that_breaks_every_connection_makes_the_pool_no_smaller() -> None:
+    with FaultServer([On("rcpt", match="bad@", do=drop())]) as server:
+        sender = backend(server, retries=0, pool={"timeout": 0.1})
+
+        def lease_two() -> None:
+            with (
+                pool.lease(sender.config, seconds=30),
+                pool.lease(sender.config, seconds=30),
+            ):
+                pass
+
+        lease_two()
+        with pytest.raises(ConnectionLost):
+            sender.send_messages([mail("bad@example.org")])
+        assert server.connections == 4
+        lease_two()
 
 
 # -- Pipelining behind the end of a message --------------------------------------------
