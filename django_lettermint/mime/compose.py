@@ -91,7 +91,8 @@ def _checked(
     What Django changes in any version is written so that it stays, or refused.
     """
     message = copy.copy(message)
-    if not isinstance(message.encoding, Charset) and _encoding(message)[2]:
+    is_name = not isinstance(message.encoding, Charset)
+    if is_name and _encoding(message).transfer_encoding:
         rule = f"its line ends would not be kept{_BY_DJANGO}; use UTF-8"
         raise invalid_value("encoding", message.encoding, rule)
     sender = parse_one("from_email", message.from_email, idna)
