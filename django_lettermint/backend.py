@@ -409,7 +409,7 @@ def _refused(
 def refuse_unused_hooks(cls: type, ours: type) -> None:
     """Raise TypeError if a subclass of `ours` overrides a method that is never called.
 
-    The override may be a filter of recipients on a staging server.
+    It may filter recipients on a staging server: without it, real people get mail.
     """
     for base in cls.__mro__[: cls.__mro__.index(ours)]:
         for name in _UNUSED_HOOKS.keys() & vars(base).keys():

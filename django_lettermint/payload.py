@@ -232,7 +232,7 @@ class Payload:
         message.body = force_non_lazy(self.attributes.get("body", ""))
         message.attachments = self.attributes.get("attachments", [])
         if "alternatives" in self.attributes:
-            message.alternatives = self.attributes["alternatives"]  # type: ignore[attr-defined]
+            message.alternatives = self.attributes["alternatives"]  # type: ignore[attr-defined] # of subclasses
         message.to, message.cc, message.reply_to = (
             [mailbox.text for mailbox in mailboxes]
             for mailboxes in (each.to, self.cc, self.reply_to)

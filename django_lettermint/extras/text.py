@@ -158,7 +158,7 @@ def fold(name: str, value: Iterable[str], width: int) -> bytes:
             line = line[end:]
     octets = "\r\n".join([*lines, "".join(line), ""]).encode()
     if len(octets) > MAX_LINE and max(map(len, octets.split(b"\r\n"))) > MAX_LINE:
-        rule = f"a line of it is over {MAX_LINE} octets (RFC 5322) and has no space to fold it at"
+        rule = f"a line has over {MAX_LINE} octets (RFC 5322) and cannot be folded at a space"
         raise invalid_header(name, "".join([first, *others]).lstrip(), rule)
     return octets
 

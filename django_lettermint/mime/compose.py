@@ -109,7 +109,7 @@ def _checked(
     message.subject = fields.as_kept("Subject", subject, idna)
     if alternatives := getattr(message, "alternatives", ()):
         checked = [EmailAlternative(*_alternative(each)) for each in alternatives]
-        message.alternatives = checked  # type: ignore[attr-defined]
+        message.alternatives = checked  # type: ignore[attr-defined] # of subclasses
     message.attachments = [_attachment(each) for each in message.attachments]
     for each in message.attachments:
         if isinstance(each, EmailAttachment) and "=?" in (each.filename or ""):

@@ -77,7 +77,7 @@ class _AsSet(Compat32):
 
 
 def _parameters(name: str, text: str) -> bytes:
-    """Write a field with parameters, in which encoded words are not allowed."""
+    """Write a field with parameters; RFC 2047 section 5 allows no encoded words there."""
     parsed = Message()
     parsed[name] = text
     pairs: Any = parsed.get_params(header=name)
@@ -268,7 +268,7 @@ def _fit(head: bytes, body: bytes, *, seven_bit: bool = False) -> Part:
     for found in _FIELD.finditer(head):
         if not bodies.is_sendable(found[0]):
             name = found[1].decode()
-            rule = f"a line of it is over {MAX_LINE} octets or holds a NUL (RFC 5322)"
+            rule = f"a line has over {MAX_LINE} octets or a NUL (RFC 5322)"
             raise invalid_header(name, found[0], rule)
     if bodies.is_sendable(body, seven_bit=seven_bit):
         return Part(head, body)

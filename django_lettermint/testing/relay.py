@@ -171,7 +171,7 @@ class Relay:
         self._certificates.write()
         try:
             self._server.listen()
-        except BaseException:
+        except BaseException:  # also if interrupted: leave no folder behind
             self._certificates.remove()
             raise
         self._running = True

@@ -27,7 +27,7 @@ ADDRESS_FIELDS = frozenset(
 )
 _as_text = HeaderRegistry(use_default_map=False)
 
-# Possessive quantifiers, and matches that begin at a word, take linear time.
+# Possessive quantifiers keep the time linear; so does beginning at a word only.
 _WORD = r"""[^\s<>()\[\]\\,;:"'@]"""
 _ADDRESS = re.compile(rf"(?<!{_WORD})(?<!@){_WORD}++@{_WORD}++(?!@)")
 _BEFORE_ADDRESS = re.compile(r"<\s*+(?:mailto:)?\Z", re.IGNORECASE)

@@ -429,7 +429,7 @@ def test_the_idna_encoder_uts46_needs_its_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = ModuleType("uts46")
-    package.encode = str.encode  # type: ignore[attr-defined]
+    package.encode = str.encode  # type: ignore[attr-defined] # a stand-in
     monkeypatch.setitem(sys.modules, "uts46", package)
     assert config(idna_encoder="uts46").idna_encoder("a.example") == "a.example"
 

@@ -348,7 +348,7 @@ def test_the_callers_key_is_written_but_only_relied_on_with_idempotency(
 ) -> None:
     script = [On("dot", times=2, do=drop(deliver=True))]
     message = mail()
-    message.idempotency_key = "order-7"  # type: ignore[attr-defined]
+    message.idempotency_key = "order-7"  # type: ignore[attr-defined] # as users do
     with FaultServer(script, idempotency=idempotency) as server:
         with suppress(DeliveryUnknown):
             backend(server, idempotency=idempotency).send_messages([message])

@@ -193,7 +193,7 @@ def test_addresses_are_tried_as_long_as_another_one_may_help(
         ({"auth": ()}, 5, AuthenticationFailed),
         ({"script": [On("banner", do=hang())]}, SHORT, ConnectFailed),
     ],
-    ids=["certificate", "no login", "time is over"],
+    ids=["certificate", "no login", "timed out"],
 )
 def test_no_other_address_is_tried_in_vain(
     traits: dict[str, Any], seconds: float, error: type[Exception]

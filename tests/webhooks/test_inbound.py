@@ -176,8 +176,8 @@ def test_a_header_cannot_add_another_one() -> None:
         ("a..b@example.com", "", "a..b@example.com"),
         ("=?utf-8?q?a=0d=0ab?= <a@example.com>", "a b", "a@example.com"),
         *(
-            (nobody, None, None)
-            for nobody in (
+            (sender, None, None)
+            for sender in (
                 *("MAILER-DAEMON (Mail Delivery System)", "undisclosed-recipients:;"),
                 *("<>", "a@", "a@b@c", "[", '"', "\x00", "1.:", "Grüße"),
                 *("=?utf-8?q?=0a?=", "=?x?q?a?="),

@@ -75,7 +75,7 @@ class Server(ABC):
             authority().cert_pem.write_to_path(self.root / "ca.pem")
             self.set_up()
             self.start()
-        except BaseException:
+        except BaseException:  # also a failure of pytest: leave no folder behind
             shutil.rmtree(self.root)
             raise
         return self
@@ -199,7 +199,7 @@ class Server(ABC):
 
         try:
             self.wait_for(settled)
-        except BaseException:
+        except BaseException:  # also a failure of pytest: leave no process behind
             self.stop()
             raise
         if process.poll() is None:
